@@ -1,0 +1,70 @@
+"""What a user can do wrong, each said in one sentence.
+
+Every error here says what was wrong, what was expected and what to do about it.
+The command prints it as one line and exits with code 2.  Anything that is *not*
+a `PareError` (or an operating-system error that the command knows how to put
+into words) is a bug in pare: it keeps its traceback and exits with code 1.
+"""
+
+from __future__ import annotations
+
+
+class PareError(ValueError):
+    """Base of everything that a user can cause.
+
+    `problem` says what is wrong and quotes what was got; `expected` says what would
+    have been right; `fix` says what to do.  Together they read as one sentence.
+    """
+
+    def __init__(self, problem: str, *, expected: str = "", fix: str = "") -> None:
+        self.problem, self.expected, self.fix = problem, expected, fix
+        sentence = problem
+        if expected:
+            sentence += f"; expected {expected}"
+        if fix:
+            sentence += f"; {fix}"
+        super().__init__(sentence)
+
+
+class SettingError(PareError):
+    """A setting out of range: steps, strength, guidance, size, seed, scheduler name."""
+
+
+class DeviceError(PareError):
+    """A device or a dtype that this machine does not have."""
+
+
+class ConfigError(PareError):
+    """A config.json with an unknown key, an unsupported value or no valid JSON."""
+
+
+class ModelError(PareError):
+    """A model that is not there, is incomplete or is of a kind that pare does not run."""
+
+
+class WeightsError(PareError):
+    """Tensors that are missing, unexpected, misshapen or unreadable."""
+
+
+class SchedulerError(PareError):
+    """A scheduler that cannot do what was asked of it."""
+
+
+class PromptError(PareError):
+    """A prompt or a word in it that cannot be used."""
+
+
+class ImageError(PareError):
+    """A picture or a mask that cannot be read or cannot be used."""
+
+
+class OutputError(PareError):
+    """An output path that cannot be written, or must not be."""
+
+
+class RecipeError(PareError):
+    """A picture without a recipe, or with one that cannot be read."""
+
+
+class MissingExtraError(PareError):
+    """An optional package is needed and not installed."""
