@@ -1,0 +1,98 @@
+"""Files are written whole or not at all, and nothing is overwritten by accident.
+
+The bytes go to a temporary file in the same folder; when they are complete and on the
+disk, one system call gives the file its name.  Whoever looks at the name sees the old
+file or the new one, never a part, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from pare.errors import OutputError
+
+# File systems without hard links answer os.link with one of these.
+NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None], *, force: bool = False) -> None:
+    """Call `write` with an open binary file and give the result the name `path`.
+
+    On any error, Ctrl-C included, neither `path` nor anything beside it has changed.
+    A symbolic link is followed: the file that it points to is replaced.
+
+    Raises:
+        OutputError: `path` exists and `force` is False, or `path` cannot be a file.
+        OSError: the disk is full, the folder cannot be written, ….
+    """
+    target = check_output(path, force=force)
+    temporary = target.with_name(f".pare-{secrets.token_hex(8)}.part")
+    try:
+        with open(temporary, "xb") as file:  # with the permissions that the umask leaves
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if force:
+            os.replace(temporary, target)
+        else:
+            name_new_file(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def name_new_file(temporary: Path, target: Path) -> None:
+    """Give `temporary` the name `target`, which must not exist by now either."""
+    try:
+        os.link(temporary, target)  # unlike os.replace, refuses to overwrite
+    except FileExistsError as error:
+        raise already_exists(target) from error
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        if target.exists():
+            raise already_exists(target) from error
+        os.replace(temporary, target)
+
+
+def check_output(path: Path, *, force: bool = False) -> Path:
+    """The file that `path` stands for, links followed, if it can be written.
+
+    Call it before a long computation, so that nothing is lost at its end.
+
+    Raises:
+        OutputError: see `write_whole`; also if the folder is missing or read-only.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = None
+    folder = target.parent
+    if mode is None and not folder.is_dir():
+        raise OutputError(f"the folder {folder} does not exist", fix="create it first")
+    if mode is not None and stat.S_ISDIR(mode):
+        raise OutputError(f"{path} is a folder", expected="the name of a file")
+    if mode is not None and not stat.S_ISREG(mode):
+        raise OutputError(f"{path} is not a regular file", expected="the name of a file")
+    if mode is not None and not force:
+        raise already_exists(path)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"the folder {folder} cannot be written", fix="choose another")
+    return target
+
+
+def already_exists(path: Path) -> OutputError:
+    return OutputError(f"{path} exists", fix="pass --force (force=True) to overwrite it")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of the file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

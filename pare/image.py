@@ -1,0 +1,292 @@
+"""Pictures and masks: from files to PIL, from PIL to tensors in [-1, 1], and back.
+
+Files come from people, so they come in every mode and orientation, and broken.  What a
+picture is: RGB, 8 bits, upright.  What a mask is: one 8-bit channel, where white (128
+and more) is to be edited and black is to be kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pare.errors import ImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+MAX_PIXELS = 50_000_000  # 150 MB as RGB; far more than any model here can work on
+MASK_THRESHOLD = 128  # of 255: from here on a mask's pixel means "edit"
+
+# The formats that Pillow decodes by itself.  (Others start programs: EPS, Ghostscript.)
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+
+# What Pillow's decoders raise on damaged files, apart from OSError.
+DECODER_ERRORS = (SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+
+class ImageWarning(UserWarning):
+    """Something about a picture that its owner should know, and that stops nothing."""
+
+
+# --- reading ---------------------------------------------------------------------------
+
+
+def load_image(path: Path | str) -> Image.Image:
+    """The picture in `path`: RGB, upright as its EXIF orientation says.
+
+    16-bit channels are brought to 8, CMYK and palettes to RGB; transparency is laid on
+    white; of an animation the first frame is taken, with an ImageWarning.
+
+    Raises:
+        ImageError: not a picture, damaged, cut off, or larger than 50 megapixels.
+        OSError: the file cannot be opened.
+    """
+    with open_image(path) as image:
+        upright = decode(image, path)
+    with readable(path):
+        return lay_on_white(upright)
+
+
+def load_mask(path: Path | str, invert: bool = False) -> Image.Image:
+    """The mask in `path` as one 8-bit channel (mode L): white = edit, black = keep.
+
+    A transparency that varies *is* the mask (opaque = edit), as when strokes are painted
+    on an empty layer; otherwise the brightness is.  `invert` swaps edit and keep.
+
+    Raises:
+        ImageError: as `load_image`; also if nothing is to be edited.
+        OSError: the file cannot be opened.
+    """
+    with open_image(path) as image:
+        upright = decode(image, path)
+    with readable(path):
+        mask = mask_channel(upright)
+    return check_mask(ImageOps.invert(mask) if invert else mask, str(path))
+
+
+def check_mask(mask: Image.Image, name: str = "the mask") -> Image.Image:
+    """The mask (mode L), if it holds anything to edit; a full one brings a warning.
+
+    Raises:
+        ImageError: no pixel reaches 128.
+    """
+    pixels = np.asarray(mask)
+    low, high = int(pixels.min()), int(pixels.max())
+    if high < MASK_THRESHOLD:
+        raise ImageError(
+            f"{name} marks nothing to edit (its brightest pixel is {high} of 255)",
+            expected="white where the picture is to change",
+            fix="invert it if black marks the edit (--invert-mask)",
+        )
+    if low >= MASK_THRESHOLD:
+        warnings.warn(f"{name} is white everywhere: nothing is kept", ImageWarning, stacklevel=2)
+    return mask
+
+
+def match_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The mask at a picture's size (width, height): NEAREST, so that no new greys appear.
+
+    Raises:
+        ImageError: the mask has another shape than the picture, so that stretching it
+            would move its parts; a difference of rounding (one pixel) is none.
+    """
+    if mask.size == size:
+        return mask
+    (mask_width, mask_height), (width, height) = mask.size, size
+    # Scaled to the picture's width, the height must be right but for the rounding of
+    # either size: half a pixel of the mask, or one of the picture.
+    slack = max(1.0, 0.5 * width / mask_width)
+    if abs(mask_height * width / mask_width - height) > slack:
+        raise ImageError(
+            f"the mask is {mask_width} x {mask_height} and the picture {width} x {height}",
+            expected="a mask of the picture's shape, at any scale",
+        )
+    return check_mask(mask.resize(size, Image.Resampling.NEAREST))
+
+
+@contextlib.contextmanager
+def open_image(path: Path | str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+    """The picture file, its header read and its pixels not yet.
+
+    Raises:
+        ImageError: not a regular file, of none of the `formats`, or too large.
+    """
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        kind = "a folder" if Path(path).is_dir() else "not a regular file"
+        raise ImageError(f"{path} is {kind}", expected="a picture file")
+    with open(path, "rb") as file:
+        with readable(path):
+            image = Image.open(file, formats=formats)
+        with image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise too_large(path, f"{width} x {height}")
+            yield image
+
+
+def decode(image: Image.Image, path: Path | str) -> Image.Image:
+    """The pixels of the first frame, 8 bits a channel, upright."""
+    with readable(path):
+        # An MPO is a photograph with a preview beside it, not an animation.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        image.seek(0)
+        image.load()
+        upright = to_8_bits(ImageOps.exif_transpose(image), path)
+    if frames > 1:
+        warnings.warn(f"{path} has {frames} frames: the first is used", ImageWarning, stacklevel=3)
+    return upright
+
+
+def to_8_bits(image: Image.Image, path: Path | str) -> Image.Image:
+    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip it to white."""
+    if image.mode == "F":
+        raise ImageError(f"{path} holds floating-point pixels", expected="8 or 16 bits a channel")
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ImageError(f"{path} holds 32-bit pixels", expected="8 or 16 bits a channel")
+    return Image.fromarray(np.rint(pixels / 257).astype(np.uint8))
+
+
+def lay_on_white(image: Image.Image) -> Image.Image:
+    """The picture as RGB, with white where it is transparent."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def mask_channel(image: Image.Image) -> Image.Image:
+    """The channel that holds the mask: the transparency if it varies, else the brightness."""
+    if not image.has_transparency_data:
+        return image.convert("L")
+    image = image.convert("RGBA")
+    alpha = image.getchannel("A")
+    low, high = alpha.getextrema()
+    return alpha if low != high else image.convert("RGB").convert("L")
+
+
+@contextlib.contextmanager
+def readable(path: Path | str) -> Iterator[None]:
+    """Turn what Pillow raises on files that it cannot read into an ImageError."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{path} is not a picture that pare reads", expected="PNG, JPEG, WebP, TIFF, GIF or BMP"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise too_large(path, "enormous") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's fault, not the file's
+            raise
+        raise damaged(path, error) from error
+    except DECODER_ERRORS as error:
+        raise damaged(path, error) from error
+
+
+def too_large(path: Path | str, size: str) -> ImageError:
+    megapixels = MAX_PIXELS // 1_000_000
+    return ImageError(
+        f"{path} is {size}", expected=f"at most {megapixels} megapixels", fix="shrink it first"
+    )
+
+
+def damaged(path: Path | str, error: Exception) -> ImageError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ImageError(f"{path} is damaged or cut off ({reason})", fix="get it again")
+
+
+# --- sizes -----------------------------------------------------------------------------
+
+
+def fit_to_multiple(
+    image: Image.Image, multiple: int = 8
+) -> tuple[Image.Image, Callable[[Image.Image], Image.Image]]:
+    """The picture at the next multiple of `multiple` in both directions, and the way back.
+
+    The right and lower edges are repeated, so no pixel is resampled; `restore` cuts a
+    picture of the larger size back to the given one's.  For masks as well.
+    """
+    width, height = image.size
+    right, below = -width % multiple, -height % multiple
+    if right or below:
+        pixels = np.asarray(image)
+        padding = [(0, below), (0, right), (0, 0)][: pixels.ndim]
+        image = Image.fromarray(np.pad(pixels, padding, mode="edge"))
+
+    def restore(worked: Image.Image) -> Image.Image:
+        return worked.crop((0, 0, width, height))
+
+    return image, restore
+
+
+# --- tensors ---------------------------------------------------------------------------
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """The picture as a tensor (1, 3, H, W), float32 on the CPU, in [-1, 1]."""
+    import torch
+
+    pixels = np.asarray(image.convert("RGB")).astype(np.float32) / 255.0  # (H, W, 3)
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous() * 2.0 - 1.0
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Pictures (B, 3, H, W) in [-1, 1], clipped to that, as 8-bit RGB.
+
+    Raises:
+        ImageError: a value is not a number, as when a model overflows in half precision.
+    """
+    images = images.detach().float().cpu()
+    if not images.isfinite().all():
+        raise ImageError(
+            "the picture holds values that are not numbers (the model overflowed)",
+            fix="use --dtype float32, or bfloat16 on a GPU",
+        )
+    pixels = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()  # (B, H, W, 3)
+    return [Image.fromarray(picture) for picture in (pixels * 255).round().astype(np.uint8)]
+
+
+def mask_to_latents(mask: Image.Image, h: int, w: int) -> Tensor:
+    """The mask on the latent grid: (1, 1, h, w), float32, 1 = edit and 0 = keep.
+
+    NEAREST, because a blurred edge would mix two latents that belong to different
+    pictures.  A stroke thinner than a latent pixel can vanish: the caller must look.
+    """
+    import torch
+
+    small = mask.convert("L").resize((w, h), Image.Resampling.NEAREST)
+    edit = np.asarray(small) >= MASK_THRESHOLD
+    return torch.from_numpy(edit.astype(np.float32))[None, None]
+
+
+def feather(mask: Image.Image, radius: float) -> NDArray[np.float32]:
+    """Weights (H, W) in [0, 1] for the edited picture: a ramp *inside* the mask's edge.
+
+    Outside the mask the weight is exactly 0, so that pasting keeps those pixels exactly;
+    from the edge inwards it rises to 1 over `radius` pixels (0: a hard seam).
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    edit = np.asarray(mask.convert("L")) >= MASK_THRESHOLD
+    if edit.all():  # no edge; the distance to nothing is undefined
+        return np.ones(edit.shape, dtype=np.float32)
+    # Pixels to the nearest kept one: 1 at the edge.
+    depth: NDArray[np.float64] = distance_transform_edt(edit)
+    return np.clip(depth / (radius + 1.0), 0.0, 1.0).astype(np.float32)

@@ -1,0 +1,152 @@
+"""A picture carries the recipe that made it, as JSON in the PNG's text under "pare".
+
+Reading one is reading what a stranger wrote: every size and type is checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from PIL import Image, PngImagePlugin
+
+import pare
+from pare.errors import RecipeError
+from pare.image import open_image, readable
+from pare.settings import MAX_PICTURES, MAX_SEED
+
+KEY = "pare"
+FORMAT = 1  # raised when a reader of the old format would misunderstand the new one
+MAX_TEXT = 1_000_000  # characters
+RECORDED = ("torch", "transformers", "numpy", "pillow", "scipy")  # what can change a pixel
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that it takes to make the picture again, and to say why it differs.
+
+    The picture's own seed is `seeds[index]`: a picture depends on the size of its batch
+    (matrix products of other shapes round differently), so the batch is recorded whole.
+    """
+
+    command: str  # the command of `pare`: "generate", "blend", …
+    arguments: Mapping[str, Any]  # all of them, defaults included
+    inputs: Mapping[str, Mapping[str, str]]  # argument -> {"path", "sha256"}
+    model: Mapping[str, Any]  # what was loaded: where from, revision, hashes
+    scheduler: Mapping[str, Any]  # what builds it again
+    seeds: Sequence[int]
+    index: int
+    device: str
+    dtype: str
+    threads: int
+    versions: Mapping[str, str]
+    format: int = FORMAT
+
+    @property
+    def seed(self) -> int:
+        return self.seeds[self.index]
+
+    def to_json(self) -> str:
+        """One line of ASCII, so that every PNG tool shows it."""
+        return json.dumps(dataclasses.asdict(self), allow_nan=False)
+
+
+def current_versions() -> dict[str, str]:
+    """The versions of pare, Python and the libraries that can change a pixel."""
+    versions = {"pare": pare.__version__, "python": platform.python_version()}
+    for name in RECORDED:
+        versions[name] = metadata.version(name)
+    versions["machine"] = platform.machine()
+    return versions
+
+
+def save_png(image: Image.Image, recipe: Recipe, file: BinaryIO) -> None:
+    """Write the picture with its recipe into an open file (see `pare.files.write_whole`)."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text(KEY, recipe.to_json())
+    image.save(file, format="PNG", pnginfo=text)
+
+
+def read_recipe(path: Path | str) -> Recipe:
+    """The recipe of the picture in `path`.
+
+    Raises:
+        RecipeError: the picture carries none, or one that pare did not write.
+        ImageError: not a PNG.
+        OSError: the file cannot be opened.
+    """
+    with open_image(path, formats=("PNG",)) as image, readable(path):
+        text = image.info.get(KEY)
+    if text is None:
+        raise RecipeError(
+            f"{path} carries no recipe", expected="a PNG as `pare` wrote it, not re-saved since"
+        )
+    return parse_recipe(str(text), str(path))
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """The recipe in `text`; `where` names its file in error messages."""
+    if len(text) > MAX_TEXT:
+        raise broken(where, f"it has {len(text)} characters, more than {MAX_TEXT}")
+    try:
+        raw = json.loads(text, parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as error:  # json's own errors are ValueErrors
+        raise broken(where, f"it is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise broken(where, "it is not a JSON object")
+    if isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
+        raise RecipeError(f"the recipe in {where} is of a newer pare", fix="update pare")
+    check_fields(raw, where)
+    return Recipe(**raw)
+
+
+def check_fields(raw: Mapping[str, Any], where: str) -> None:
+    names = {field.name for field in dataclasses.fields(Recipe)}
+    if set(raw) != names:
+        odd = ", ".join(sorted(repr(key)[:40] for key in set(raw) ^ names)[:5])
+        raise broken(where, f"missing or unknown: {odd}")
+    for name in ("command", "device", "dtype"):
+        require(isinstance(raw[name], str), name, where)
+    for name in ("arguments", "model", "scheduler"):
+        require(isinstance(raw[name], dict), name, where)
+    for name in ("format", "threads"):
+        require(whole(raw[name], 1, 2**20), name, where)
+    require(is_text_table(raw["versions"]), "versions", where)
+    inputs = raw["inputs"]
+    require(isinstance(inputs, dict) and all(map(is_input, inputs.values())), "inputs", where)
+    seeds = raw["seeds"]
+    good = isinstance(seeds, list) and 1 <= len(seeds) <= MAX_PICTURES
+    require(good and all(whole(seed, 0, MAX_SEED) for seed in seeds), "seeds", where)
+    require(whole(raw["index"], 0, len(seeds) - 1), "index", where)
+
+
+def whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_text_table(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def is_input(value: object) -> bool:
+    return isinstance(value, dict) and set(value) == {"path", "sha256"} and is_text_table(value)
+
+
+def require(good: bool, name: str, where: str) -> None:
+    if not good:
+        raise broken(where, f"its {name!r} is not what pare writes")
+
+
+def refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def broken(where: str, reason: str) -> RecipeError:
+    reason = " ".join(reason.split())[:200]
+    return RecipeError(f"the recipe in {where} cannot be read ({reason})")

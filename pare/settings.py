@@ -1,0 +1,136 @@
+"""What a setting may be, checked in one place: the API and the command say the same.
+
+Each function returns the value in its normal form or raises a SettingError (PromptError
+for prompts) in one sentence.  Nothing here is silently clamped, and 0 is a number like
+any other: `guidance=0` and `seed=0` mean 0.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from pare.errors import PromptError, SettingError
+
+MAX_STEPS = 1000  # the length of the training schedule
+MAX_SEED = 2**63 - 1  # what every JSON reader and every generator can hold
+MAX_PICTURES = 256  # in one run
+MAX_SIDE = 8192  # pixels
+MAX_PROMPT = 20_000  # characters; 77 tokens are never more than a few hundred
+SIZE_STEP = 8  # a VAE of four levels halves three times
+
+
+def check_steps(steps: int) -> int:
+    """The number of sampling steps, 1 to 1000."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+        raise SettingError(f"steps is {steps!r}", expected=f"a whole number from 1 to {MAX_STEPS}")
+    return steps
+
+
+def check_guidance(guidance: float) -> float:
+    """The scale of classifier-free guidance: 1 is none, 0 the unconditional model."""
+    return check_number("guidance", guidance, -1000.0, 1000.0)
+
+
+def check_rescale(rescale: float) -> float:
+    """How far the guided answer's standard deviation is drawn back (arXiv:2305.08891, 3.4)."""
+    return check_number("rescale", rescale, 0.0, 1.0)
+
+
+def check_eta(eta: float) -> float:
+    """DDIM's share of fresh noise: 0 deterministic, 1 as much as DDPM."""
+    return check_number("eta", eta, 0.0, 1.0)
+
+
+def check_strength(strength: float) -> float:
+    """How much of the trajectory is run on a given picture: above 0, at most 1."""
+    value = check_number("strength", strength, 0.0, 1.0)
+    if value == 0.0:
+        raise SettingError(
+            "strength is 0, which runs no step at all", expected="a number above 0, at most 1"
+        )
+    return value
+
+
+def check_number(name: str, value: float, low: float, high: float) -> float:
+    """A finite number between `low` and `high`, both included."""
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or not low <= value <= high or not math.isfinite(value):
+        raise SettingError(f"{name} is {value!r}", expected=f"a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def check_seed(seed: int) -> int:
+    """A seed, 0 to 2**63 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise SettingError(f"seed is {seed!r}", expected="a whole number from 0 to 2**63 - 1")
+    return seed
+
+
+def check_seeds(seeds: Sequence[int]) -> list[int]:
+    """Seeds of one batch: at least one, none twice (equal seeds make equal pictures)."""
+    checked = [check_seed(seed) for seed in seeds]
+    if not 1 <= len(checked) <= MAX_PICTURES:
+        raise SettingError(f"{len(checked)} seeds are given", expected=f"1 to {MAX_PICTURES}")
+    for seed in checked:
+        if checked.count(seed) > 1:
+            raise SettingError(
+                f"seed {seed} is given {checked.count(seed)} times",
+                fix="give each once: equal seeds make equal pictures",
+            )
+    return checked
+
+
+def consecutive_seeds(seeds: Sequence[int], count: int) -> list[int]:
+    """The seeds of a run: those given, or `count` consecutive ones from a single one."""
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_PICTURES:
+        raise SettingError(
+            f"count is {count!r}", expected=f"a whole number from 1 to {MAX_PICTURES}"
+        )
+    if count > 1 and len(seeds) > 1:
+        raise SettingError(
+            f"{len(seeds)} seeds and a count of {count} are given",
+            fix="give several seeds, or one seed and a count",
+        )
+    if count > 1:
+        return check_seeds([check_seed(seeds[0]) + offset for offset in range(count)])
+    return check_seeds(seeds)
+
+
+def check_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height in pixels: multiples of 8, at most 8192."""
+    for name, side in (("width", width), ("height", height)):
+        good = isinstance(side, int) and not isinstance(side, bool)
+        if not good or not SIZE_STEP <= side <= MAX_SIDE or side % SIZE_STEP:
+            raise SettingError(
+                f"the {name} is {side!r}",
+                expected=f"a multiple of {SIZE_STEP} from {SIZE_STEP} to {MAX_SIDE}",
+            )
+    return width, height
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`512x768` as (width, height) = (512, 768)."""
+    match = re.fullmatch(r"([0-9]{1,6})[x×]([0-9]{1,6})", text.strip().lower())
+    if not match:
+        raise SettingError(f"the size is {text!r}", expected="WIDTHxHEIGHT, for example 512x512")
+    return check_size(int(match[1]), int(match[2]))
+
+
+def check_prompt(prompt: str) -> str:
+    """A prompt that a tokenizer can read; the empty one is fine."""
+    if not isinstance(prompt, str):
+        raise PromptError(f"the prompt is a {type(prompt).__name__}", expected="text")
+    if len(prompt) > MAX_PROMPT:
+        raise PromptError(
+            f"the prompt has {len(prompt)} characters", expected=f"at most {MAX_PROMPT}"
+        )
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"the prompt holds bytes that are not text (at character {error.start + 1})",
+            expected="UTF-8",
+        ) from error
+    return prompt
