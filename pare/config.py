@@ -168,3 +168,228 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a JSON {type(raw).__name__}", expected="an object")
     return raw
+
+
+_SD1_DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+_SD1_UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+
+
+@dataclass(frozen=True)
+class UNetConfig(HubConfig):
+    """The architecture of a UNet: `unet/config.json` (class `UNet2DConditionModel`).
+
+    A level is a resolution: level 0 works on the full latent grid, level 1 on half of
+    it, and so on.  Tuples with one entry a level are in that order.
+    """
+
+    sample_size: tuple[int, int]
+    """Latent height and width that the model was trained at (512 pixels are 64)."""
+    in_channels: int
+    """4; 9 for inpainting (latents, mask, masked latents)."""
+    out_channels: int
+    block_out_channels: tuple[int, ...]
+    down_block_types: tuple[str, ...]
+    """Level 0 first: `CrossAttnDownBlock2D` attends to the text, `DownBlock2D` does not."""
+    up_block_types: tuple[str, ...]
+    """The lowest resolution first, as the Hub has it."""
+    layers_per_block: int
+    cross_attention_dim: int
+    """Width of the text embeddings: 768 for SD 1, 1024 for SD 2."""
+    attention_head_dim: tuple[int, ...]
+    """Misnamed on the Hub: the *number* of heads of each level.  Read it as `heads`."""
+    norm_num_groups: int
+    norm_eps: float
+    """Of the ResNet blocks and the output norm; the transformers' GroupNorm has 1e-6."""
+    use_linear_projection: bool
+    """How a transformer is entered and left: linear (SD 2) or 1x1 convolution (SD 1)."""
+    upcast_attention: bool
+    """Compute attention scores in float32: SD 2.1 overflows in float16 without it."""
+    flip_sin_to_cos: bool
+    freq_shift: float
+
+    # A config that lacks a key means what the class meant when the file was written.
+    HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
+        "sample_size": 64,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": _SD1_DOWN,
+        "up_block_types": _SD1_UP,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "layers_per_block": 2,
+        "cross_attention_dim": 1280,
+        "attention_head_dim": 8,
+        "norm_num_groups": 32,
+        "norm_eps": 1e-5,
+        "use_linear_projection": False,
+        "upcast_attention": False,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+    }
+    PINNED: ClassVar[Mapping[str, Pin]] = {
+        "act_fn": Pin(("silu",), "every SD 1.x / 2.x UNet uses SiLU"),
+        "center_input_sample": Pin((False,), "latents are centred already"),
+        "dropout": Pin((0,), "dropout is a matter of training, and SD has none"),
+        "downsample_padding": Pin((1,), "the UNet's strided convolutions pad by 1"),
+        "mid_block_scale_factor": Pin((1,), "SD adds residuals unscaled"),
+        "mid_block_type": Pin(("UNetMidBlock2DCrossAttn",), "SD's middle attends to the text"),
+        "mid_block_only_cross_attention": Pin((None, False), "SD's blocks have self-attention"),
+        "only_cross_attention": Pin((False,), "SD's blocks have self-attention too"),
+        "dual_cross_attention": Pin((False,), "SD has one text encoder"),
+        "num_attention_heads": Pin((None,), "the heads are under attention_head_dim"),
+        "transformer_layers_per_block": Pin((1,), "more than one is SDXL's"),
+        "reverse_transformer_layers_per_block": Pin((None,), "that is SDXL's"),
+        "encoder_hid_dim": Pin((None,), "that is Kandinsky's and DeepFloyd's"),
+        "encoder_hid_dim_type": Pin((None,), "that is Kandinsky's and DeepFloyd's"),
+        "class_embed_type": Pin((None,), "that is the upscaler's and unCLIP's"),
+        "num_class_embeds": Pin((None,), "that is the upscaler's"),
+        "class_embeddings_concat": Pin((False,), "that is the audio models'"),
+        "projection_class_embeddings_input_dim": Pin((None,), "that is SDXL's and unCLIP's"),
+        "addition_embed_type": Pin((None,), "that is SDXL's"),
+        "addition_time_embed_dim": Pin((None,), "that is SDXL's"),
+        "resnet_time_scale_shift": Pin(("default",), "SD adds the time embedding"),
+        "resnet_skip_time_act": Pin((False,), "that is DeepFloyd's"),
+        "resnet_out_scale_factor": Pin((1,), "SD adds residuals unscaled"),
+        "time_embedding_type": Pin(("positional",), "SD's timesteps are sines and cosines"),
+        "time_embedding_dim": Pin((None,), "SD's is four times the first level's width"),
+        "time_embedding_act_fn": Pin((None,), "that is Kandinsky's"),
+        "timestep_post_act": Pin((None,), "that is Kandinsky's"),
+        "time_cond_proj_dim": Pin((None,), "that is the latent consistency models'"),
+        "conv_in_kernel": Pin((3,), "SD's first convolution is 3x3"),
+        "conv_out_kernel": Pin((3,), "SD's last convolution is 3x3"),
+        "attention_type": Pin(("default",), "gated attention is GLIGEN's"),
+        "cross_attention_norm": Pin((None,), "that is DeepFloyd's"),
+    }
+    UNUSED: ClassVar[frozenset[str]] = frozenset({"addition_embed_type_num_heads"})
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """The number of attention heads of each level."""
+        return self.attention_head_dim
+
+    @property
+    def time_channels(self) -> int:
+        """Width of the time embedding that every ResNet block receives."""
+        return 4 * self.block_out_channels[0]
+
+    @classmethod
+    def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+        levels = level_count(values, where)
+        values["block_out_channels"] = per_level(values, "block_out_channels", where, levels)
+        values["attention_head_dim"] = per_level(values, "attention_head_dim", where, levels)
+        values["sample_size"] = per_level(values, "sample_size", where, 2)
+        for key, types in (
+            ("down_block_types", ("CrossAttnDownBlock2D", "DownBlock2D")),
+            ("up_block_types", ("CrossAttnUpBlock2D", "UpBlock2D")),
+        ):
+            values[key] = block_types(values, key, where, levels, types)
+        integer(values, "in_channels", where, 1, 64)
+        integer(values, "out_channels", where, 1, 64)
+        integer(values, "layers_per_block", where, 1, 16)
+        integer(values, "cross_attention_dim", where, 1, 2**16)
+        values["norm_eps"] = number(values, "norm_eps", where, 0, 1)
+        values["freq_shift"] = number(values, "freq_shift", where, -1, 1)
+        for key in ("use_linear_projection", "upcast_attention", "flip_sin_to_cos"):
+            boolean(values, key, where)
+        check_groups(values, where)
+        for channels, heads in zip(
+            values["block_out_channels"], values["attention_head_dim"], strict=True
+        ):
+            if channels % heads:
+                problem = f"{where} splits {channels} channels into {heads} heads"
+                raise ConfigError(problem, expected="a number of heads that divides the width")
+        return values
+
+
+@dataclass(frozen=True)
+class VAEConfig(HubConfig):
+    """The architecture of a VAE: `vae/config.json` (class `AutoencoderKL`)."""
+
+    in_channels: int
+    out_channels: int
+    latent_channels: int
+    block_out_channels: tuple[int, ...]
+    """Widths from the picture's resolution down; every further level halves the picture."""
+    down_block_types: tuple[str, ...]
+    up_block_types: tuple[str, ...]
+    layers_per_block: int
+    """ResNet blocks a level in the encoder; the decoder has one more."""
+    norm_num_groups: int
+    sample_size: tuple[int, int]
+    """Picture height and width that the model was trained at, in pixels."""
+    scaling_factor: float
+    """Latents are multiplied by this so that the UNet sees unit variance: 0.18215 for SD."""
+
+    # SD 1.4's file has neither `scaling_factor` nor `norm_num_groups`.
+    HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 4,
+        "block_out_channels": (64,),
+        "down_block_types": ("DownEncoderBlock2D",),
+        "up_block_types": ("UpDecoderBlock2D",),
+        "layers_per_block": 1,
+        "norm_num_groups": 32,
+        "sample_size": 32,
+        "scaling_factor": 0.18215,
+    }
+    PINNED: ClassVar[Mapping[str, Pin]] = {
+        "act_fn": Pin(("silu",), "every SD 1.x / 2.x VAE uses SiLU"),
+        "shift_factor": Pin((None, 0), "shifted latents are SD 3's and Flux's"),
+        "latents_mean": Pin((None,), "shifted latents are SD 3's and Flux's"),
+        "latents_std": Pin((None,), "shifted latents are SD 3's and Flux's"),
+        "use_quant_conv": Pin((True,), "a VAE without it is SD 3's or Flux's"),
+        "use_post_quant_conv": Pin((True,), "a VAE without it is SD 3's or Flux's"),
+        "mid_block_add_attention": Pin((True,), "SD's VAE attends in the middle"),
+    }
+    # `force_upcast` is read by SDXL's pipelines only.
+    UNUSED: ClassVar[frozenset[str]] = frozenset({"force_upcast"})
+
+    @property
+    def factor(self) -> int:
+        """Pixels along a side of one latent: 8 for SD."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    @classmethod
+    def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+        levels = level_count(values, where)
+        values["block_out_channels"] = per_level(values, "block_out_channels", where, levels)
+        values["sample_size"] = per_level(values, "sample_size", where, 2)
+        for key, types in (
+            ("down_block_types", ("DownEncoderBlock2D",)),
+            ("up_block_types", ("UpDecoderBlock2D",)),
+        ):
+            values[key] = block_types(values, key, where, levels, types)
+        for key in ("in_channels", "out_channels", "latent_channels"):
+            integer(values, key, where, 1, 64)
+        integer(values, "layers_per_block", where, 1, 16)
+        values["scaling_factor"] = number(values, "scaling_factor", where, 1e-6, 1e6)
+        check_groups(values, where)
+        return values
+
+
+def level_count(values: Mapping[str, Any], where: str) -> int:
+    """How many resolutions the model has: the length of `block_out_channels`."""
+    widths = values["block_out_channels"]
+    if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= 8:
+        raise wrong_value(where, "block_out_channels", widths, "a list of 1 to 8 widths")
+    return len(widths)
+
+
+def block_types(
+    values: Mapping[str, Any], key: str, where: str, levels: int, types: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The names under `key`, one a level, each one of `types`."""
+    value = values[key]
+    good = isinstance(value, list | tuple) and len(value) == levels
+    if not good or not all(isinstance(name, str) and name in types for name in value):
+        raise wrong_value(where, key, value, f"{levels} names out of {', '.join(types)}")
+    return tuple(value)
+
+
+def check_groups(values: Mapping[str, Any], where: str) -> None:
+    """GroupNorm needs widths that its number of groups divides."""
+    groups = integer(values, "norm_num_groups", where, 1)
+    for width in values["block_out_channels"]:
+        if width % groups:
+            problem = f"{where} normalises {width} channels in {groups} groups"
+            raise ConfigError(problem, expected="a norm_num_groups that divides every width")

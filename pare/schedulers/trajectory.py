@@ -1,0 +1,96 @@
+"""The levels that a run visits, from noise to picture, as a value that can be looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pare.errors import SettingError
+from pare.schedulers.config import SchedulerConfig
+from pare.schedulers.schedule import Level
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The levels of a run: the model is asked at all but the last, where the run ends.
+
+    Step `i` takes x_t at `levels[i]` to `levels[i + 1]`.  `len(trajectory)` is the number
+    of model evaluations.  Index by `i`, never by t: timesteps may repeat.
+    """
+
+    levels: tuple[Level, ...]
+    initial_scale: float  # unit noise times this is a start at levels[0] from nothing
+    first: int = 0  # the step index that levels[0] stands at; above 0 when started midway
+
+    def __len__(self) -> int:
+        return len(self.levels) - 1
+
+
+def spaced_timesteps(
+    config: SchedulerConfig, steps: int, *, whole: bool, drop_cleanest: bool = False
+) -> list[float]:
+    """`steps` training timesteps, falling, spread as in arXiv:2305.08891, table 2.
+
+    `whole` rounds them to whole numbers.  `drop_cleanest` spreads one timestep more and
+    leaves the last one out, which DPM-Solver's authors do.
+    """
+    count = config.num_train_timesteps
+    if steps == count:  # only one way is left to choose them
+        return [float(t) for t in reversed(range(count))]
+    if config.timestep_spacing == "trailing":
+        return [float(round(count - k * count / steps) - 1) for k in range(steps)]
+    points = steps + drop_cleanest
+    if config.timestep_spacing == "leading":
+        stride = count // points
+        # With many steps there is less room than steps_offset asks for: stay in the table.
+        offset = min(config.steps_offset, count - 1 - (points - 1) * stride)
+        timesteps = [float(k * stride + offset) for k in range(points)]
+    elif points == 1:
+        timesteps = [float(count - 1)]  # a single step can only start where the noise is
+    else:
+        timesteps = [k * (count - 1) / (points - 1) for k in range(points)]
+        if whole:
+            timesteps = [float(round(t)) for t in timesteps]
+    return timesteps[::-1][:steps]
+
+
+def karras_sigmas(steps: int, largest: float, smallest: float) -> list[float]:
+    """`steps` sigmas from `largest` down to `smallest`, closer together as they fall."""
+    rho = 7.0
+    if steps == 1:
+        return [largest]
+    high, low = largest ** (1 / rho), smallest ** (1 / rho)
+    between = [(high + k / (steps - 1) * (low - high)) ** rho for k in range(1, steps - 1)]
+    return [largest, *between, smallest]  # arXiv:2206.00364, eq. 5
+
+
+def start_index(steps: int, strength: float) -> int:
+    """The step index at which a run of `steps` starts to change a picture by `strength`.
+
+    Strength 1 starts at index 0, from pure noise; at least one step is always left.
+
+    Raises:
+        SettingError: `strength` is not in (0, 1].
+    """
+    good = isinstance(strength, int | float) and not isinstance(strength, bool)
+    if not good or not 0 < strength <= 1:
+        raise SettingError(
+            f"strength is {strength!r}",
+            expected="a number above 0 and at most 1",
+            fix="1 repaints everything",
+        )
+    return steps - max(1, round(steps * strength))
+
+
+def check_steps(steps: int, start: int, most: int) -> None:
+    """Raise a SettingError unless 1 <= `steps` <= `most` and 0 <= `start` < `steps`."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
+        raise SettingError(
+            f"steps is {steps!r}",
+            expected=f"a whole number from 1 to {most}, the model's training timesteps",
+        )
+    if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < steps:
+        raise SettingError(
+            f"the run starts at step {start!r}", expected=f"a whole number from 0 to {steps - 1}"
+        )
+
+

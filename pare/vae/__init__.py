@@ -1,0 +1,5 @@
+"""The VAE.  Read `autoencoder.py`, then `encoder.py`, `decoder.py` and `blocks.py`."""
+
+from pare.vae.autoencoder import AutoencoderKL, Posterior
+
+__all__ = ["AutoencoderKL", "Posterior"]

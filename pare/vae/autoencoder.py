@@ -1,0 +1,106 @@
+"""The variational autoencoder: pictures to latents, an eighth of the side, and back.
+
+A diffusion model on 512 x 512 x 3 numbers is slow.  This one works on 64 x 64 x 4, and
+the VAE (arXiv:1312.6114; as a latent space for diffusion arXiv:2112.10752, sec. 3.1)
+translates.  Latents here are *unscaled*: `Pipeline.encode` multiplies by
+`config.scaling_factor` and `Pipeline.decode` divides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pare.config import VAEConfig
+from pare.vae.decoder import Decoder
+from pare.vae.encoder import Encoder
+from pare.vae.tiling import in_tiles
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal Gaussian over latents: what the encoder believes."""
+
+    mean: Tensor
+    """(B, 4, h, w)"""
+    logvar: Tensor
+    """(B, 4, h, w), clamped to [-30, 20] so that its exponential stays finite."""
+
+    @classmethod
+    def from_moments(cls, moments: Tensor) -> Posterior:
+        mean, logvar = moments.chunk(2, dim=1)
+        return cls(mean, logvar.clamp(-30.0, 20.0))
+
+    @property
+    def std(self) -> Tensor:
+        return torch.exp(0.5 * self.logvar)
+
+    def mode(self) -> Tensor:
+        """The most likely latents: no randomness, which inversion relies on."""
+        return self.mean
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """mean + std * noise; the noise is drawn on the CPU in float32 (arXiv:1312.6114, eq. 10)."""
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float32)
+        return self.mean + self.std * noise.to(self.mean)
+
+    def kl(self) -> Tensor:
+        """KL divergence to the standard normal, summed over latents: (B,), in nats.
+
+        arXiv:1312.6114, appendix B.
+        """
+        terms = self.mean.square() + self.logvar.exp() - 1.0 - self.logvar
+        return 0.5 * terms.sum(dim=(1, 2, 3))
+
+
+class AutoencoderKL(nn.Module):
+    """Encoder and decoder; tensors are named as on the Hub."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        moments = 2 * config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(moments, moments, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+
+    def encode(self, image: Tensor, *, sliced: bool = False, tile: int | None = None) -> Posterior:
+        """image (B, 3, H, W) in [-1, 1], H and W multiples of 8 -> posterior over (B, 4, H/8, W/8).
+
+        Two ways to need less memory: `sliced` works one picture of the batch at a time;
+        `tile` is the side in pixels (a multiple of 8) of overlapping tiles.  Tiles do not
+        see each other, so the result differs a little from the whole picture's.
+        """
+        return Posterior.from_moments(
+            piecewise(self.encode_moments, image, sliced, tile, 1 / self.config.factor)
+        )
+
+    def encode_moments(self, image: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(image))
+
+    def decode(self, latents: Tensor, *, sliced: bool = False, tile: int | None = None) -> Tensor:
+        """latents (B, 4, h, w), unscaled -> image (B, 3, 8h, 8w), about [-1, 1].
+
+        `sliced` and `tile` as in `encode`; `tile` counts latents here.
+        """
+        return piecewise(self.decode_whole, latents, sliced, tile, self.config.factor)
+
+    def decode_whole(self, latents: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(latents))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The round trip through the posterior's mode."""
+        return self.decode(self.encode(image).mode())
+
+
+def piecewise(
+    function: Callable[[Tensor], Tensor], x: Tensor, sliced: bool, tile: int | None, scale: float
+) -> Tensor:
+    """`function(x)`, all at once, picture by picture, or tile by tile."""
+    if sliced and x.shape[0] > 1:
+        return torch.cat([piecewise(function, one, False, tile, scale) for one in x.split(1)])
+    return function(x) if tile is None else in_tiles(function, x, tile=tile, scale=scale)

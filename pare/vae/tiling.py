@@ -1,0 +1,69 @@
+"""Large pictures piece by piece: overlapping tiles, cross-faded where they overlap.
+
+The VAE's memory grows with the picture (and its attention's with the square of it).
+Tiles bound both.  Neighbours overlap by a quarter of a tile, and each tile's weight
+falls linearly towards its edges, so that a seam is a gradual change from one tile's
+answer to the other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+OVERLAP = 0.25
+
+
+def in_tiles(
+    function: Callable[[Tensor], Tensor], x: Tensor, *, tile: int, scale: float
+) -> Tensor:
+    """Apply `function` to overlapping tiles of `x` (B, C, H, W) and cross-fade the answers.
+
+    `tile` is the side of a tile in pixels of `x`; `scale` is how many pixels of the
+    answer one pixel of `x` becomes (8 for decoding, 1/8 for encoding).  A picture that
+    fits into one tile gets exactly `function(x)`.
+    """
+    height, width = x.shape[-2:]
+    tops, lefts = tile_starts(height, tile, scale), tile_starts(width, tile, scale)
+    if len(tops) == len(lefts) == 1:
+        return function(x)
+
+    total: Tensor | None = None
+    weights: Tensor | None = None
+    for top in tops:
+        for left in lefts:
+            part = function(x[..., top : top + tile, left : left + tile])
+            if total is None or weights is None:
+                shape = (*part.shape[:2], round(height * scale), round(width * scale))
+                total = part.new_zeros(shape, dtype=torch.float32)
+                weights = total.new_zeros(shape[-2:])
+            rows, columns = part.shape[-2:]
+            window = ramp(rows, part.device)[:, None] * ramp(columns, part.device)[None, :]
+            y, x_ = round(top * scale), round(left * scale)
+            total[..., y : y + rows, x_ : x_ + columns] += part * window
+            weights[y : y + rows, x_ : x_ + columns] += window
+    assert total is not None and weights is not None
+    return (total / weights).to(x.dtype)
+
+
+def tile_starts(size: int, tile: int, scale: float) -> list[int]:
+    """Where tiles begin along a side: overlapping by a quarter, the last one flush with the end.
+
+    Starts are multiples of 1 / scale, so that every tile lands on whole output pixels.
+    """
+    if size <= tile:
+        return [0]
+    unit = max(1, round(1 / scale))
+    stride = max(unit, int(tile * (1 - OVERLAP)) // unit * unit)
+    starts = list(range(0, size - tile, stride))
+    return [*starts, size - tile]
+
+
+def ramp(size: int, device: torch.device) -> Tensor:
+    """Weights along a side of a tile: rising over a quarter, flat, falling over a quarter."""
+    edge = max(1, int(size * OVERLAP))
+    distance = torch.arange(size, device=device, dtype=torch.float32)
+    from_edge = torch.minimum(distance, distance.flip(0)) + 1
+    return (from_edge / (edge + 1)).clamp(max=1.0)
