@@ -1,0 +1,154 @@
+"""How the command meets the terminal: one line for an error, exit codes, warnings, progress.
+
+Exit codes: 0 done (warnings or not); 1 a broken parity bound, or a bug, which keeps its
+traceback; 2 something that the user can mend; 130 Ctrl-C; 141 nobody reads the output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+import click
+
+from pare.errors import PareError
+
+INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+# Errors of the operating system that a user can do something about, in words.
+# Any other keeps its traceback.
+OS_ERRORS = {
+    errno.ENOENT: "no such file or folder",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "the system does not permit this",
+    errno.EISDIR: "is a folder; expected a file",
+    errno.ENOTDIR: "a part of this path is a file, not a folder",
+    errno.EEXIST: "exists",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "symbolic links go in a circle",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "larger than the file system allows",
+    errno.EIO: "the disk cannot be read or written",
+    errno.EMFILE: "too many open files",
+}
+
+# Read by transformers and huggingface_hub when they are imported.
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+def run_in_words(body: Callable[[], int]) -> int:
+    """The exit code of `body`; what a user can cause becomes one line on stderr.
+
+    Anything else is a bug in pare and is raised.
+    """
+    with library_noise_off(), warnings_in_words():
+        try:
+            code = body()
+            sys.stdout.flush()
+        except click.exceptions.Exit as request:  # --help, --version, context.exit
+            code = request.exit_code
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            code = 2
+        except click.ClickException as error:
+            code = complain(usage_sentence(error))
+        except PareError as error:
+            code = complain(str(error))
+        except KeyboardInterrupt:
+            complain("interrupted")
+            code = INTERRUPTED
+        except BrokenPipeError:
+            discard_output()
+            code = BROKEN_PIPE
+        except OSError as error:
+            if error.errno not in OS_ERRORS:
+                raise
+            if not error.filename:  # perhaps stdout itself
+                discard_output()
+            code = complain(os_error_sentence(error))
+    return code
+
+
+def complain(sentence: str, prefix: str = "pare: ") -> int:
+    """Print one line on stderr; the exit code for what a user can mend."""
+    click.echo(prefix + one_line(sentence), err=True)
+    return 2
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks and without anything that would steer a terminal."""
+    text = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def usage_sentence(error: click.ClickException) -> str:
+    sentence = error.format_message().rstrip(".")
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        sentence += f"; see {error.ctx.command_path} --help"
+    return sentence
+
+
+def os_error_sentence(error: OSError) -> str:
+    words = OS_ERRORS[error.errno or 0]
+    return f"{os.fsdecode(error.filename)}: {words}" if error.filename else words
+
+
+def discard_output() -> None:
+    """Stop Python from flushing stdout again at its exit, which would fail again."""
+    with contextlib.suppress(io.UnsupportedOperation):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+@contextlib.contextmanager
+def warnings_in_words() -> Iterator[None]:
+    """Warnings for users as one line each on stderr; those for developers not at all."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        complain(str(message), prefix="pare: warning: ")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", UserWarning)
+        warnings.simplefilter("default", RuntimeWarning)
+        # Pillow's warning about large pictures: pare's own limit is lower, and an error.
+        warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
+        warnings.showwarning = show
+        yield
+
+
+@contextlib.contextmanager
+def library_noise_off() -> Iterator[None]:
+    """No notes and no progress bars of the libraries while the command runs.
+
+    Whoever sets one of the variables gets what they asked for.
+    """
+    added = {name: value for name, value in QUIET.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def on_terminal() -> bool:
+    """Whether progress is worth showing: stderr is a terminal."""
+    return sys.stderr.isatty()

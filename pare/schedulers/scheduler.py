@@ -1,0 +1,146 @@
+"""What every solver has in common: it lays out a trajectory and takes pure steps along it.
+
+    history = ()
+    for i in range(len(trajectory)):
+        level = trajectory.levels[i]
+        prediction = interpret(unet(x_t, level.t, text), x_t, level, scheduler.prediction_type)
+        x_t, history = scheduler.step(trajectory, i, x_t, prediction, history)
+
+A scheduler keeps no state: two runs that share one cannot meet, and the same inputs give
+the same outputs.  What a solver remembers of earlier steps is the `history` in your hands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from pare.errors import SchedulerError, SettingError
+from pare.schedulers.config import PREDICTION_TYPES, SPACINGS, SchedulerConfig
+from pare.schedulers.schedule import Level, NoiseSchedule, Prediction
+from pare.schedulers.trajectory import Trajectory, check_steps
+
+History = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Scheduler(ABC):
+    """Base of the solvers.  `build_scheduler` makes one from a model's file."""
+
+    name: ClassVar[str]
+    hub_class: ClassVar[str]  # the `_class_name` in the file of a model whose solver this is
+    config_type: ClassVar[type[SchedulerConfig]]
+    # A user's options and the keys of the file that they stand in for.  A solver's further
+    # dataclass fields (eta, the order of LMS) are options without such a key.
+    hub_options: ClassVar[Mapping[str, str]] = {
+        "spacing": "timestep_spacing",
+        "prediction_type": "prediction_type",
+    }
+    highest_order: ClassVar[int] = 1
+
+    config: SchedulerConfig
+    schedule: NoiseSchedule
+
+    @property
+    def prediction_type(self) -> str:
+        return self.config.prediction_type
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether `step` wants fresh unit noise of x_t's shape."""
+        return False
+
+    def trajectory(self, steps: int, start: int = 0) -> Trajectory:
+        """The levels of a run of `steps` steps, from step index `start` to its end.
+
+        Raises:
+            SettingError: `steps` is not in 1 .. T or `start` not in 0 .. steps-1.
+        """
+        check_steps(steps, start, self.config.num_train_timesteps)
+        levels = self.levels(steps)[start:]
+        return Trajectory(levels, self.initial_scale(levels[0]), first=start)
+
+    @abstractmethod
+    def levels(self, steps: int) -> tuple[Level, ...]:
+        """The `steps` levels of a whole run, noisiest first, and the one where it ends."""
+
+    def initial_scale(self, level: Level) -> float:
+        """What unit noise is multiplied by to start a picture from nothing at `level`."""
+        return 1.0
+
+    @abstractmethod
+    def step(
+        self,
+        trajectory: Trajectory,
+        i: int,
+        x_t: Tensor,
+        prediction: Prediction,
+        history: History,
+        noise: Tensor | None = None,
+    ) -> tuple[Tensor, History]:
+        """x_t at `trajectory.levels[i]` moved to `levels[i + 1]`, and the new history.
+
+        `x_t` (B, C, h, w) is variance-preserving, before and after; `prediction` is the
+        model's word on it; `history` is what the step before returned, () at the first;
+        `noise`, unit and of x_t's shape, is wanted where `stochastic`.
+        """
+
+    @classmethod
+    def build(cls, hub_config: Mapping[str, Any], where: str, **options: Any) -> Self:
+        """This solver for the model whose `scheduler_config.json` holds `hub_config`.
+
+        Raises:
+            ConfigError: the file has an unknown key or a value that pare does not support.
+            SettingError: an option that this solver does not have, or a value out of range.
+        """
+        given = {key: value for key, value in options.items() if value is not None}
+        for key, value in given.items():
+            cls.check_option(key, value)
+        instead = {cls.hub_options[key]: given[key] for key in given if key in cls.hub_options}
+        own = {key: given[key] for key in given if key not in cls.hub_options}
+        config = cls.config_type.read({**hub_config, **instead}, where)
+        return cls(config, NoiseSchedule.from_config(config), **own)
+
+    @classmethod
+    def check_option(cls, key: str, value: object) -> None:
+        has = sorted({*cls.hub_options, *cls.own_options()})
+        if key not in has:
+            raise SettingError(
+                f"the scheduler {cls.name} has no option {key!r}", expected=" or ".join(has)
+            )
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        good, expected = {
+            "spacing": (value in SPACINGS, " or ".join(SPACINGS)),
+            "prediction_type": (value in PREDICTION_TYPES, " or ".join(PREDICTION_TYPES)),
+            "karras": (isinstance(value, bool), "true or false"),
+            "order": (
+                whole and 1 <= value <= cls.highest_order,  # type: ignore[operator]
+                f"a whole number from 1 to {cls.highest_order}",
+            ),
+            "eta": ((whole or isinstance(value, float)) and 0 <= value <= 1, "0 to 1"),  # type: ignore[operator]
+        }[key]
+        if not good:
+            raise SettingError(f"{key} is {value!r}", expected=expected)
+
+    @classmethod
+    def own_options(cls) -> tuple[str, ...]:
+        """The solver's fields beside `config` and `schedule`."""
+        return tuple(f.name for f in dataclasses.fields(cls) if f.name not in ("config", "schedule"))
+
+    def describe(self) -> dict[str, Any]:
+        """All that `rebuild_scheduler` needs to make this scheduler again; fit for JSON."""
+        own = {key: getattr(self, key) for key in self.own_options()}
+        return {"name": self.name, **own, "config": dataclasses.asdict(self.config)}
+
+    def need_noise(self, noise: Tensor | None) -> Tensor:
+        if noise is None:
+            raise SchedulerError(
+                f"a step of the scheduler {self.name} needs noise",
+                expected="a tensor of unit noise, of x_t's shape",
+            )
+        return noise
