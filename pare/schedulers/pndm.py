@@ -9,7 +9,7 @@ x_t, which the history keeps, and the trajectory has one entry for each evaluati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -93,12 +93,13 @@ class PNDM(Scheduler):
 
     def with_runge_kutta(self, levels: tuple[Level, ...]) -> tuple[Level, ...]:
         """t0, mid, mid, t1 | t1, mid, mid, t2 | t2, mid, mid, t3 | t3, t4, ..."""
-        steps = runge_kutta_steps(len(levels) - 1)
-        doubled: list[Level] = []
+        # Three steps, each of which ends where the model can be asked: fewer in a short run.
+        steps = min(3, len(levels) - 2)
+        evaluated: list[Level] = []
         for here, there in pairwise(levels[: steps + 1]):
             middle = self.schedule.level((here.t + there.t) / 2)
-            doubled += [here, middle, middle, there]
-        return *doubled, *levels[steps:]
+            evaluated += [here, middle, middle, there]
+        return *evaluated, *levels[steps:]
 
     def step(
         self,
@@ -110,14 +111,61 @@ class PNDM(Scheduler):
         noise: Tensor | None = None,
     ) -> tuple[Tensor, History]:
         if self.config.skip_prk_steps:
-            if i < 2 < len(trajectory):
-                return heun_step(trajectory, i, x_t, prediction.eps, history)
-        elif i < 4 * runge_kutta_steps(trajectory):
-            return runge_kutta_step(trajectory, i, x_t, prediction.eps, history)
-        return multistep(trajectory, i, x_t, prediction.eps, history)
+            warming_up = i < min(2, len(trajectory) - 1)
+            take = heun_step if warming_up else multistep
+        else:
+            warming_up = i < 4 * min(3, len(trajectory) // 4)
+            take = runge_kutta_step if warming_up else multistep
+        return take(trajectory.levels, i, x_t, prediction.eps, history)
 
 
 def transfer(x_t: Tensor, eps: Tensor, here: Level, there: Level) -> Tensor:
-    """DDIM's step along any eps: arXiv:2202.09778, eq. 11."""
+    """From `here` to `there` along any eps, as DDIM does: arXiv:2202.09778, eq. 11."""
     onward = there.noise_rate - there.signal_rate * here.sigma
     return (there.signal_rate / here.signal_rate) * x_t + onward * eps
+
+
+def multistep(
+    levels: tuple[Level, ...], i: int, x_t: Tensor, eps: Tensor, history: History
+) -> tuple[Tensor, History]:
+    """A step along a weighted sum of eps and up to three earlier ones (newest first)."""
+    slopes = (eps, *history)
+    weights = MULTISTEP_WEIGHTS[len(slopes)]  # eq. 12
+    combined = sum_of(weights, slopes)
+    return transfer(x_t, combined, levels[i], levels[i + 1]), slopes[:3]
+
+
+def heun_step(
+    levels: tuple[Level, ...], i: int, x_t: Tensor, eps: Tensor, history: History
+) -> tuple[Tensor, History]:
+    """The first step, tried with the eps of its start and taken with the mean of both ends'."""
+    if i == 0:
+        return transfer(x_t, eps, levels[0], levels[1]), (x_t, eps)
+    x_start, eps_start = history
+    mean = (eps_start + eps) / 2
+    return transfer(x_start, mean, levels[0], levels[2]), (eps_start,)
+
+
+def runge_kutta_step(
+    levels: tuple[Level, ...], i: int, x_t: Tensor, eps: Tensor, history: History
+) -> tuple[Tensor, History]:
+    """One of a step's four evaluations: arXiv:2202.09778, eq. 13.
+
+    The history holds the earlier steps' first eps, newest first, then what this step
+    started from and its own eps so far.
+    """
+    step, evaluation = divmod(i, 4)
+    earlier, current = history[:step], history[step:]
+    x_start, *slopes = (*current, eps) if current else (x_t, eps)
+    here, there = levels[4 * step], levels[i + 1]
+    if evaluation < 3:  # to the middle, to the middle again, to the end: each with the last eps
+        return transfer(x_start, eps, here, there), (*earlier, x_start, *slopes)
+    combined = sum_of(RUNGE_KUTTA_WEIGHTS, slopes)
+    return transfer(x_start, combined, here, there), (slopes[0], *earlier)
+
+
+def sum_of(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    total = weights[0] * slopes[0]
+    for weight, slope in zip(weights[1:], slopes[1:], strict=True):
+        total = total + weight * slope
+    return total

@@ -130,7 +130,9 @@ class Scheduler(ABC):
     @classmethod
     def own_options(cls) -> tuple[str, ...]:
         """The solver's fields beside `config` and `schedule`."""
-        return tuple(f.name for f in dataclasses.fields(cls) if f.name not in ("config", "schedule"))
+        return tuple(
+            f.name for f in dataclasses.fields(cls) if f.name not in ("config", "schedule")
+        )
 
     def describe(self) -> dict[str, Any]:
         """All that `rebuild_scheduler` needs to make this scheduler again; fit for JSON."""

@@ -92,5 +92,3 @@ def check_steps(steps: int, start: int, most: int) -> None:
         raise SettingError(
             f"the run starts at step {start!r}", expected=f"a whole number from 0 to {steps - 1}"
         )
-
-
