@@ -1,0 +1,136 @@
+"""Captions: what a person might write who wants, or sees, this picture.
+
+A caption names some of the attributes and leaves the others open; an attribute that is
+not named varies freely in the data, so leaving it out of a prompt means "any".  Absence
+is worth a word now and then ("without streetlights", "an empty road"), so that prompts
+can also ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from roads.scene import CARS, PLACES, WEATHERS, Scene
+
+# Each phrasing is (before the noun, after the noun): "a snowy road", "a road in the snow".
+WEATHER_WORDS: dict[str, tuple[tuple[str, str], ...]] = {
+    "sunny": (("sunny", ""), ("sunny", ""), ("", "on a sunny day"), ("", "in sunny weather")),
+    "snowy": (("snowy", ""), ("snowy", ""), ("", "in the snow"), ("", "in winter"), ("snow covered", "")),
+    "rainy": (("rainy", ""), ("rainy", ""), ("", "in the rain"), ("wet", ""), ("", "on a rainy day")),
+    "night": (("", "at night"), ("", "at night"), ("dark", ""), ("", "by night")),
+}
+PLACE_WORDS = {
+    "forest": ("in the forest", "through the forest", "in the woods", "in a forest"),
+    "mountains": ("in the mountains", "through the mountains", "in front of mountains"),
+    "desert": ("in the desert", "through the desert", "in a desert"),
+    "city": ("in the city", "through the city", "in a city", "in town"),
+}
+PLACE_ADJECTIVES = {
+    "forest": "forest", "mountains": "mountain", "desert": "desert", "city": "city",
+}  # fmt: skip
+VIEWS = ("", "", "", "", "a photo of", "a picture of", "a dashcam view of", "a dashcam photo of")
+NOUNS = ("road", "road", "road", "street", "highway")
+PRESENT = {
+    "streetlights": ("streetlights", "street lamps", "streetlights"),
+    "clouds": ("clouds", "clouds in the sky", "a cloudy sky"),
+    "house": ("a house", "a house by the road", "a little house"),
+}
+ABSENT = {
+    "car": ("no car", "no cars"),
+    "streetlights": ("no streetlights", "no street lamps"),
+    "clouds": ("no clouds", "a clear sky"),
+    "house": ("no house", "no houses"),
+    "orb": ("no sun",),
+}
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """One of many captions of `scene`.
+
+    Weather and place are named four times out of five, an object that is there three
+    times out of five, an object that is not there once in eight.
+    """
+
+    def chance(odds: float) -> bool:
+        return bool(rng.random() < odds)
+
+    def pick(options: tuple[str, ...]) -> str:
+        return options[int(rng.integers(len(options)))]
+
+    before, after = [], []
+    if chance(0.8):
+        options = WEATHER_WORDS[scene.weather]
+        adjective, phrase = options[int(rng.integers(len(options)))]
+        before.append(adjective)
+        after.append(phrase)
+    noun = pick(NOUNS)
+    if chance(0.8):
+        form = rng.random()
+        if form < 0.12:  # "a snowy city"
+            noun = scene.place
+        elif form < 0.30:  # "a snowy desert road"
+            noun = PLACE_ADJECTIVES[scene.place] + " " + noun
+        else:
+            after.insert(0 if chance(0.5) else len(after), pick(PLACE_WORDS[scene.place]))
+    things = named_things(scene, rng)
+    if scene.car == "none" and chance(0.12):
+        before.insert(0, "empty")
+    words = " ".join(word for word in (*before, noun) if word)
+    article = "an" if words[0] in "aeiou" else "a"
+    if noun == "mountains":  # the one plural
+        article = ""
+    text = " ".join(word for word in (pick(VIEWS), article, words, *after) if word)
+    if things:
+        rng.shuffle(things)
+        joined = " and ".join(things) if chance(0.6) else ", ".join(things)
+        text += (" with " if chance(0.7) else ", ") + joined
+    return text
+
+
+def named_things(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """What a caption says about the objects of the scene."""
+
+    def pick(options: tuple[str, ...]) -> str:
+        return options[int(rng.integers(len(options)))]
+
+    phrases = dict(PRESENT)
+    night = scene.weather == "night"
+    phrases["car"] = (f"a {scene.car} car",) * 5 + ("a car",)
+    phrases["orb"] = ("the moon", "a full moon") if night else ("the sun", "the sun in the sky")
+    absent = dict(ABSENT)
+    if night:
+        absent["orb"] = ("no moon",)
+    things = []
+    for thing in ("car", "streetlights", "clouds", "house", "orb"):
+        if scene.has(thing) and rng.random() < 0.6:
+            things.append(pick(phrases[thing]))
+        elif not scene.has(thing) and rng.random() < 0.125:
+            things.append(pick(absent[thing]))
+    return things
+
+
+def full_caption(scene: Scene) -> str:
+    """The caption that names everything that there is, in one fixed phrasing."""
+    weather = {"night": ""}.get(scene.weather, scene.weather + " ")
+    text = f"a {weather}road {PLACE_WORDS[scene.place][0]}"
+    if scene.weather == "night":
+        text += " at night"
+    things = [PRESENT[name][0] for name in ("streetlights", "clouds", "house") if scene.has(name)]
+    if scene.car != "none":
+        things.insert(0, f"a {scene.car} car")
+    if scene.orb:
+        things.append("the moon" if scene.weather == "night" else "the sun")
+    return text + (" with " + " and ".join(things) if things else "")
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption can contain, in alphabetical order."""
+    phrases: list[str] = ["a", "an", "and", "with", "empty", *VIEWS, *NOUNS, "car", "the moon"]
+    phrases += ["a full moon", "no moon", "the sun in the sky", *WEATHERS, *PLACES, *CARS[1:]]
+    phrases += PLACE_ADJECTIVES.values()
+    phrases += [part for pairs in WEATHER_WORDS.values() for pair in pairs for part in pair]
+    tables: Iterable[dict[str, tuple[str, ...]]] = (PLACE_WORDS, PRESENT, ABSENT)
+    phrases += [phrase for table in tables for options in table.values() for phrase in options]
+    return sorted({word for phrase in phrases for word in phrase.split()})

@@ -1,0 +1,92 @@
+"""Rendered scenes on disk: drawn once by all processors, read by every training.
+
+The data are a function of the world's source code and of the scenes' numbers.  The cache
+carries a fingerprint of that source, so that an edited renderer never meets old pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+import roads.render
+import roads.scene
+from roads.render import SIZE, render
+from roads.scene import OBJECTS, Scene, training_scenes, unseen_scenes
+
+CHUNK = 250  # scenes that one process renders at a time
+
+
+@dataclass(frozen=True)
+class Data:
+    """Scenes and their pictures.
+
+    pixels (N, 128, 128, 3) uint8.
+    objects (N, 128, 128) uint8: bit k is set where OBJECTS[k] is seen.
+    """
+
+    scenes: Sequence[Scene]
+    pixels: npt.NDArray[np.uint8]
+    objects: npt.NDArray[np.uint8]
+
+
+def source_fingerprint() -> str:
+    """Changes whenever the code that draws the world changes."""
+    digest = hashlib.sha256()
+    for module in (roads.scene, roads.render):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def load(split: str, count: int, folder: Path) -> Data:
+    """The first `count` scenes of `split` ('train' or 'test'), rendered unless cached."""
+    scenes = training_scenes(count) if split == "train" else unseen_scenes(count)
+    home = folder / f"renders-{split}-{count}-{source_fingerprint()}"
+    if not home.is_dir():
+        render_into(home, scenes)
+    return Data(
+        scenes=scenes,
+        pixels=np.load(home / "pixels.npy", mmap_mode="r"),
+        objects=np.load(home / "objects.npy", mmap_mode="r"),
+    )
+
+
+def render_into(home: Path, scenes: Sequence[Scene]) -> None:
+    """Render `scenes` into the folder `home`, which appears only when it is complete."""
+    partial = home.with_name(home.name + f".partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    pixels = np.lib.format.open_memmap(
+        partial / "pixels.npy", "w+", np.uint8, (len(scenes), SIZE, SIZE, 3)
+    )
+    objects = np.lib.format.open_memmap(
+        partial / "objects.npy", "w+", np.uint8, (len(scenes), SIZE, SIZE)
+    )
+    chunks = [scenes[i : i + CHUNK] for i in range(0, len(scenes), CHUNK)]
+    # Spawned, not forked: a forked child of a process that runs torch can hang.
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        for k, (pictures, bits) in enumerate(pool.imap(render_chunk, chunks)):
+            pixels[k * CHUNK : k * CHUNK + len(pictures)] = pictures
+            objects[k * CHUNK : k * CHUNK + len(bits)] = bits
+    pixels.flush()
+    objects.flush()
+    partial.rename(home)
+
+
+def render_chunk(
+    scenes: Sequence[Scene],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Pictures (N, H, W, 3) and object bits (N, H, W) of `scenes`."""
+    pictures = [render(scene) for scene in scenes]
+    bits = [
+        sum((p.masks[name].astype(np.uint8) << k for k, name in enumerate(OBJECTS)), start=zero)
+        for p in pictures
+        for zero in [np.zeros((SIZE, SIZE), np.uint8)]
+    ]
+    return np.stack([p.pixels for p in pictures]), np.stack(bits)

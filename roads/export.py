@@ -1,0 +1,94 @@
+"""A training's checkpoints as a model folder in the Hub's own layout.
+
+    roads/  model_index.json   README.md
+            scheduler/scheduler_config.json
+            tokenizer/vocab.json, merges.txt, …
+            text_encoder/config.json, model.safetensors
+            unet/config.json, diffusion_pytorch_model.safetensors
+            vae/config.json, diffusion_pytorch_model.safetensors
+
+All weights are float16: diffusers and pare load the folder as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from pare.unet import UNet
+from pare.vae import AutoencoderKL
+from roads import train_unet, train_vae
+
+MODEL_INDEX: dict[str, Any] = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def export(run: Path, out: Path) -> None:
+    """Write the averaged weights of the run in the folder `run` as a model folder `out`."""
+    tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
+    unet, text_encoder = train_unet.new_unet(0), train_unet.new_text_encoder(tokenizer, 0)
+    saved = torch.load(run / "unet.pt", map_location="cpu", weights_only=True)["average"]
+    unet.load_state_dict(saved["unet"])
+    text_encoder.load_state_dict(saved["text_encoder"])
+    vae = train_vae.new_vae(0)
+    saved = torch.load(run / "vae.pt", map_location="cpu", weights_only=True)["average"]
+    vae.load_state_dict(saved["vae"])
+    factor = json.loads((run / "vae.json").read_text())["scaling_factor"]
+    write_model(out, unet, vae, factor, text_encoder, run / "tokenizer")
+
+
+def export_untrained(tokenizer: Path, out: Path) -> None:
+    """The same folder with random weights: the shapes, for whoever builds on them."""
+    unet = train_unet.new_unet(0)
+    text_encoder = train_unet.new_text_encoder(CLIPTokenizer.from_pretrained(tokenizer), 0)
+    write_model(out, unet, train_vae.new_vae(0), 1.0, text_encoder, tokenizer)
+
+
+def write_model(
+    out: Path,
+    unet: UNet,
+    vae: AutoencoderKL,
+    scaling_factor: float,
+    text_encoder: CLIPTextModel,
+    tokenizer: Path,
+) -> None:
+    """Write the whole folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "model_index.json", MODEL_INDEX)
+    write_json(out / "scheduler" / "scheduler_config.json", train_unet.SCHEDULER)
+    shutil.copytree(tokenizer, out / "tokenizer", dirs_exist_ok=True)
+    write_module(out / "unet", unet, train_unet.CONFIG)
+    write_module(out / "vae", vae, {**train_vae.CONFIG, "scaling_factor": scaling_factor})
+    text_encoder.half().save_pretrained(out / "text_encoder")
+
+
+def write_module(folder: Path, module: nn.Module, config: dict[str, Any]) -> None:
+    """config.json and the float16 weights of one network of pare's."""
+    write_json(folder / "config.json", config)
+    tensors = {
+        name: value.detach().to("cpu", torch.float16).contiguous()
+        for name, value in module.state_dict().items()
+    }
+    path = folder / "diffusion_pytorch_model.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

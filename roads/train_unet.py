@@ -1,0 +1,334 @@
+"""Training the text encoder and the UNet together: to predict the noise in a latent.
+
+    x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps        arXiv:2006.11239, eq. 4
+    loss = w(t) |eps - unet(x_t, t, text)|^2                      arXiv:2006.11239, eq. 14
+
+    python -m roads.train unet --steps 9000
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from pare.config import UNetConfig
+from pare.guidance import guide
+from pare.schedulers import Scheduler, add_noise, build_scheduler, interpret
+from pare.unet import UNet
+from pare.vae import AutoencoderKL
+from roads.captions import caption
+from roads.data import Data
+from roads.scene import Scene
+from roads.sheet import contact_sheet
+from roads.tokenizer import LENGTH
+from roads.train_vae import encode_all, new_vae, tensor_to_pixels
+from roads.training import (
+    Average,
+    Log,
+    batch_random,
+    learning_rate,
+    load_checkpoint,
+    optimizer_for,
+    precision,
+    save_checkpoint,
+    set_learning_rate,
+)
+
+CONFIG: dict[str, Any] = {
+    "_class_name": "UNet2DConditionModel",
+    "act_fn": "silu",
+    "attention_head_dim": 8,  # the number of heads, in spite of its name
+    "block_out_channels": [64, 96, 128, 128],
+    "center_input_sample": False,
+    "cross_attention_dim": 128,
+    "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 16,
+    "out_channels": 4,
+    "sample_size": 16,
+    "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+}
+# SD 1.4's own scheduler file.
+SCHEDULER: dict[str, Any] = {
+    "_class_name": "PNDMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+CAPTIONS_PER_SCENE = 6
+
+# What the progress sheets show, four seeds each.
+SHEET_PROMPTS = (
+    "a sunny road in the forest",
+    "a snowy road in the mountains with a house",
+    "a rainy road in the city with a blue car",
+    "a desert road at night with a red car and the moon",
+    "a dashcam view of a city at night with streetlights",
+    "a sunny road in the desert with clouds and a yellow car",
+)
+
+
+@dataclass(frozen=True)
+class UNetSettings:
+    """What a run depends on, besides the data and the VAE."""
+
+    steps: int = 9000
+    batch: int = 32
+    peak: float = 1.2e-3
+    warm_up: int = 300
+    decay: float = 0.999
+    caption_dropout: float = 0.1
+    snr_limit: float = 5.0
+    seed: int = 0
+    dtype: str = "bfloat16"
+    save_every: int = 500
+
+
+def new_unet(seed: int) -> UNet:
+    """An untrained UNet; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet(UNetConfig.read(CONFIG, "roads' UNet config"))
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
+    """CLIP's text model, three layers of width 128, untrained."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=512,
+        projection_dim=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        hidden_act="quick_gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CLIPTextModel(config)
+
+
+def train_unet(
+    data: Data,
+    unseen: Data,
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    settings: UNetSettings,
+    device: torch.device,
+) -> None:
+    """Train, or go on training, on the latents of the VAE in `folder`."""
+    vae, scaling_factor, latents, unseen_latents = prepare_latents(
+        data, unseen, folder, settings.dtype, device
+    )
+    tokens = tokenize_captions(data.scenes, tokenizer, CAPTIONS_PER_SCENE)
+    unseen_tokens = tokenize_captions(unseen.scenes, tokenizer, 1)
+    empty = tokenize(tokenizer, [""])[0]
+
+    unet = new_unet(settings.seed).to(device).train()
+    text_encoder = new_text_encoder(tokenizer, settings.seed).to(device).train()
+    modules: dict[str, torch.nn.Module] = {"unet": unet, "text_encoder": text_encoder}
+    optimizer = optimizer_for(modules.values(), weight_decay=1e-2)
+    average = Average(modules, settings.decay)
+    checkpoint = folder / "unet.pt"
+    first = load_checkpoint(checkpoint, modules, average, optimizer)
+    scheduler = build_scheduler(SCHEDULER, "roads' scheduler", "ddim")
+    alpha_bar = scheduler.schedule.alpha_bar.float()
+    log = Log(folder / "unet.jsonl", every=50)
+
+    for step in range(first, settings.steps):
+        set_learning_rate(
+            optimizer, learning_rate(step, settings.steps, settings.peak, settings.warm_up)
+        )
+        batch = unet_batch(latents, tokens, empty, alpha_bar, settings, step).to(device)
+        loss, plain = unet_loss(unet, text_encoder, batch, settings)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(
+            [p for module in modules.values() for p in module.parameters()], 1.0
+        )
+        optimizer.step()
+        average.update(modules, step)
+        log.add(step, settings.batch, loss=loss.detach(), mse=plain)
+        last = step + 1 == settings.steps
+        if (step + 1) % settings.save_every == 0 or last:
+            save_checkpoint(checkpoint, step + 1, modules, average, optimizer)
+        if (step + 1) % (2 * settings.save_every) == 0 or last:
+            averaged_unet, averaged_text = new_unet(0), new_text_encoder(tokenizer, 0)
+            averaged_unet.load_state_dict(average.weights["unet"])
+            averaged_text.load_state_dict(average.weights["text_encoder"])
+            averaged_unet.to(device).eval(), averaged_text.to(device).eval()
+            error = unseen_error(
+                averaged_unet, averaged_text, unseen_latents, unseen_tokens, empty, alpha_bar,
+                settings, device,
+            )  # fmt: skip
+            log.write(step=step + 1, unseen_mse=round(error, 6))
+            pictures = sample(
+                averaged_unet, averaged_text, vae, scaling_factor, tokenizer, scheduler,
+                SHEET_PROMPTS, seeds=range(4), device=device, dtype=settings.dtype,
+            )  # fmt: skip
+            sheet = contact_sheet(list(pictures), columns=4 * 3)
+            sheet.save(folder / f"samples-{step + 1:06d}.png")
+
+
+def prepare_latents(
+    data: Data, unseen: Data, folder: Path, dtype: str, device: torch.device
+) -> tuple[AutoencoderKL, float, Tensor, Tensor]:
+    """The trained VAE, its scaling factor, and the scaled latents of all pictures.
+
+    They are computed once and kept beside the checkpoint, which names the VAE's step.
+    """
+    saved = torch.load(folder / "vae.pt", map_location="cpu", weights_only=True)
+    vae = new_vae(0)
+    vae.load_state_dict(saved["average"]["vae"])
+    vae.to(device).eval()
+    path = folder / f"latents-{saved['step']}-{len(data.pixels)}.pt"
+    if not path.exists():
+        latents = encode_all(vae, data, device, dtype)
+        # SD chose 0.18215 the same way: latents of the data get unit variance
+        # (arXiv:2112.10752, appendix G).
+        scaling_factor = 1 / float(latents.std())
+        unseen_latents = encode_all(vae, unseen, device, dtype)
+        torch.save({"train": latents, "unseen": unseen_latents, "factor": scaling_factor}, path)
+        (folder / "vae.json").write_text(json.dumps({"scaling_factor": scaling_factor}) + "\n")
+    kept = torch.load(path, weights_only=True)
+    factor = float(kept["factor"])
+    return vae, factor, kept["train"] * factor, kept["unseen"] * factor
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
+    """Token ids (B, 77), padded with the end token as SD 1 does."""
+    ids = tokenizer(
+        list(texts), padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
+    return torch.as_tensor(ids)
+
+
+def tokenize_captions(
+    scenes: Sequence[Scene], tokenizer: CLIPTokenizer, each: int
+) -> Tensor:
+    """`each` captions of every scene as token ids (N, each, 77) int16."""
+    rng = np.random.default_rng(1)
+    texts = [caption(scene, rng) for scene in scenes for _ in range(each)]
+    return tokenize(tokenizer, texts).to(torch.int16).view(len(scenes), each, LENGTH)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x_t and eps (B, 4, 16, 16), t (B,), alpha_bar (B,), tokens (B, 77)."""
+
+    x_t: Tensor
+    eps: Tensor
+    t: Tensor
+    alpha_bar: Tensor
+    tokens: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def unet_batch(
+    latents: Tensor, tokens: Tensor, empty: Tensor, alpha_bar: Tensor,
+    settings: UNetSettings, step: int,
+) -> Batch:  # fmt: skip
+    """The samples of one step: random pictures, captions, timesteps and noise."""
+    chooser, generator = batch_random(settings.seed, step)
+    size = settings.batch
+    index = torch.from_numpy(chooser.integers(len(latents), size=size))
+    which = torch.from_numpy(chooser.integers(tokens.shape[1], size=size))
+    chosen = tokens[index, which].long()
+    # Classifier-free guidance needs the model's answer to no caption at all: every tenth
+    # caption is dropped (arXiv:2207.12598, algorithm 1).
+    dropped = torch.from_numpy(chooser.random(size) < settings.caption_dropout)
+    chosen = torch.where(dropped[:, None], empty, chosen)
+    # One timestep from each of B equal parts of the schedule: each is still uniform, and
+    # the batch as a whole covers the schedule evenly, which steadies the gradient.
+    part = np.arange(size) + chooser.random(size)
+    t = torch.from_numpy((part * len(alpha_bar) / size).astype(np.int64))
+    eps = torch.randn((size, *latents.shape[1:]), generator=generator)
+    x_t = add_noise(latents[index], eps, alpha_bar[t])
+    return Batch(x_t, eps, t, alpha_bar[t], chosen)
+
+
+def unet_loss(
+    unet: UNet, text_encoder: CLIPTextModel, batch: Batch, settings: UNetSettings
+) -> tuple[Tensor, Tensor]:
+    """The weighted loss to descend, and the plain mean squared error of eps."""
+    with precision(batch.x_t.device, settings.dtype):
+        text = text_encoder(batch.tokens).last_hidden_state
+        output = unet(batch.x_t, batch.t, text)
+    error = (output.float() - batch.eps).square().mean(dim=(1, 2, 3))
+    weight = min_snr_weight(batch.alpha_bar, settings.snr_limit)
+    return (weight * error).mean(), error.detach().mean()
+
+
+def min_snr_weight(alpha_bar: Tensor, limit: float) -> Tensor:
+    """min(SNR, limit) / SNR, for models that predict eps (arXiv:2303.09556, section 3.4).
+
+    Nearly clean latents have a huge SNR and would otherwise rule the gradient.
+    """
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp(max=limit) / snr
+
+
+@torch.no_grad()
+def unseen_error(
+    unet: UNet, text_encoder: CLIPTextModel, latents: Tensor, tokens: Tensor, empty: Tensor,
+    alpha_bar: Tensor, settings: UNetSettings, device: torch.device,
+) -> float:  # fmt: skip
+    """Mean squared error of eps on held-out scenes, always with the same noise."""
+    errors = []
+    for k in range(8):
+        batch = unet_batch(latents, tokens, empty, alpha_bar, settings, 2**40 + k).to(device)
+        errors.append(float(unet_loss(unet, text_encoder, batch, settings)[1]))
+    return sum(errors) / len(errors)
+
+
+@torch.no_grad()
+def sample(
+    unet: UNet, text_encoder: CLIPTextModel, vae: AutoencoderKL, scaling_factor: float,
+    tokenizer: CLIPTokenizer, scheduler: Scheduler, prompts: Sequence[str], seeds: Sequence[int],
+    device: torch.device, dtype: str, steps: int = 25, guidance: float = 4.0,
+) -> np.ndarray:  # fmt: skip
+    """Pictures (prompts x seeds, H, W, 3) uint8 by DDIM under classifier-free guidance."""
+    many = [prompt for prompt in prompts for _ in seeds]
+    noise = torch.cat(
+        [torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(seed))
+         for _ in prompts for seed in seeds]
+    )  # fmt: skip
+    text = text_encoder(tokenize(tokenizer, [""] * len(many) + many).to(device)).last_hidden_state
+    trajectory = scheduler.trajectory(steps)
+    x_t, history = noise.to(device) * trajectory.initial_scale, ()
+    for i in range(len(trajectory)):
+        level = trajectory.levels[i]
+        with precision(device, dtype):
+            output = unet(torch.cat([x_t, x_t]), level.t, text).float()
+        uncond, cond = output.chunk(2)
+        prediction = interpret(
+            guide(uncond, cond, guidance), x_t, level, scheduler.prediction_type
+        )
+        x_t, history = scheduler.step(trajectory, i, x_t, prediction, history)
+    pictures = [vae.decode(z[None] / scaling_factor) for z in x_t]
+    return tensor_to_pixels(torch.cat(pictures))

@@ -1,0 +1,147 @@
+"""What both trainings share: learning rate, moving average, checkpoints, the log.
+
+The batch of step n is a function of the seed and n alone (`batch_random`), so a resumed
+run needs no random state: it goes on where it stopped, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def batch_random(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
+    """The random numbers of one step: for choosing the batch, and for its noise (CPU)."""
+    chooser = np.random.default_rng([seed, step])
+    noise = torch.Generator().manual_seed(int(chooser.integers(2**62)))
+    return chooser, noise
+
+
+def learning_rate(step: int, steps: int, peak: float, warm_up: int) -> float:
+    """Linear warm-up, then half a cosine down to zero (arXiv:1608.03983, eq. 5)."""
+    rise = min(1.0, (step + 1) / warm_up)
+    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+    return peak * rise * fall
+
+
+class Average:
+    """An exponential moving average of weights (arXiv:2006.11239, section 4).
+
+    The weights of single steps jitter around the valley's floor; their average lies in it.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
+        self.decay = decay
+        self.weights = {
+            name: {key: value.detach().clone() for key, value in module.state_dict().items()}
+            for name, module in modules.items()
+        }
+
+    @torch.no_grad()
+    def update(self, modules: Mapping[str, nn.Module], step: int) -> None:
+        # A short memory first, or the average would remember the random start for long.
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, module in modules.items():
+            for key, value in module.state_dict().items():
+                kept = self.weights[name][key]
+                if kept.is_floating_point():
+                    kept.lerp_(value, 1 - decay)
+                else:
+                    kept.copy_(value)
+
+
+def precision(device: torch.device, name: str) -> AbstractContextManager[Any]:
+    """`float32`, or `bfloat16` for the products only: weights and sums stay float32."""
+    enabled = name == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def optimizer_for(modules: Iterable[nn.Module], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (arXiv:1711.05101); matrices and kernels decay, biases and norms do not."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def save_checkpoint(
+    path: Path,
+    step: int,
+    modules: Mapping[str, nn.Module],
+    average: Average,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Write everything that step `step` needs to start; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".partial-{os.getpid()}")
+    torch.save(
+        {
+            "step": step,
+            "modules": {name: module.state_dict() for name, module in modules.items()},
+            "average": average.weights,
+            "optimizer": optimizer.state_dict(),
+        },
+        partial,
+    )
+    os.replace(partial, path)
+
+
+def load_checkpoint(
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    average: Average,
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    """Put a checkpoint back; returns the step to go on with (0 where there is none)."""
+    if not path.exists():
+        return 0
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    for name, module in modules.items():
+        module.load_state_dict(saved["modules"][name])
+        for key, value in saved["average"][name].items():
+            average.weights[name][key].copy_(value)
+    optimizer.load_state_dict(saved["optimizer"])
+    return int(saved["step"])
+
+
+class Log:
+    """One JSON line every `every` steps, on disk and on the terminal."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.every = path, every
+        self.sums: dict[str, float] = {}
+        self.count, self.since = 0, time.monotonic()
+
+    def add(self, step: int, samples: int, **values: Tensor | float) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.count += 1
+        if (step + 1) % self.every == 0:
+            means = {name: round(total / self.count, 6) for name, total in self.sums.items()}
+            speed = self.count * samples / (time.monotonic() - self.since)
+            self.write(step=step + 1, samples_per_second=round(speed, 1), **means)
+            self.sums, self.count, self.since = {}, 0, time.monotonic()
+
+    def write(self, **record: Any) -> None:
+        line = json.dumps(record)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
