@@ -8,6 +8,7 @@ and more) is to be edited and black is to be kept.
 from __future__ import annotations
 
 import contextlib
+import errno
 import stat
 import struct
 import warnings
@@ -29,10 +30,12 @@ MAX_PIXELS = 50_000_000  # 150 MB as RGB; far more than any model here can work 
 MASK_THRESHOLD = 128  # of 255: from here on a mask's pixel means "edit"
 
 # The formats that Pillow decodes by itself.  (Others start programs: EPS, Ghostscript.)
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 # What Pillow's decoders raise on damaged files, apart from OSError.
-DECODER_ERRORS = (SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+DECODER_ERRORS = (
+    EOFError, IndexError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 class ImageWarning(UserWarning):
@@ -193,7 +196,9 @@ def readable(path: Path | str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise too_large(path, "enormous") from error
     except OSError as error:
-        if error.errno is not None:  # the disk's fault, not the file's
+        # With a number it is the disk's fault, not the file's; but for a seek to an offset
+        # that makes no sense, which the file asked for.
+        if error.errno not in (None, errno.EINVAL):
             raise
         raise damaged(path, error) from error
     except DECODER_ERRORS as error:

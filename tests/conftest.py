@@ -1,0 +1,70 @@
+"""What all tests share.  Nothing here sets threads, seeds or environment for good."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+ROADS = ROOT / "pare" / "models" / "roads"
+
+# A busy machine is no failure; and what passed in CI passes there again.
+settings.register_profile(
+    "pare",
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+)
+settings.load_profile("pare")
+
+RunPare = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests, with the reason, where there is no GPU."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked or importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def run_pare(tmp_path: Path) -> RunPare:
+    """Run `pare ARGUMENTS` as a user does: another process, in an empty folder."""
+
+    def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+        settings: dict[str, object] = {
+            "cwd": tmp_path,
+            "env": environment,
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            "timeout": 300,
+        }
+        command = [sys.executable, "-m", "pare", *map(str, arguments)]
+        return subprocess.run(command, **(settings | options))  # type: ignore[call-overload,no-any-return]
+
+    return run
+
+
+@pytest.fixture
+def gradient() -> Image.Image:
+    """A picture in which every pixel differs from its neighbours: 48 x 32, RGB."""
+    image = Image.new("RGB", (48, 32))
+    image.putdata([(5 * x, 7 * y, (3 * x + 2 * y) % 256) for y in range(32) for x in range(48)])
+    return image

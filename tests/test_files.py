@@ -1,0 +1,151 @@
+"""Whole or not at all, and never over something by accident."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from pare.errors import OutputError
+from pare.files import check_output, sha256, write_whole
+
+
+def write_new(file: BinaryIO) -> None:
+    file.write(b"new")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_writes_a_new_file_with_the_umask_s_permissions(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"")
+    write_whole(tmp_path / "a.png", write_new)
+    assert (tmp_path / "a.png").read_bytes() == b"new"
+    assert names(tmp_path) == ["a.png", "plain"]
+    assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_refuses_to_overwrite_unless_forced(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    with pytest.raises(OutputError, match="--force"):
+        write_whole(path, write_new)
+    assert path.read_bytes() == b"old"
+    write_whole(path, write_new, force=True)
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("force", [False, True])
+def test_an_interrupted_write_leaves_everything_as_it_was(
+    tmp_path: Path, error: BaseException, force: bool
+) -> None:
+    path = tmp_path / "a.png"
+    if force:
+        path.write_bytes(b"old")
+
+    def half(file: BinaryIO) -> None:
+        file.write(b"ne")
+        raise error
+
+    with pytest.raises(type(error)):
+        write_whole(path, half, force=force)
+    assert names(tmp_path) == (["a.png"] if force else [])
+    assert not force or path.read_bytes() == b"old"
+
+
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"new")
+        path.write_bytes(b"somebody else's")
+
+    with pytest.raises(OutputError, match="exists"):
+        write_whole(path, write)
+    assert path.read_bytes() == b"somebody else's"
+    assert names(tmp_path) == ["a.png"]
+
+
+def test_of_many_writers_without_force_exactly_one_wins(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    losers: list[int] = []
+
+    def run(number: int) -> None:
+        try:
+            write_whole(path, lambda file: file.write(b"%d" % number) and None)
+        except OutputError:
+            losers.append(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(losers) == 7
+    assert {int(path.read_bytes())} == set(range(8)) - set(losers)
+    assert names(tmp_path) == ["a.png"]
+
+
+def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "a.png"
+    write_whole(path, write_new)
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["a.png"]
+
+    def write(file: BinaryIO) -> None:
+        (tmp_path / "b.png").write_bytes(b"somebody else's")
+
+    with pytest.raises(OutputError, match="exists"):
+        write_whole(tmp_path / "b.png", write)
+    assert (tmp_path / "b.png").read_bytes() == b"somebody else's"
+
+
+def test_follows_links_and_leaves_them_links(tmp_path: Path) -> None:
+    target, link = tmp_path / "target.png", tmp_path / "link.png"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    with pytest.raises(OutputError, match="exists"):
+        write_whole(link, write_new)
+    write_whole(link, write_new, force=True)
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_what_no_output_can_be(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="does not exist"):
+        check_output(tmp_path / "missing" / "a.png")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="does not exist"):
+        check_output(tmp_path / "file" / "a.png")
+    with pytest.raises(OutputError, match="is a folder"):
+        check_output(tmp_path, force=True)
+    os.mkfifo(tmp_path / "pipe")
+    for special in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(OutputError, match="not a regular file"):
+            check_output(special, force=True)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="cannot be written"):
+        check_output(tmp_path / "a.png")
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")  # the example of FIPS 180
+    assert sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223b00361a39617")
