@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pare.errors import SettingError
 from pare.schedulers.config import SchedulerConfig
 from pare.schedulers.schedule import Level
@@ -34,23 +37,25 @@ def spaced_timesteps(
     leaves the last one out, which DPM-Solver's authors do.
     """
     count = config.num_train_timesteps
-    if steps == count:  # only one way is left to choose them
-        return [float(t) for t in reversed(range(count))]
-    if config.timestep_spacing == "trailing":
-        return [float(round(count - k * count / steps) - 1) for k in range(steps)]
     points = steps + drop_cleanest
-    if config.timestep_spacing == "leading":
+    rising: NDArray[np.float64]
+    if steps == count:
+        rising = np.arange(0.0, count)  # there is only one choice
+    elif config.timestep_spacing == "trailing":
+        # Rounding can make arange one timestep too long, hence the cut.
+        rising = np.arange(count, 0, -count / steps)[:steps].round()[::-1] - 1
+    elif config.timestep_spacing == "leading":
         stride = count // points
         # With many steps there is less room than steps_offset asks for: stay in the table.
         offset = min(config.steps_offset, count - 1 - (points - 1) * stride)
-        timesteps = [float(k * stride + offset) for k in range(points)]
+        rising = np.arange(0.0, points) * stride + offset
     elif points == 1:
-        timesteps = [float(count - 1)]  # a single step can only start where the noise is
+        rising = np.array([count - 1.0])  # a single step can only start where the noise is
     else:
-        timesteps = [k * (count - 1) / (points - 1) for k in range(points)]
-        if whole:
-            timesteps = [float(round(t)) for t in timesteps]
-    return timesteps[::-1][:steps]
+        rising = np.linspace(0, count - 1, points)
+    falling = (rising.round() if whole else rising)[::-1]
+    timesteps: list[float] = falling[:steps].tolist()
+    return timesteps
 
 
 def karras_sigmas(steps: int, largest: float, smallest: float) -> list[float]:
