@@ -85,9 +85,7 @@ class Control:
         """Whether `edit` is to be called for this site at this step."""
         return False
 
-    def edit(
-        self, call: Call, probabilities: Callable[[int], Tensor]
-    ) -> Mapping[int, Tensor]:
+    def edit(self, call: Call, probabilities: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
         """New probabilities for the rows that they are to replace: {row: (heads, queries, keys)}.
 
         `probabilities(row)` computes the model's own.  Rows that are not in the answer

@@ -43,7 +43,7 @@ class Posterior:
         return self.mean
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """mean + std * noise; the noise is drawn on the CPU in float32 (arXiv:1312.6114, eq. 10)."""
+        """mean + std * noise, drawn on the CPU in float32 (arXiv:1312.6114, eq. 10)."""
         noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float32)
         return self.mean + self.std * noise.to(self.mean)
 
@@ -102,5 +102,7 @@ def piecewise(
 ) -> Tensor:
     """`function(x)`, all at once, picture by picture, or tile by tile."""
     if sliced and x.shape[0] > 1:
-        return torch.cat([piecewise(function, one, False, tile, scale) for one in x.split(1)])
+        return torch.cat(
+            [piecewise(function, one, False, tile, scale) for one in x.chunk(x.shape[0])]
+        )
     return function(x) if tile is None else in_tiles(function, x, tile=tile, scale=scale)

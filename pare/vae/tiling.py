@@ -16,9 +16,7 @@ from torch import Tensor
 OVERLAP = 0.25
 
 
-def in_tiles(
-    function: Callable[[Tensor], Tensor], x: Tensor, *, tile: int, scale: float
-) -> Tensor:
+def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, *, tile: int, scale: float) -> Tensor:
     """Apply `function` to overlapping tiles of `x` (B, C, H, W) and cross-fade the answers.
 
     `tile` is the side of a tile in pixels of `x`; `scale` is how many pixels of the
@@ -30,21 +28,19 @@ def in_tiles(
     if len(tops) == len(lefts) == 1:
         return function(x)
 
-    total: Tensor | None = None
-    weights: Tensor | None = None
-    for top in tops:
-        for left in lefts:
-            part = function(x[..., top : top + tile, left : left + tile])
-            if total is None or weights is None:
-                shape = (*part.shape[:2], round(height * scale), round(width * scale))
-                total = part.new_zeros(shape, dtype=torch.float32)
-                weights = total.new_zeros(shape[-2:])
-            rows, columns = part.shape[-2:]
-            window = ramp(rows, part.device)[:, None] * ramp(columns, part.device)[None, :]
-            y, x_ = round(top * scale), round(left * scale)
-            total[..., y : y + rows, x_ : x_ + columns] += part * window
-            weights[y : y + rows, x_ : x_ + columns] += window
-    assert total is not None and weights is not None
+    corners = [(top, left) for top in tops for left in lefts]
+    parts = [function(x[..., top : top + tile, left : left + tile]) for top, left in corners]
+
+    shape = (*parts[0].shape[:2], round(height * scale), round(width * scale))
+    total = torch.zeros(shape, dtype=torch.float32, device=x.device)
+    weights = total.new_zeros(shape[-2:])
+    for (top, left), part in zip(corners, parts, strict=True):
+        rows, columns = part.shape[-2:]
+        window = ramp(rows, x.device)[:, None] * ramp(columns, x.device)[None, :]
+        vertical = slice(round(top * scale), round(top * scale) + rows)
+        horizontal = slice(round(left * scale), round(left * scale) + columns)
+        total[..., vertical, horizontal] += part * window
+        weights[vertical, horizontal] += window
     return (total / weights).to(x.dtype)
 
 

@@ -1,0 +1,71 @@
+"""The model's answer under guidance.
+
+A model that has learnt eps(x_t, prompt) and eps(x_t, "") can be pushed further in the
+direction in which the prompt changes its mind than the prompt alone would push it:
+
+    eps = uncond + scale * (cond - uncond)                  arXiv:2207.12598, eq. 6
+
+Scale 1 is the model's own answer, 0 ignores the prompt; the paper's w is `scale - 1`.
+The same holds for v.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pare.attention import Control, ControlledStep, Row
+from pare.schedulers import Level, Prediction, interpret
+from pare.text import PromptEmbeddings
+from pare.unet import UNet
+
+
+def predict(
+    unet: UNet,
+    x_t: Tensor,
+    level: Level,
+    prompts: PromptEmbeddings,
+    guidance: float,
+    *,
+    prediction_type: str,
+    rescale: float = 0.0,
+    control: Control | None = None,
+    step: int = 0,
+) -> Prediction:
+    """What the guided model makes of x_t: x0 and eps, float32, each (B, 4, h, w).
+
+    Args:
+        x_t: latents (B, 4, h, w), float32; cast to the model's dtype at its door.
+        level: how noisy x_t is.
+        guidance: the scale of classifier-free guidance; at 1 the model runs once, not twice.
+        rescale: see `guide`.
+        control: attention's control; it is told `step` and what each row of the batch is.
+    """
+    branches: tuple[str, ...]
+    if guidance == 1:
+        batch, text, branches = x_t, prompts.cond, ("cond",)
+    else:
+        batch = torch.cat([x_t, x_t])
+        text = torch.cat([prompts.uncond, prompts.cond])
+        branches = ("uncond", "cond")
+    rows = tuple(Row(prompt, branch) for branch in branches for prompt in range(len(prompts)))
+    seam = None if control is None else ControlledStep(control, step, rows)
+    output = unet(batch.to(text.dtype), level.t, text, seam).float()
+    if guidance != 1:
+        uncond, cond = output.chunk(2)
+        output = guide(uncond, cond, guidance, rescale)
+    return interpret(output, x_t, level, prediction_type)
+
+
+def guide(uncond: Tensor, cond: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
+    """Classifier-free guidance on predictions (B, ...), eps or v.
+
+    `rescale` in [0, 1] draws the answer's standard deviation back to the conditional's,
+    which strong guidance inflates (arXiv:2305.08891, sec. 3.4, eq. 15 and 16).
+    """
+    guided = uncond + scale * (cond - uncond)
+    if rescale:
+        dims = tuple(range(1, cond.ndim))
+        ratio = cond.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
+        guided = rescale * (guided * ratio) + (1 - rescale) * guided
+    return guided

@@ -1,0 +1,32 @@
+"""Noise that depends on a seed and on nothing else.
+
+Every picture has its own generator, so that a picture's noise does not depend on what
+else is in its batch.  All noise is drawn on the CPU in float32 and then moved: a seed
+means the same noise on every device and at every precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pare.settings import check_seeds
+
+
+class Noise:
+    """A stream of unit Gaussian noise for a batch of pictures, one generator a seed."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        """`device` is where the noise is moved to, not where it is drawn."""
+        self.generators = [torch.Generator().manual_seed(seed) for seed in check_seeds(seeds)]
+        self.device = torch.device(device)
+
+    def __len__(self) -> int:
+        return len(self.generators)
+
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        """The next noise: (B, *shape), float32, each row from its own picture's generator."""
+        rows = [torch.randn(shape, generator=generator) for generator in self.generators]
+        return torch.stack(rows).to(self.device)

@@ -1,0 +1,324 @@
+"""The whole run, from words to pixels.
+
+    pipe       = Pipeline.from_pretrained("roads")
+    prompts    = pipe.encode_prompts(["a snowy road"])
+    trajectory = pipe.scheduler.trajectory(25)
+    noise      = pipe.noise([7])
+    x_T        = noise.draw(pipe.latent_shape()) * trajectory.initial_scale
+    x0         = pipe.denoise(x_T, trajectory, prompts, guidance=7.5, noise=noise)
+    image      = pipe.decode(x0)
+
+`generate` and `img2img` are these lines; the techniques write their own loop instead of
+`denoise`, out of the same parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pare import guidance as guiding
+from pare import settings
+from pare.attention import Control
+from pare.errors import ModelError, SettingError
+from pare.hub import Components, ModelSource, load_model
+from pare.noise import Noise
+from pare.schedulers import (
+    Level,
+    Prediction,
+    Scheduler,
+    Trajectory,
+    add_noise,
+    build_scheduler,
+    start_index,
+)
+from pare.text import PromptEmbeddings, encode, paired
+
+Progress = Callable[[Iterable[int]], Iterable[int]]
+"""Wraps the step indices of a loop, as tqdm does."""
+
+
+class Pipeline:
+    """A model's parts with a scheduler, and the steps of a run as methods.
+
+    Latents are float32, variance-preserving and scaled by the VAE's `scaling_factor`;
+    they are cast to the model's dtype at its door.
+    """
+
+    def __init__(self, components: Components, scheduler: Scheduler) -> None:
+        self.unet = components.unet
+        self.vae = components.vae
+        self.tokenizer = components.tokenizer
+        self.text_encoder = components.text_encoder
+        self.source: ModelSource = components.source
+        self.scheduler_config = components.scheduler_config
+        self.scheduler = scheduler
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "roads",
+        *,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        scheduler: str | None = None,
+        **scheduler_options: Any,
+    ) -> Pipeline:
+        """Load a model: "roads", the built-in one, or a folder in the Hub's layout.
+
+        Args:
+            device: "auto" is CUDA, MPS or the CPU, in this order.
+            dtype: "auto" is float16 on CUDA and float32 elsewhere.
+            scheduler: a name from `pare.schedulers.SCHEDULERS`; None is the model's own.
+            scheduler_options: see `build_scheduler`.
+
+        Raises:
+            PareError: its subclasses say what is wrong with the model or a setting.
+        """
+        components = load_model(model, device=device, dtype=dtype)
+        where = f"{components.source.path}/scheduler/scheduler_config.json"
+        solver = build_scheduler(components.scheduler_config, where, scheduler, **scheduler_options)
+        return cls(components, solver)
+
+    def with_scheduler(self, name: str | None, **options: Any) -> Pipeline:
+        """The same model, not copied, under another scheduler."""
+        parts = Components(
+            self.unet,
+            self.vae,
+            self.tokenizer,
+            self.text_encoder,
+            self.scheduler_config,
+            self.source,
+        )
+        where = f"{self.source.path}/scheduler/scheduler_config.json"
+        return Pipeline(parts, build_scheduler(self.scheduler_config, where, name, **options))
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.conv_in.weight.dtype
+
+    # --- the parts of a run ---------------------------------------------------------------
+
+    def encode_prompts(
+        self, prompts: Sequence[str], negative: str | Sequence[str] = ""
+    ) -> PromptEmbeddings:
+        """Prompts and negative prompts (one for all, or one each) as (B, 77, C) each."""
+        negatives = paired(prompts, negative)
+        unique = list(dict.fromkeys([*prompts, *negatives]))
+        rows = {text: encode(self.tokenizer, self.text_encoder, [text]) for text in unique}
+        return PromptEmbeddings(
+            cond=torch.cat([rows[prompt] for prompt in prompts]),
+            uncond=torch.cat([rows[prompt] for prompt in negatives]),
+        )
+
+    def noise(self, seeds: Sequence[int]) -> Noise:
+        """A stream of noise for a batch, one seed a picture."""
+        return Noise(seeds, self.device)
+
+    def latent_shape(
+        self, height: int | None = None, width: int | None = None
+    ) -> tuple[int, int, int]:
+        """(channels, h, w) of the latents of a picture of `height` x `width` pixels.
+
+        A side that is not given is the one that the model was trained at.
+        """
+        factor = self.vae.config.factor
+        trained_height, trained_width = (side * factor for side in self.unet.config.sample_size)
+        height = trained_height if height is None else height
+        width = trained_width if width is None else width
+        settings.check_size(width, height)
+        return self.vae.config.latent_channels, height // factor, width // factor
+
+    @torch.no_grad()
+    def encode(
+        self, image: Tensor, *, generator: torch.Generator | None = None, tile: int | None = None
+    ) -> Tensor:
+        """image (B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, H/8, W/8), float32.
+
+        The posterior's mode; with a `generator` a sample from it.
+        """
+        image = image.to(self.device, self.dtype)
+        posterior = self.vae.encode(image, tile=tile)
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        return latents.float() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor, *, sliced: bool = False, tile: int | None = None) -> Tensor:
+        """scaled latents (B, 4, h, w) -> image (B, 3, 8h, 8w), about [-1, 1], float32, CPU."""
+        latents = (x0 / self.vae.config.scaling_factor).to(self.device, self.dtype)
+        return self.vae.decode(latents, sliced=sliced, tile=tile).float().cpu()
+
+    def predict(
+        self,
+        x_t: Tensor,
+        level: Level,
+        prompts: PromptEmbeddings,
+        guidance: float,
+        *,
+        rescale: float = 0.0,
+        control: Control | None = None,
+        step: int = 0,
+    ) -> Prediction:
+        """One guided look of the model at x_t (B, 4, h, w): x0 and eps."""
+        return guiding.predict(
+            self.unet,
+            x_t,
+            level,
+            prompts,
+            guidance,
+            prediction_type=self.scheduler.prediction_type,
+            rescale=rescale,
+            control=control,
+            step=step,
+        )
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        x_t: Tensor,
+        trajectory: Trajectory,
+        prompts: PromptEmbeddings,
+        *,
+        guidance: float,
+        rescale: float = 0.0,
+        noise: Noise | None = None,
+        control: Control | None = None,
+        progress: Progress = iter,
+    ) -> Tensor:
+        """x_t at the trajectory's first level -> x0 at its last, both (B, 4, h, w).
+
+        `noise` is needed by schedulers that are `stochastic`.
+        """
+        history: tuple[Tensor, ...] = ()
+        for i in progress(range(len(trajectory))):
+            level = trajectory.levels[i]
+            prediction = self.predict(
+                x_t, level, prompts, guidance, rescale=rescale, control=control, step=i
+            )
+            fresh = self.fresh_noise(noise, x_t)
+            x_t, history = self.scheduler.step(trajectory, i, x_t, prediction, history, fresh)
+        return x_t
+
+    def fresh_noise(self, noise: Noise | None, x_t: Tensor) -> Tensor | None:
+        """The noise of one step, drawn only where the scheduler wants it."""
+        if not self.scheduler.stochastic or noise is None:
+            return None
+        return noise.draw(tuple(x_t.shape[1:]))
+
+    # --- whole runs -----------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] = (0,),
+        *,
+        steps: int = 25,
+        guidance: float = 7.5,
+        rescale: float = 0.0,
+        negative: str | Sequence[str] = "",
+        height: int | None = None,
+        width: int | None = None,
+        control: Control | None = None,
+        progress: Progress = iter,
+    ) -> Tensor:
+        """Prompts -> pictures (B, 3, height, width) in [-1, 1], float32 on the CPU.
+
+        One seed a picture; a single prompt serves all seeds.
+
+        Raises:
+            SettingError: a setting out of range, or prompts and seeds that do not pair.
+        """
+        self.require_channels("generate")
+        check_sampling(steps, guidance, rescale)
+        embeddings = self.encode_prompts(one_a_seed(prompts, seeds), negative)
+        noise = self.noise(seeds)
+        trajectory = self.scheduler.trajectory(steps)
+        x_t = noise.draw(self.latent_shape(height, width)) * trajectory.initial_scale
+        x0 = self.denoise(
+            x_t,
+            trajectory,
+            embeddings,
+            guidance=guidance,
+            rescale=rescale,
+            noise=noise,
+            control=control,
+            progress=progress,
+        )
+        return self.decode(x0)
+
+    def img2img(
+        self,
+        image: Tensor,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] = (0,),
+        *,
+        strength: float = 0.8,
+        steps: int = 25,
+        guidance: float = 7.5,
+        rescale: float = 0.0,
+        negative: str | Sequence[str] = "",
+        progress: Progress = iter,
+    ) -> Tensor:
+        """Repaint a picture: noise it to mid-trajectory, then denoise (arXiv:2108.01073).
+
+        Args:
+            image: (1, 3, H, W) in [-1, 1], for all seeds, or (B, 3, H, W).
+            strength: how much of the trajectory runs, above 0 and at most 1.
+
+        Returns:
+            pictures (B, 3, H, W) in [-1, 1], float32 on the CPU.
+        """
+        self.require_channels("img2img")
+        check_sampling(steps, guidance, rescale)
+        embeddings = self.encode_prompts(one_a_seed(prompts, seeds), negative)
+        noise = self.noise(seeds)
+        trajectory = self.scheduler.trajectory(steps, start_index(steps, strength))
+        source = self.encode(image).expand(len(noise), -1, -1, -1)
+        x_t = add_noise(source, noise.draw(tuple(source.shape[1:])), trajectory.levels[0].alpha_bar)
+        x0 = self.denoise(
+            x_t,
+            trajectory,
+            embeddings,
+            guidance=guidance,
+            rescale=rescale,
+            noise=noise,
+            progress=progress,
+        )
+        return self.decode(x0)
+
+    def require_channels(self, task: str) -> None:
+        """Raise a ModelError for an inpainting model, whose UNet wants a mask as well."""
+        channels = self.unet.config.in_channels
+        if channels != self.vae.config.latent_channels:
+            raise ModelError(
+                f"{self.source.name} has a UNet of {channels} input channels",
+                expected=f"{self.vae.config.latent_channels} for {task}",
+                fix="take a text-to-image model",
+            )
+
+
+def check_sampling(steps: int, guidance: float, rescale: float) -> None:
+    settings.check_steps(steps)
+    settings.check_guidance(guidance)
+    settings.check_rescale(rescale)
+
+
+def one_a_seed(prompts: str | Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """One prompt a seed; a single prompt serves all."""
+    listed = [prompts] if isinstance(prompts, str) else list(prompts)
+    if len(listed) == 1:
+        listed *= len(seeds)
+    if len(listed) != len(seeds):
+        raise SettingError(
+            f"{len(listed)} prompts and {len(seeds)} seeds are given",
+            expected="one seed a prompt, or one prompt for all seeds",
+        )
+    return listed
