@@ -7,11 +7,14 @@ command runs, so that `pare --help` answers at once.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +22,7 @@ import click
 
 import pare
 from pare import settings
-from pare.console import on_terminal, run_in_words
+from pare.console import progress, run_in_words
 from pare.errors import OutputError
 from pare.files import check_output, sha256, write_whole
 
@@ -27,9 +30,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pare.pipeline import Pipeline
+    from pare.recipe import Recipe
 
 # pare.schedulers imports torch, so its names stand here too; a test holds them together.
-SCHEDULER_NAMES = ("ddim", "dpmpp_2m", "euler", "euler_ancestral", "lms", "pndm")
+SCHEDULER_NAMES = ("ddim", "dpm++2m", "lms", "pndm", "euler", "euler-ancestral")
 DTYPE_NAMES = ("auto", "float32", "float16", "bfloat16")
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -109,8 +113,8 @@ sampling_options = options(
 )  # fmt: skip
 
 output_options = options(
-    click.option("--seed", type=int, multiple=True, default=(0,), show_default="0",
-                 help="The noise to start from; several make several pictures."),
+    click.option("--seed", type=int, multiple=True, default=(0,),
+                 help="The noise to start from (0); give it several times for several pictures."),
     click.option("--count", type=int, default=1, show_default=True,
                  help="So many pictures, with consecutive seeds."),
     click.option("--out", type=click.Path(path_type=Path), default=Path(),
@@ -121,53 +125,117 @@ output_options = options(
 )  # fmt: skip
 
 prompt_argument = click.argument("prompt", callback=checked(settings.check_prompt))
+work_size_option = click.option(
+    "--size", metavar="WxH", callback=checked(settings.parse_size),
+    help="Work at this size (multiples of 8); IMAGE's own if not given.",
+)  # fmt: skip
 image_argument = click.argument("image", type=click.Path(path_type=Path))
 
 
-# --- commands ----------------------------------------------------------------------------
+# --- a run: what is planned before the model works, and written after it ------------------
 
 
-@cli.command()
-@prompt_argument
-@click.option("--size", metavar="WxH", callback=checked(settings.parse_size),
-              help="Multiples of 8; the size that the model was trained at if not given.")  # fmt: skip
-@sampling_options
-@scheduler_options
-@model_options
-@output_options
-def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
-    """Make pictures from PROMPT."""
-    started = time.perf_counter()
-    seeds = settings.consecutive_seeds(given["seed"], given["count"])
-    paths = output_paths(given["out"], "generate", seeds, given["force"])
-    pipe = load_pipeline(given)
-    width, height = size or (None, None)
-    images = pipe.generate(
-        [prompt] * len(seeds), seeds, width=width, height=height, **sampling(given)
-    )
-    write_pictures(pipe, to_pictures(images), seeds, paths, {}, started)
+@dataclass(frozen=True)
+class Run:
+    """What a command was given, and where its pictures go."""
+
+    command: str
+    arguments: Mapping[str, Any]
+    inputs: Mapping[str, Mapping[str, str]]
+    seeds: list[int]
+    paths: list[Path]
+    force: bool
+    as_json: bool
+    started: float
+
+    @classmethod
+    def plan(cls) -> Run:
+        """The run that the command line asks for, every output checked and input hashed.
+
+        Raises:
+            OutputError, SettingError: a file that cannot or must not be written; seeds that
+                cannot be.
+            OSError: an input that cannot be opened.
+        """
+        started = time.perf_counter()
+        context = click.get_current_context()
+        command, given = str(context.info_name), context.params
+        seeds = settings.consecutive_seeds(given["seed"], given["count"])
+        paths = output_paths(given["out"], command, seeds)
+        for path in paths:
+            check_output(path, force=given["force"])
+        inputs: dict[str, Mapping[str, str]] = {
+            name: {"path": str(given[name]), "sha256": sha256(given[name])}
+            for name in ("image", "mask")
+            if name in given
+        }
+        arguments = {name: plain(value) for name, value in given.items()}
+        return cls(
+            command, arguments, inputs, seeds, paths, given["force"], given["as_json"], started
+        )
+
+    def write(self, pipe: Pipeline, images: Sequence[Image.Image], **report: object) -> None:
+        """Write every picture with its recipe; print the paths, or all as a JSON object."""
+        from pare.recipe import save_png
+
+        seconds = time.perf_counter() - self.started
+        for index, (image, path) in enumerate(zip(images, self.paths, strict=True)):
+            recipe = self.recipe(pipe, index)
+            write_whole(path, functools.partial(save_png, image, recipe), force=self.force)
+            if not self.as_json:
+                click.echo(path)
+        if self.as_json:
+            pictures = [
+                {"path": str(path), "seed": seed, "width": image.width, "height": image.height}
+                for path, seed, image in zip(self.paths, self.seeds, images, strict=True)
+            ]
+            result = {"command": self.command, "pictures": pictures, "seconds": round(seconds, 3)}
+            click.echo(json.dumps(result | report, indent=2))
+
+    def recipe(self, pipe: Pipeline, index: int) -> Recipe:
+        """The recipe of the picture at `index` of the run."""
+        import torch
+
+        from pare.recipe import Recipe, current_versions
+
+        return Recipe(
+            command=self.command,
+            arguments=self.arguments,
+            inputs=self.inputs,
+            model=plain(pipe.source),
+            scheduler=pipe.scheduler.describe(),
+            seeds=self.seeds,
+            index=index,
+            device=str(pipe.device),
+            dtype=str(pipe.dtype).removeprefix("torch."),
+            threads=torch.get_num_threads(),
+            versions=current_versions(),
+        )
 
 
-# --- what the commands share -------------------------------------------------------------
-
-
-def output_paths(out: Path, command: str, seeds: Sequence[int], force: bool) -> list[Path]:
-    """One file name a seed, each of them free (or to be overwritten) and writable."""
+def output_paths(out: Path, command: str, seeds: Sequence[int]) -> list[Path]:
+    """One file name a seed: in the folder `out`, or made from the name `out`."""
     if out.is_dir():
-        paths = [out / f"{command}-{seed}.png" for seed in seeds]
-    elif out.suffix.lower() != ".png":
+        return [out / f"{command}-{seed}.png" for seed in seeds]
+    if out.suffix.lower() != ".png":
         raise OutputError(
             f"--out is {out}",
-            expected="a name that ends in .png (the format that keeps the recipe) or a folder "
-            "that exists",
+            expected="a name that ends in .png (which keeps the recipe), or a folder that exists",
         )
-    elif len(seeds) == 1:
-        paths = [out]
-    else:
-        paths = [out.with_name(f"{out.stem}-{seed}{out.suffix}") for seed in seeds]
-    for path in paths:
-        check_output(path, force=force)
-    return paths
+    if len(seeds) == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}-{seed}{out.suffix}") for seed in seeds]
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it: paths as text, tuples as lists, dataclasses as objects."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def load_pipeline(given: Mapping[str, Any]) -> Pipeline:
@@ -188,6 +256,79 @@ def load_pipeline(given: Mapping[str, Any]) -> Pipeline:
     )
 
 
+def warn_of_size(pipe: Pipeline, picture: Image.Image) -> None:
+    """Say so if a picture is far larger than what the model has seen: slow, and repetitive."""
+    _, h, w = pipe.latent_shape()
+    width, height = w * settings.SIZE_STEP, h * settings.SIZE_STEP
+    if picture.width * picture.height > 8 * width * height:
+        warnings.warn(
+            f"the picture is {picture.width} x {picture.height}, and the model was trained at "
+            f"{width} x {height}: this will be slow and may repeat things; --size works smaller",
+            stacklevel=2,
+        )
+
+
 def sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     """The sampling settings by the names that the pipeline gives them."""
     return {name: given[name] for name in ("steps", "guidance", "rescale", "negative")}
+
+
+# --- commands ----------------------------------------------------------------------------
+
+
+@cli.command()
+@prompt_argument
+@click.option(
+    "--size",
+    metavar="WxH",
+    callback=checked(settings.parse_size),
+    help="Multiples of 8; the size that the model was trained at if not given.",
+)
+@sampling_options
+@scheduler_options
+@model_options
+@output_options
+def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
+    """Make pictures from PROMPT."""
+    from pare.image import to_pil
+
+    run = Run.plan()
+    pipe = load_pipeline(given)
+    width, height = size or (None, None)
+    images = pipe.generate(
+        prompt, run.seeds, width=width, height=height, progress=progress(), **sampling(given)
+    )
+    run.write(pipe, to_pil(images))
+
+
+@cli.command()
+@image_argument
+@prompt_argument
+@click.option(
+    "--strength",
+    type=float,
+    default=0.8,
+    show_default=True,
+    callback=checked(settings.check_strength),
+    help="How much of the trajectory is run: 1 keeps nothing of IMAGE.",
+)
+@work_size_option
+@sampling_options
+@scheduler_options
+@model_options
+@output_options
+def img2img(
+    image: Path, prompt: str, strength: float, size: tuple[int, int] | None, **given: Any
+) -> None:
+    """Make IMAGE over, as PROMPT says; the result has IMAGE's size."""
+    from pare.image import fit, load_image, to_pil, to_tensor
+
+    run = Run.plan()
+    picture, restore = fit(load_image(image), size)
+    pipe = load_pipeline(given)
+    warn_of_size(pipe, picture)
+    images = pipe.img2img(
+        to_tensor(picture), prompt, run.seeds, strength=strength, progress=progress(),
+        **sampling(given),
+    )  # fmt: skip
+    run.write(pipe, [restore(made) for made in to_pil(images)])

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
 import click
@@ -149,6 +150,10 @@ def library_noise_off() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def on_terminal() -> bool:
-    """Whether progress is worth showing: stderr is a terminal."""
-    return sys.stderr.isatty()
+def progress(what: str = "steps") -> Callable[[Iterable[int]], Iterable[int]]:
+    """What to wrap a loop's indices in: a bar on stderr, or nothing if that is no terminal."""
+    if not sys.stderr.isatty():
+        return iter
+    from tqdm import tqdm
+
+    return functools.partial(tqdm, desc=what, leave=False)

@@ -220,9 +220,25 @@ def damaged(path: Path | str, error: Exception) -> ImageError:
 # --- sizes -----------------------------------------------------------------------------
 
 
-def fit_to_multiple(
-    image: Image.Image, multiple: int = 8
-) -> tuple[Image.Image, Callable[[Image.Image], Image.Image]]:
+Restore = Callable[[Image.Image], Image.Image]
+
+
+def fit(image: Image.Image, size: tuple[int, int] | None = None) -> tuple[Image.Image, Restore]:
+    """The picture at a size that a model can work on, and the way back to its own size.
+
+    With a `size` (width, height) it is resampled, there and back; without one it is only
+    brought to multiples of 8, and no pixel changes.
+    """
+    if size is None or size == image.size:
+        return fit_to_multiple(image)
+    own_size = image.size
+    return (
+        image.resize(size, Image.Resampling.LANCZOS),
+        lambda worked: worked.resize(own_size, Image.Resampling.LANCZOS),
+    )
+
+
+def fit_to_multiple(image: Image.Image, multiple: int = 8) -> tuple[Image.Image, Restore]:
     """The picture at the next multiple of `multiple` in both directions, and the way back.
 
     The right and lower edges are repeated, so no pixel is resampled; `restore` cuts a

@@ -1,0 +1,468 @@
+"""The command: what it prints where, its exit codes, and what it leaves on the disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import pare.cli
+from pare.cli import main
+from pare.errors import ModelError
+from pare.files import sha256
+from pare.recipe import read_recipe
+from pare.schedulers import SCHEDULERS
+from tests.conftest import ROADS, ROOT, RunPare
+from tests.fake_pipeline import FakePipeline
+
+needs_roads = pytest.mark.skipif(not ROADS.is_dir(), reason="the built-in model is not there")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakePipeline:
+    """The commands run on a fake model, in an empty folder."""
+    pipe = FakePipeline()
+    monkeypatch.setattr(pare.cli, "load_pipeline", lambda given: pipe)
+    monkeypatch.chdir(tmp_path)
+    return pipe
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr; nothing on stdout."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("pare: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+# --- help ------------------------------------------------------------------------------
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"pare {pare.__version__}\n"
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for command in pare.cli.cli.commands:
+        assert f"  {command} " in listed
+        assert main([command, "--help"]) == 0
+        assert capsys.readouterr().err == ""
+
+
+def test_the_help_comes_at_once(run_pare: RunPare) -> None:
+    # Processor time, which is the time to wait for on a machine with nothing else to do.
+    def children() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before = children()
+    assert run_pare("--help").returncode == 0
+    assert children() - before < 0.5
+
+
+def test_the_help_names_the_schedulers_that_there_are() -> None:
+    assert set(pare.cli.SCHEDULER_NAMES) == set(SCHEDULERS) - {"ddim-inverse"}
+
+
+# --- what a user gets wrong --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("generate", "Missing argument 'PROMPT'"),
+        ("generate x y", "unexpected extra argument"),
+        ("generate x --frobnicate", "No such option"),
+        ("frobnicate", "No such command 'frobnicate'"),
+        ("generate x --steps many", "not a valid integer"),
+        ("generate x --steps 0", "steps is 0; expected a whole number from 1 to 1000"),
+        ("generate x --steps 1001", "steps is 1001"),
+        ("generate x --guidance nan", "guidance is nan"),
+        ("generate x --guidance inf", "guidance is inf"),
+        ("generate x --rescale 2", "rescale is 2.0"),
+        ("generate x --eta -1", "eta is -1.0"),
+        ("generate x --scheduler dream", "not one of 'ddim'"),
+        ("generate x --size 100x100", "a multiple of 8"),
+        ("generate x --size huge", "WIDTHxHEIGHT"),
+        ("generate x --seed -1", "seed is -1"),
+        ("generate x --seed 9223372036854775808", "2**63 - 1"),
+        ("generate x --seed 7 --seed 7", "given 2 times"),
+        ("generate x --seed 7 --seed 8 --count 2", "several seeds, or one seed and a count"),
+        ("generate x --count 0", "count is 0"),
+        ("generate x --dtype int8", "not one of 'auto'"),
+        ("generate x --threads 0", "not in the range"),
+        ("generate x --out missing/a.png", "missing does not exist"),
+        ("generate x --out text.txt", "ends in .png"),
+        ("generate x --out text.txt/a.png", "does not exist"),
+        ("generate x --out missing/", "ends in .png"),
+        ("generate x --out here.png", "here.png exists; pass --force"),
+        ("generate x --out there.png", "there.png"),
+        ("img2img missing.png x", "missing.png: no such file"),
+        ("img2img . x", ".: is a folder"),
+        ("img2img text.txt x", "text.txt is not a picture"),
+        ("img2img here.png x --strength 0", "strength is 0, which runs no step"),
+        ("img2img here.png x --strength 1.5", "strength is 1.5"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(
+    fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    arguments: str, sentence: str,
+) -> None:  # fmt: skip
+    Image.new("RGB", (16, 16)).save(tmp_path / "here.png")
+    Path("there.png").mkdir()
+    Path("there.png/generate-0.png").touch()
+    Path("text.txt").write_text("text\n")
+    before = names(tmp_path)
+    assert main(arguments.split()) == 2
+    assert sentence in error_line(capsys)
+    assert names(tmp_path) == before
+    assert fake.asked == {}  # found before the model ran
+
+
+def test_a_prompt_that_is_no_text(fake: FakePipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", os.fsdecode(b"a\xffb")]) == 2
+    assert "expected UTF-8" in error_line(capsys)
+
+
+def test_file_names_cannot_steer_the_terminal(
+    fake: FakePipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["img2img", "a\n\x1b[2Jb.png", "x"]) == 2
+    line = error_line(capsys)
+    assert "\x1b" not in line
+    assert "\\x1b[2Jb.png: no such file" in line
+
+
+@needs_roads
+def test_mistakes_that_only_the_model_knows(run_pare: RunPare, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for arguments in (
+        ("--model", "empty"),
+        ("--model", "missing/folder/of/mine"),
+        ("--device", "cuda:99"),
+        ("--device", "abacus"),
+        ("--scheduler", "euler", "--eta", "0.5"),
+        ("--scheduler", "ddim", "--karras"),
+    ):
+        done = run_pare("generate", "x", "--steps", "1", *arguments)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert re.fullmatch(r"pare: .+\n", done.stderr)
+    assert names(tmp_path) == ["empty"]
+
+
+# --- bugs, interrupts, full disks --------------------------------------------------------
+
+PATCHED = """
+import os, signal, sys
+import pare.cli, pare.recipe
+{patch}
+sys.exit(pare.cli.main(sys.argv[1:]))
+"""
+
+
+def run_patched(tmp_path: Path, patch: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`pare ARGUMENTS` in a process in which something has been replaced."""
+    fake = "from tests.fake_pipeline import FakePipeline\n"
+    fake += "pare.cli.load_pipeline = lambda given: FakePipeline()\n"
+    return subprocess.run(
+        [sys.executable, "-c", PATCHED.format(patch=fake + patch), *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=120,
+    )
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+    patch = (
+        "def generate(*_, **__): raise RuntimeError('injected')\nFakePipeline.generate = generate"
+    )
+    done = run_patched(tmp_path, patch, "generate", "x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Traceback (most recent call last)")
+    assert done.stderr.endswith("\nRuntimeError: injected\n")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, EOFError, TypeError, MemoryError])
+def test_no_other_error_is_taken_for_the_user_s(
+    fake: FakePipeline, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def generate(*_: Any, **__: Any) -> None:
+        raise error("injected")
+
+    monkeypatch.setattr(FakePipeline, "generate", generate)
+    with pytest.raises(error, match="injected"):
+        main(["generate", "x"])
+
+
+def test_ctrl_c_while_writing_leaves_nothing_half_written(tmp_path: Path) -> None:
+    patch = """
+whole = pare.recipe.save_png
+def save_png(image, recipe, file):
+    if recipe.seed == 1:
+        file.write(b"half")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGINT)
+    whole(image, recipe, file)
+pare.recipe.save_png = save_png
+"""
+    done = run_patched(tmp_path, patch, "generate", "x", "--count", "3")
+    assert done.returncode == 130
+    assert done.stderr == "pare: interrupted\n"
+    assert done.stdout == "generate-0.png\n"
+    assert names(tmp_path) == ["generate-0.png"]
+    assert read_recipe(tmp_path / "generate-0.png").seeds == [0, 1, 2]
+
+
+def test_a_full_disk_keeps_the_pictures_that_are_whole(
+    fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    whole = pare.recipe.save_png
+
+    def save_png(image: Image.Image, recipe: Any, file: Any) -> None:
+        if recipe.seed == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(image, recipe, file)
+
+    monkeypatch.setattr(pare.recipe, "save_png", save_png)
+    assert main(["generate", "x", "--count", "3"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "pare: the disk is full\n"
+    assert captured.out == "generate-0.png\n"
+    assert names(tmp_path) == ["generate-0.png"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_stdout_on_a_full_disk(run_pare: RunPare) -> None:
+    with open("/dev/full", "w") as full:
+        done = run_pare("--version", stdout=full)
+    assert (done.returncode, done.stderr) == (2, "pare: the disk is full\n")
+
+
+def test_nobody_reads_the_output(run_pare: RunPare) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_pare("--help", stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_os_errors_without_words_are_bugs(
+    fake: FakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate(*_: Any, **__: Any) -> None:
+        raise OSError("a library's own, without a number")
+
+    monkeypatch.setattr(FakePipeline, "generate", generate)
+    with pytest.raises(OSError, match="a library's own"):
+        main(["generate", "x"])
+
+
+def test_warnings_are_one_line_and_no_failure(
+    fake: FakePipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = FakePipeline.generate
+
+    def generate(self: FakePipeline, *given: Any, **more: Any) -> Any:
+        warnings.warn("the prompt has\n80 tokens", UserWarning, stacklevel=1)
+        warnings.warn("for developers", DeprecationWarning, stacklevel=1)
+        warnings.warn("for developers", FutureWarning, stacklevel=1)
+        return whole(self, *given, **more)
+
+    monkeypatch.setattr(FakePipeline, "generate", generate)
+    assert main(["generate", "x"]) == 0
+    assert capsys.readouterr().err == "pare: warning: the prompt has 80 tokens\n"
+
+
+def test_the_process_is_left_as_it_was(fake: FakePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRANSFORMERS_VERBOSITY", raising=False)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
+    before = dict(os.environ), list(warnings.filters), warnings.showwarning, os.getcwd()
+    seen = {}
+
+    def generate(*_: Any, **__: Any) -> None:
+        seen.update(os.environ)
+        raise ModelError("no")
+
+    monkeypatch.setattr(FakePipeline, "generate", generate)
+    assert main(["generate", "x"]) == 2
+    assert (dict(os.environ), list(warnings.filters), warnings.showwarning, os.getcwd()) == before
+    assert seen["TRANSFORMERS_VERBOSITY"] == "error"
+    assert seen["HF_HUB_DISABLE_PROGRESS_BARS"] == "0"  # the user's own word
+
+
+# --- outputs -----------------------------------------------------------------------------
+
+
+def test_names_of_the_pictures(
+    fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("folder").mkdir()
+    for arguments, expected in (
+        ("", ["generate-0.png"]),
+        ("--out a.png", ["a.png"]),
+        ("--out b.PNG --seed 7", ["b.PNG"]),
+        ("--out c.png --seed 7 --seed 3", ["c-7.png", "c-3.png"]),
+        ("--out folder --seed 7 --count 2", ["folder/generate-7.png", "folder/generate-8.png"]),
+        ("--out folder/", ["folder/generate-0.png"]),
+    ):
+        assert main(["generate", "x", *arguments.split()]) == 0
+        assert capsys.readouterr().out.split() == expected
+        assert all(Path(name).is_file() for name in expected)
+    assert len(names(tmp_path)) + len(names(tmp_path / "folder")) == 9
+
+
+def test_nothing_is_overwritten_without_force(
+    fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("generate-1.png").write_bytes(b"mine")
+    assert main(["generate", "x", "--count", "2"]) == 2
+    assert "generate-1.png exists" in error_line(capsys)
+    assert names(tmp_path) == ["generate-1.png"]
+    assert Path("generate-1.png").read_bytes() == b"mine"
+    assert main(["generate", "x", "--count", "2", "--force"]) == 0
+    assert Image.open("generate-1.png").getpixel((0, 0)) == (1, 1, 1)
+
+
+def test_two_seeds_make_two_pictures_with_their_recipes(fake: FakePipeline, tmp_path: Path) -> None:
+    arguments = ["generate", "a road", "--seed", "200", "--seed", "0", "--guidance", "0"]
+    assert main(arguments) == 0
+    assert fake.asked["seeds"] == [200, 0]
+    assert fake.asked["guidance"] == 0
+    for index, seed in enumerate((200, 0)):
+        path = tmp_path / f"generate-{seed}.png"
+        assert Image.open(path).getpixel((0, 0)) == (seed, seed, seed)
+        recipe = read_recipe(path)
+        assert (recipe.command, recipe.seeds, recipe.index) == ("generate", [200, 0], index)
+        assert recipe.seed == seed
+        assert recipe.arguments["prompt"] == "a road"
+        assert recipe.arguments["steps"] == 25  # defaults are recorded as well
+        assert recipe.arguments["guidance"] == 0
+        assert recipe.threads == torch.get_num_threads()
+        assert (recipe.device, recipe.dtype) == ("cpu", "float32")
+
+
+def test_json(fake: FakePipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "x", "--count", "2", "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert captured.err == ""
+    assert result["command"] == "generate"
+    assert [picture["seed"] for picture in result["pictures"]] == [0, 1]
+    assert result["pictures"][1] == {"path": "generate-1.png", "seed": 1, "width": 24, "height": 16}
+    assert result["seconds"] >= 0
+
+
+def test_file_names_that_are_no_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\xff.png")
+    done = run_patched(tmp_path, "", "generate", "x", "--out", name)
+    assert (done.returncode, done.stdout) == (0, name + "\n"), done.stderr
+    assert os.listdir(os.fsencode(tmp_path)) == [b"a\xff.png"]
+
+
+def picture_of(path: Path, width: int, height: int) -> Image.Image:
+    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    image.save(path)
+    return image
+
+
+def test_img2img_works_at_multiples_of_8_and_hands_back_the_input_s_size(
+    fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = picture_of(tmp_path / "a.png", 30, 19)
+    arguments = ["img2img", "a.png", "x", "--strength", "0.5", "--seed", "3"]
+    assert main([*arguments, "--out", "b.png"]) == 0
+    assert fake.asked["image"].shape == (1, 3, 24, 32)
+    assert fake.asked["strength"] == 0.5
+    made = Image.open(tmp_path / "b.png")
+    assert made.tobytes() == bytes(255 - level for level in image.tobytes())  # the fake inverts
+    recipe = read_recipe(tmp_path / "b.png")
+    assert recipe.inputs["image"] == {"path": "a.png", "sha256": sha256(tmp_path / "a.png")}
+
+    assert main([*arguments, "--size", "64x40", "--out", "c.png"]) == 0
+    assert fake.asked["image"].shape == (1, 3, 40, 64)
+    assert Image.open(tmp_path / "c.png").size == (30, 19)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_picture_far_larger_than_the_model_s_is_said(
+    fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture_of(tmp_path / "a.png", 100, 80)
+    assert main(["img2img", "a.png", "x"]) == 0
+    assert "trained at 24 x 16" in capsys.readouterr().err
+
+
+# --- the built-in model ------------------------------------------------------------------
+
+
+@needs_roads
+def test_the_built_in_model_end_to_end(run_pare: RunPare, tmp_path: Path) -> None:
+    command = [
+        "generate",
+        "a snowy road in the forest",
+        "--steps",
+        "2",
+        "--seed",
+        "7",
+        "--seed",
+        "8",
+    ]
+    done = run_pare(*command, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = (Image.open(tmp_path / f"generate-{seed}.png") for seed in (7, 8))
+    assert first.size == (128, 128)
+    assert first.tobytes() != second.tobytes()
+    recipe = read_recipe(tmp_path / "generate-7.png")
+    assert recipe.arguments["model"] == "roads"
+    assert recipe.scheduler["name"] in SCHEDULERS
+    # Again, to the pixel.
+    assert run_pare(*command, "--out", "again.png").stdout == "again-7.png\nagain-8.png\n"
+    assert Image.open(tmp_path / "again-7.png").tobytes() == first.tobytes()
+
+
+@needs_roads
+def test_img2img_hands_back_the_input_s_size(run_pare: RunPare, tmp_path: Path) -> None:
+    Image.linear_gradient("L").resize((100, 75)).convert("RGB").save(tmp_path / "a.jpg")
+    done = run_pare("img2img", "a.jpg", "a road by night", "--steps", "3", "--out", "b.png")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "b.png\n", "")
+    assert Image.open(tmp_path / "b.png").size == (100, 75)
+    recipe = read_recipe(tmp_path / "b.png")
+    assert recipe.inputs["image"]["path"] == "a.jpg"
+    assert re.fullmatch("[0-9a-f]{64}", recipe.inputs["image"]["sha256"])
+
+
+@needs_roads
+def test_a_real_ctrl_c(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pare", "generate", "x", "--steps", "1000"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=60)
+    assert (process.returncode, output, error) == (130, "", "pare: interrupted\n")
+    assert names(tmp_path) == []
