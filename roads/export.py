@@ -76,6 +76,10 @@ def write_model(
     write_module(out / "unet", unet, train_unet.CONFIG)
     write_module(out / "vae", vae, {**train_vae.CONFIG, "scaling_factor": scaling_factor})
     text_encoder.half().save_pretrained(out / "text_encoder")
+    # transformers loads in the type that the config names: without this, diffusers' pipeline
+    # would put a float16 text encoder before a float32 UNet.
+    config = json.loads((out / "text_encoder" / "config.json").read_text())
+    write_json(out / "text_encoder" / "config.json", {**config, "dtype": "float32"})
 
 
 def write_module(folder: Path, module: nn.Module, config: dict[str, Any]) -> None:
