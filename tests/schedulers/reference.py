@@ -1,0 +1,96 @@
+"""diffusers' schedulers, rolled out to the end.  Knows nothing of pare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.schedulers.analytic import Model, alpha_bars
+
+diffusers.utils.logging.set_verbosity_error()
+
+CLASSES = {
+    "ddim": diffusers.DDIMScheduler,
+    "ddim-inverse": diffusers.DDIMInverseScheduler,
+    "dpm++2m": diffusers.DPMSolverMultistepScheduler,
+    "lms": diffusers.LMSDiscreteScheduler,
+    "pndm": diffusers.PNDMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler-ancestral": diffusers.EulerAncestralDiscreteScheduler,
+}
+IN_SIGMA = ("lms", "euler", "euler-ancestral")  # latents are x_t / sqrt(alpha_bar) there
+
+
+def build(name: str, config: dict[str, Any]) -> Any:
+    return CLASSES[name].from_config(dict(config))
+
+
+def rollout(
+    name: str,
+    config: dict[str, Any],
+    model: Model,
+    noise: Tensor,
+    steps: int,
+    start: int = 0,
+    *,
+    eta: float = 0.0,
+    order: int = 4,
+    exact_sigmas: bool = False,
+) -> Tensor:
+    """The end of diffusers' run; `noise` is the unit noise, or x_t itself where `start` > 0.
+
+    Fresh noise comes from a generator seeded with 5.  What diffusers must be told to run
+    rightly from midway: the begin index, PNDM its list of timesteps, LMS the order that
+    the slopes so far allow.  `exact_sigmas` has it compute its coefficients in float64.
+    """
+    scheduler = build(name, config)
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator().manual_seed(5)
+    timesteps = scheduler.timesteps[start:]
+    if name == "pndm" and start:
+        timesteps = told_midway(scheduler, start)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    if exact_sigmas:
+        scheduler.sigmas = sigmas_in_float64(scheduler, config)
+
+    x = noise * scheduler.init_noise_sigma if start == 0 else noise
+    if name in IN_SIGMA and start:
+        x = noise * (scheduler.sigmas[start] ** 2 + 1) ** 0.5
+    for k, t in enumerate(timesteps):
+        output = model(scheduler.scale_model_input(x, t), float(t))
+        extra: dict[str, Any] = {}
+        if name == "lms":
+            extra = {"order": min(k + 1, order)}
+        elif name == "euler-ancestral":
+            extra = {"generator": generator}
+        elif name == "ddim" and eta:
+            extra = {"eta": eta, "generator": generator}
+        x = scheduler.step(output, t, x, **extra).prev_sample
+    return x / (float(scheduler.sigmas[-1]) ** 2 + 1) ** 0.5 if name in IN_SIGMA else x
+
+
+def sigmas_in_float64(scheduler: Any, config: dict[str, Any]) -> np.ndarray:
+    """The sigmas of a run; diffusers rounds them to float32, and their differences suffer."""
+    if scheduler.config.get("use_karras_sigmas"):
+        return scheduler.sigmas.double().numpy()
+    table = alpha_bars(config)
+    sigmas = np.sqrt((1 - table) / table)
+    return np.append(np.interp(scheduler.timesteps, np.arange(len(table)), sigmas), 0.0)
+
+
+def told_midway(scheduler: Any, start: int) -> Tensor:
+    """PNDM's timesteps from step `start` on, with a warm-up of their own."""
+    plain = torch.from_numpy(scheduler._timesteps[::-1][start:].copy()).long()
+    if scheduler.config.skip_prk_steps:
+        return torch.cat([plain[:2], plain[1:]])
+    half = scheduler.config.num_train_timesteps // scheduler.num_inference_steps // 2
+    warm_up = []
+    for here, there in zip(plain[:3].tolist(), plain[1:4].tolist(), strict=True):
+        warm_up += [here, there + half, there + half, there]
+    scheduler.prk_timesteps = warm_up
+    return torch.cat([torch.tensor(warm_up), plain[3:]])
