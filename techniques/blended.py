@@ -125,7 +125,7 @@ def shrunken(mask: Tensor, shrink: int, i: int, steps: int) -> Tensor:
     A thin mask leaves the model nothing to work on: what it begins there is overruled from
     all sides.  So the first of `shrink + 1` equal segments of the run works on the mask
     dilated by `shrink` latent pixels, the next by one less, the last on the mask itself
-    (arXiv:2206.02779, section 4.3).
+    ("progressive mask shrinking" in arXiv:2206.02779).
     """
     radius = shrink - i * (shrink + 1) // steps
     return F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
@@ -198,7 +198,7 @@ def blend(
         background: what stands outside the mask in the end.  "paste": the input's pixels,
             exactly, with a seam of `feather_radius`.  "poisson": the input's pixels, exactly,
             and inside the edit's gradients, see `techniques.poisson`.  "latent": the decoded
-            picture as it is, as in the paper before its section 4.2.
+            picture as it is, which the VAE has changed everywhere.
         feather_radius: width in pixels of the soft seam of "paste", inside the mask; 0: hard.
         shrink: begin with the mask dilated by so many latent pixels, see `shrunken`.
         cover: edit every latent that the mask touches, not those whose middle it covers.
