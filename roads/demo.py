@@ -19,6 +19,7 @@ import time
 from contextlib import chdir, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pare.cli
 from roads import photo
@@ -33,7 +34,7 @@ WORLD = (
     "a forest at night with a full moon",
     "a snowy road in the mountains with a blue car",
 )
-SCENE = 11
+SCENE = 10
 
 ROUND_TRIP = """\
 import pare
@@ -67,13 +68,15 @@ class Section:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m roads.demo", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m roads.demo", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="the page's folder")
     out: Path = parser.parse_args(arguments).out
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with chdir(out):
-        sections = [by_scheduler(), by_prompt(), round_trip(), img2img(), blend()]
+        sections = [by_scheduler(), by_prompt(), round_trip(), img2img(), blend(), add_car()]
     seconds = time.perf_counter() - started
     page = out / "index.html"
     page.write_text(render_page(sections, seconds), encoding="utf-8")
@@ -119,7 +122,9 @@ def by_prompt() -> Section:
 
 
 def round_trip() -> Section:
-    make_photo = f"python -m roads.photo --scene {SCENE} --out photo.png --mask sky --mask-out sky.png"
+    make_photo = (
+        f"python -m roads.photo --scene {SCENE} --out photo.png --mask sky --mask-out sky.png"
+    )
     run(make_photo)
     show(ROUND_TRIP)
     exec(compile(ROUND_TRIP, "round trip", "exec"), {})  # the page shows these lines
@@ -159,16 +164,16 @@ def img2img() -> Section:
 def blend() -> Section:
     commands, figures = [], [Figure("photo.png", "the photograph"), Figure("sky.png", "the mask")]
     for background in ("latent", "paste", "poisson"):
-        file = f"blend-{background}.png"
+        file = f"clouds-{background}.png"
         command = (
-            f'pare blend photo.png --mask sky.png "a starry night sky with a full moon" '
-            f"--background {background} --seed 5 --out {file} --force"
+            'pare blend photo.png --mask sky.png "a sunny road in the mountains with clouds '
+            f'in the sky" --background {background} --seed 5 --out {file} --force'
         )
         report = run(command)
         commands.append(command)
         figures.append(Figure(file, f"{background}: {outside(report)}"))
     return Section(
-        "An edit inside a mask",
+        "Clouds into the sky",
         "Blended latent diffusion: before every step, everything outside the mask is replaced "
         "by the photograph, noised to the level of that step. `latent` keeps latents, and the "
         "VAE still changes every pixel a little; `paste` and `poisson` keep the pixels exactly.",
@@ -177,15 +182,43 @@ def blend() -> Section:
     )
 
 
-def outside(report: dict[str, object]) -> str:
+def add_car() -> Section:
+    make_photo = (
+        "python -m roads.photo --scene 9 --out empty.png --mask car --mask-out car.png --grow 4"
+    )
+    run(make_photo)
+    commands = [make_photo]
+    figures = [Figure("empty.png", "another photograph"), Figure("car.png", "where a car may go")]
+    for colour in ("red", "blue", "yellow", "white"):
+        file = f"car-{colour}.png"
+        command = (
+            f'pare blend empty.png --mask car.png "a snowy road in the mountains with a {colour} '
+            f'car" --seed 2 --out {file} --force'
+        )
+        run(command)
+        commands.append(command)
+        figures.append(Figure(file, f"a {colour} car"))
+    return Section(
+        "A car onto the road",
+        "The same technique with a small mask. Inside it the model invents; outside, the "
+        "photograph stays as it was, to the pixel.",
+        commands,
+        figures,
+    )
+
+
+def outside(report: dict[str, Any]) -> str:
     """What `pare blend` says of the pixels outside the mask, in a few words."""
-    return json.dumps(report)
+    (difference,) = report["outside"]
+    if difference["largest"] == 0:
+        return "outside the mask not a pixel differs"
+    return f"outside the mask {difference['psnr']:.1f} dB to the photograph"
 
 
 # --- running and showing ------------------------------------------------------------------
 
 
-def run(command: str) -> dict[str, object]:
+def run(command: str) -> dict[str, Any]:
     """Run a command line in this process, as the shell would; its JSON, if it prints any.
 
     Raises:
@@ -197,7 +230,7 @@ def run(command: str) -> dict[str, object]:
         printed = io.StringIO()
         with redirect_stdout(printed):
             code = pare.cli.main([*arguments, "--json"])
-        result: dict[str, object] = json.loads(printed.getvalue() or "{}")
+        result: dict[str, Any] = json.loads(printed.getvalue() or "{}")
     else:
         code, result = photo.main(arguments[2:]), {}
     if code:
@@ -206,7 +239,9 @@ def run(command: str) -> dict[str, object]:
 
 
 def show(command: str) -> None:
-    print(textwrap.indent(command.strip(), "$ " if "\n" not in command.strip() else "> "), flush=True)
+    print(
+        textwrap.indent(command.strip(), "$ " if "\n" not in command.strip() else "> "), flush=True
+    )
 
 
 # --- the page -----------------------------------------------------------------------------

@@ -38,8 +38,8 @@ def test_the_first_edit_by_command(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for command in commands:
         run(command)
     made = {path.name for path in tmp_path.iterdir()}
-    assert made == {"road.png", "night.png", "photo.png", "sky.png", "moon.png"}
-    for name in ("road.png", "night.png", "moon.png"):
+    assert made == {"road.png", "night.png", "photo.png", "sky.png", "clouds.png"}
+    for name in ("road.png", "night.png", "clouds.png"):
         assert read_recipe(name).command in ("generate", "img2img", "blend")
         assert Image.open(name).size == (128, 128)
 

@@ -1,0 +1,104 @@
+"""A "photograph" of the little world, and the mask of something in it.
+
+    python -m roads.photo --scene 10 --out photo.png --mask sky --mask-out sky.png
+
+The scenes are held out: the built-in model never saw them.  Their attributes can be set
+(`--weather night --car red`) while the layout stays, which gives the true picture of an edit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy.ndimage import binary_dilation
+
+from pare.console import run_in_words
+from pare.errors import SettingError
+from pare.files import check_output, write_whole
+from roads.render import LIGHTS, Canvas, paint_sky, render
+from roads.scene import CARS, HELD_OUT_SEEDS, OBJECTS, PLACES, WEATHERS, Scene, draw_scene
+
+Mask = npt.NDArray[np.bool_]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    return run_in_words(functools.partial(write_photo, options))
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m roads.photo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--scene", type=int, default=0, help="number of the held-out scene, from 0")
+    add("--out", type=Path, required=True, help="the picture, a .png")
+    add("--mask", choices=("sky", *OBJECTS), help="what the mask marks, white")
+    add("--mask-out", type=Path, help="the mask, a .png of the picture's size")
+    add("--grow", type=int, default=0, help="widen the mask by so many pixels")
+    add("--weather", choices=WEATHERS)
+    add("--place", choices=PLACES)
+    add("--car", choices=CARS)
+    for name in ("streetlights", "clouds", "house", "orb"):
+        add(f"--{name}", action=argparse.BooleanOptionalAction, default=None)
+    return parser
+
+
+def write_photo(options: argparse.Namespace) -> int:
+    if not 0 <= options.scene < HELD_OUT_SEEDS:
+        raise SettingError(f"scene is {options.scene}", expected="a number from 0 to 999999")
+    if (options.mask is None) != (options.mask_out is None):
+        raise SettingError("a mask needs both", expected="--mask WHAT and --mask-out FILE.png")
+    chosen = {
+        name: getattr(options, name)
+        for name in ("weather", "place", "car", "streetlights", "clouds", "house", "orb")
+        if getattr(options, name) is not None
+    }
+    scene = draw_scene(HELD_OUT_SEEDS + options.scene).replace(**chosen)
+    pictures = {options.out: Image.fromarray(render(scene).pixels)}
+    if options.mask is not None:
+        marked = region(scene, options.mask)
+        if options.grow > 0:
+            marked = binary_dilation(marked, iterations=options.grow)
+        pictures[options.mask_out] = Image.fromarray(marked.astype(np.uint8) * 255)
+    for path in pictures:
+        check_output(path, force=True)
+    for path, picture in pictures.items():
+        write_whole(path, functools.partial(picture.save, format="PNG"), force=True)
+    return 0
+
+
+def region(scene: Scene, thing: str) -> Mask:
+    """Where `thing` is in the picture (H, W): "sky", or one of OBJECTS.
+
+    An object that is not there is marked where it would be.
+    """
+    if thing == "sky":
+        return sky(scene)
+    if not scene.has(thing):
+        scene = scene.replace(**{thing: "red" if thing == "car" else True})
+    return render(scene).masks[thing]
+
+
+def sky(scene: Scene) -> Mask:
+    """The sky with all that hangs in it (H, W): where nothing else was painted over it."""
+    # By day and dry: rain and lamplight are painted over the sky as well.
+    bare = scene.replace(weather="sunny", orb=False, clouds=False)
+    canvas = Canvas(128)
+    paint_sky(canvas, bare, LIGHTS[bare.weather].tinted(bare.layout.tint, bare.place))
+    painted = render(bare).pixels.astype(int)
+    same: Mask = (np.abs(painted - canvas.finish().pixels) <= 1).all(axis=-1)
+    rows = np.arange(len(same)) < bare.layout.horizon * len(same)
+    return same & rows[:, None]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
