@@ -17,8 +17,20 @@ from roads.scene import CARS, PLACES, WEATHERS, Scene
 # Each phrasing is (before the noun, after the noun): "a snowy road", "a road in the snow".
 WEATHER_WORDS: dict[str, tuple[tuple[str, str], ...]] = {
     "sunny": (("sunny", ""), ("sunny", ""), ("", "on a sunny day"), ("", "in sunny weather")),
-    "snowy": (("snowy", ""), ("snowy", ""), ("", "in the snow"), ("", "in winter"), ("snow covered", "")),
-    "rainy": (("rainy", ""), ("rainy", ""), ("", "in the rain"), ("wet", ""), ("", "on a rainy day")),
+    "snowy": (
+        ("snowy", ""),
+        ("snowy", ""),
+        ("", "in the snow"),
+        ("", "in winter"),
+        ("snow covered", ""),
+    ),
+    "rainy": (
+        ("rainy", ""),
+        ("rainy", ""),
+        ("", "in the rain"),
+        ("wet", ""),
+        ("", "on a rainy day"),
+    ),
     "night": (("", "at night"), ("", "at night"), ("dark", ""), ("", "by night")),
 }
 PLACE_WORDS = {

@@ -48,14 +48,22 @@ def source_fingerprint() -> str:
 def load(split: str, count: int, folder: Path) -> Data:
     """The first `count` scenes of `split` ('train' or 'test'), rendered unless cached."""
     scenes = training_scenes(count) if split == "train" else unseen_scenes(count)
-    home = folder / f"renders-{split}-{count}-{source_fingerprint()}"
-    if not home.is_dir():
+    home = cached(folder, split, count)
+    if home is None:
+        home = folder / f"renders-{split}-{count}-{source_fingerprint()}"
         render_into(home, scenes)
     return Data(
         scenes=scenes,
-        pixels=np.load(home / "pixels.npy", mmap_mode="r"),
-        objects=np.load(home / "objects.npy", mmap_mode="r"),
+        pixels=np.load(home / "pixels.npy", mmap_mode="r")[:count],
+        objects=np.load(home / "objects.npy", mmap_mode="r")[:count],
     )
+
+
+def cached(folder: Path, split: str, count: int) -> Path | None:
+    """The smallest cache that holds at least `count` scenes of `split`, if there is one."""
+    found = folder.glob(f"renders-{split}-*-{source_fingerprint()}")
+    sizes = {int(home.name.split("-")[2]): home for home in found}
+    return sizes[min(enough)] if (enough := [n for n in sizes if n >= count]) else None
 
 
 def render_into(home: Path, scenes: Sequence[Scene]) -> None:

@@ -9,6 +9,7 @@ in a caption falls apart into bytes: every text has an encoding.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -43,7 +44,7 @@ def learn_merges(words: Counter[str], count: int) -> list[Pair]:
     while len(merges) < count:
         pairs: Counter[Pair] = Counter()
         for word, number in pieces.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in itertools.pairwise(word):
                 if len("".join(pair).removesuffix(WORD_END)) <= LONGEST_PIECE:
                     pairs[pair] += number
         if not pairs:

@@ -5,6 +5,9 @@
     python -m roads.train unet --steps 9000
     python -m roads.train export              # runs/roads -> pare/models/roads
 
+Several workers share a batch when torchrun starts them (two of one thread each suit two
+CPU cores): `OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m roads.train all`.
+
 The same code runs on the CPU and on a GPU.  Checkpoints, curves (`*.jsonl`) and sample
 sheets lie in the run's folder.
 """
@@ -19,15 +22,19 @@ import torch
 
 from roads import data
 from roads.train_vae import VAESettings, round_trip_psnr, train_vae
+from roads.training import join_workers, wait_for_workers, worker
 
 MODEL = Path(__file__).parent.parent / "pare" / "models" / "roads"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m roads.train", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m roads.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("stage", choices=("all", "vae", "unet", "export"))
-    parser.add_argument("--run", type=Path, default=Path("runs/roads"), help="the run's folder")
+    parser.add_argument("--folder", type=Path, default=Path("runs/roads"), help="the run's folder")
     parser.add_argument("--out", type=Path, default=MODEL, help="where export writes the model")
     parser.add_argument("--pictures", type=int, default=24_000, help="rendered training scenes")
     parser.add_argument("--steps", type=int, help="optimizer steps of this stage")
@@ -35,8 +42,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--peak", type=float, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16",
-                        help="of the matrix products and convolutions")  # fmt: skip
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="bfloat16",
+        help="of the matrix products and convolutions",
+    )
     options = parser.parse_args(arguments)
 
     device = torch.device(options.device)
@@ -44,24 +55,36 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("steps", "batch", "peak"):
         if getattr(options, name) is not None:
             given[name] = getattr(options, name)
-    scenes = data.load("train", options.pictures, options.run.parent)
-    unseen = data.load("test", 512, options.run.parent)
+    join_workers()
+    first = worker()[0] == 0
+    if first:  # renders what is not cached yet
+        data.load("train", options.pictures, options.folder.parent)
+        data.load("test", 512, options.folder.parent)
+    wait_for_workers()
+    scenes = data.load("train", options.pictures, options.folder.parent)
+    unseen = data.load("test", 512, options.folder.parent)
 
     if options.stage in ("all", "vae"):
-        vae = train_vae(scenes, options.run, replace(VAESettings(), **given), device)
-        psnr, inside, _pictures = round_trip_psnr(vae, unseen, device)
-        print(f"round trip on held-out scenes: {psnr:.2f} dB; inside objects: {inside}")
+        vae = train_vae(scenes, options.folder, replace(VAESettings(), **given), device)
+        if first:
+            psnr, inside, _pictures = round_trip_psnr(vae, unseen, device)
+            print(f"round trip on held-out scenes: {psnr:.2f} dB; inside objects: {inside}")
     if options.stage in ("all", "unet"):
+        from transformers import CLIPTokenizer
+
         from roads.tokenizer import build_tokenizer
         from roads.train_unet import UNetSettings, train_unet
 
-        tokenizer = build_tokenizer(options.run / "tokenizer")
+        if first:
+            build_tokenizer(options.folder / "tokenizer")
+        wait_for_workers()
+        tokenizer = CLIPTokenizer.from_pretrained(options.folder / "tokenizer")
         settings = replace(UNetSettings(), **given)
-        train_unet(scenes, unseen, tokenizer, options.run, settings, device)
-    if options.stage in ("all", "export"):
+        train_unet(scenes, unseen, tokenizer, options.folder, settings, device)
+    if first and options.stage in ("all", "export"):
         from roads import export
 
-        export.export(options.run, options.out)
+        export.export(options.folder, options.out)
 
 
 if __name__ == "__main__":

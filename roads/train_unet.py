@@ -1,9 +1,9 @@
 """Training the text encoder and the UNet together: to predict the noise in a latent.
 
-    x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps        arXiv:2006.11239, eq. 4
-    loss = w(t) |eps - unet(x_t, t, text)|^2                      arXiv:2006.11239, eq. 14
+x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps        arXiv:2006.11239, eq. 4
+loss = w(t) |eps - unet(x_t, t, text)|^2                      arXiv:2006.11239, eq. 14
 
-    python -m roads.train unet --steps 9000
+python -m roads.train unet --steps 9000
 """
 
 from __future__ import annotations
@@ -33,20 +33,26 @@ from roads.train_vae import encode_all, new_vae, tensor_to_pixels
 from roads.training import (
     Average,
     Log,
+    PlainAttention,
+    average_gradients,
     batch_random,
     learning_rate,
     load_checkpoint,
     optimizer_for,
     precision,
     save_checkpoint,
+    seeded,
     set_learning_rate,
+    share,
+    wait_for_workers,
+    worker,
 )
 
 CONFIG: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",
     "act_fn": "silu",
     "attention_head_dim": 8,  # the number of heads, in spite of its name
-    "block_out_channels": [64, 96, 128, 128],
+    "block_out_channels": [64, 128, 128, 64],
     "center_input_sample": False,
     "cross_attention_dim": 128,
     "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
@@ -92,8 +98,8 @@ SHEET_PROMPTS = (
 class UNetSettings:
     """What a run depends on, besides the data and the VAE."""
 
-    steps: int = 9000
-    batch: int = 32
+    steps: int = 6000
+    batch: int = 24
     peak: float = 1.2e-3
     warm_up: int = 300
     decay: float = 0.999
@@ -106,8 +112,7 @@ class UNetSettings:
 
 def new_unet(seed: int) -> UNet:
     """An untrained UNet; the same seed gives the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return UNet(UNetConfig.read(CONFIG, "roads' UNet config"))
 
 
@@ -126,8 +131,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return CLIPTextModel(config)
 
 
@@ -166,6 +170,7 @@ def train_unet(
         loss, plain = unet_loss(unet, text_encoder, batch, settings)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(modules.values())
         torch.nn.utils.clip_grad_norm_(
             [p for module in modules.values() for p in module.parameters()], 1.0
         )
@@ -175,7 +180,7 @@ def train_unet(
         last = step + 1 == settings.steps
         if (step + 1) % settings.save_every == 0 or last:
             save_checkpoint(checkpoint, step + 1, modules, average, optimizer)
-        if (step + 1) % (2 * settings.save_every) == 0 or last:
+        if worker()[0] == 0 and ((step + 1) % (2 * settings.save_every) == 0 or last):
             averaged_unet, averaged_text = new_unet(0), new_text_encoder(tokenizer, 0)
             averaged_unet.load_state_dict(average.weights["unet"])
             averaged_text.load_state_dict(average.weights["text_encoder"])
@@ -211,8 +216,12 @@ def prepare_latents(
         # (arXiv:2112.10752, appendix G).
         scaling_factor = 1 / float(latents.std())
         unseen_latents = encode_all(vae, unseen, device, dtype)
-        torch.save({"train": latents, "unseen": unseen_latents, "factor": scaling_factor}, path)
-        (folder / "vae.json").write_text(json.dumps({"scaling_factor": scaling_factor}) + "\n")
+        wait_for_workers()  # or one that comes late would find what another one wrote
+        if worker()[0] == 0:
+            kept = {"train": latents, "unseen": unseen_latents, "factor": scaling_factor}
+            torch.save(kept, path)
+            (folder / "vae.json").write_text(json.dumps({"scaling_factor": scaling_factor}) + "\n")
+    wait_for_workers()
     kept = torch.load(path, weights_only=True)
     factor = float(kept["factor"])
     return vae, factor, kept["train"] * factor, kept["unseen"] * factor
@@ -226,9 +235,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     return torch.as_tensor(ids)
 
 
-def tokenize_captions(
-    scenes: Sequence[Scene], tokenizer: CLIPTokenizer, each: int
-) -> Tensor:
+def tokenize_captions(scenes: Sequence[Scene], tokenizer: CLIPTokenizer, each: int) -> Tensor:
     """`each` captions of every scene as token ids (N, each, 77) int16."""
     rng = np.random.default_rng(1)
     texts = [caption(scene, rng) for scene in scenes for _ in range(each)]
@@ -269,14 +276,14 @@ def unet_batch(
     t = torch.from_numpy((part * len(alpha_bar) / size).astype(np.int64))
     eps = torch.randn((size, *latents.shape[1:]), generator=generator)
     x_t = add_noise(latents[index], eps, alpha_bar[t])
-    return Batch(x_t, eps, t, alpha_bar[t], chosen)
+    return Batch(*share(x_t, eps, t, alpha_bar[t], chosen))
 
 
 def unet_loss(
     unet: UNet, text_encoder: CLIPTextModel, batch: Batch, settings: UNetSettings
 ) -> tuple[Tensor, Tensor]:
     """The weighted loss to descend, and the plain mean squared error of eps."""
-    with precision(batch.x_t.device, settings.dtype):
+    with precision(batch.x_t.device, settings.dtype), PlainAttention():
         text = text_encoder(batch.tokens).last_hidden_state
         output = unet(batch.x_t, batch.t, text)
     error = (output.float() - batch.eps).square().mean(dim=(1, 2, 3))
@@ -326,9 +333,7 @@ def sample(
         with precision(device, dtype):
             output = unet(torch.cat([x_t, x_t]), level.t, text).float()
         uncond, cond = output.chunk(2)
-        prediction = interpret(
-            guide(uncond, cond, guidance), x_t, level, scheduler.prediction_type
-        )
+        prediction = interpret(guide(uncond, cond, guidance), x_t, level, scheduler.prediction_type)
         x_t, history = scheduler.step(trajectory, i, x_t, prediction, history)
     pictures = [vae.decode(z[None] / scaling_factor) for z in x_t]
     return tensor_to_pixels(torch.cat(pictures))

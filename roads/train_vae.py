@@ -21,16 +21,22 @@ from pare.config import VAEConfig
 from pare.vae import AutoencoderKL
 from roads.data import Data
 from roads.render import SIZE
+from roads.scene import OBJECTS
 from roads.training import (
     Average,
     Log,
+    average_gradients,
     batch_random,
+    gather,
     learning_rate,
     load_checkpoint,
     optimizer_for,
     precision,
     save_checkpoint,
+    seeded,
     set_learning_rate,
+    share,
+    worker,
 )
 
 CONFIG: dict[str, Any] = {
@@ -67,8 +73,7 @@ class VAESettings:
 
 def new_vae(seed: int) -> AutoencoderKL:
     """An untrained autoencoder; the same seed gives the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return AutoencoderKL(VAEConfig.read(CONFIG, "roads' VAE config"))
 
 
@@ -100,6 +105,7 @@ def train_vae(
         loss = terms["l1"] + 0.5 * terms["mse"] + 0.5 * terms["edges"] + 1e-4 * kl
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients([vae])
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         average.update(modules, step)
@@ -132,12 +138,11 @@ def vae_batch(
     image = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
     weight = 1 + 3 * torch.from_numpy(np.stack(weights)).float().unsqueeze(1)
     noise = torch.randn((count, 4, size // 8, size // 8), generator=generator)
+    image, weight, noise = share(image, weight, noise)
     return image, weight, noise
 
 
-def crop_corner(
-    objects: np.ndarray, size: int, chooser: np.random.Generator
-) -> tuple[int, int]:
+def crop_corner(objects: np.ndarray, size: int, chooser: np.random.Generator) -> tuple[int, int]:
     """Top left corner of a crop: anywhere, or around a pixel of a random object."""
     room = SIZE - size
     if room == 0:
@@ -179,12 +184,17 @@ def kl_to_unit(mean: Tensor, logvar: Tensor) -> Tensor:
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, data: Data, device: torch.device, dtype: str) -> Tensor:
     """The posterior modes (N, 4, 16, 16) of all pictures, unscaled, float32 on the CPU."""
+    rank, count = worker()
+    mine = data.pixels[rank::count]
     modes = []
-    for i in range(0, len(data.pixels), 32):
-        image = pixels_to_tensor(data.pixels[i : i + 32]).to(device)
+    for i in range(0, len(mine), 16):
+        image = pixels_to_tensor(mine[i : i + 16]).to(device)
         with precision(device, dtype):
             modes.append(vae.encode(image).mode().float().cpu())
-    return torch.cat(modes)
+    latents = torch.empty((len(data.pixels), *modes[0].shape[1:]))
+    for k, part in enumerate(gather(torch.cat(modes))):
+        latents[k::count] = part
+    return latents
 
 
 @torch.no_grad()
@@ -192,8 +202,6 @@ def round_trip_psnr(
     vae: AutoencoderKL, data: Data, device: torch.device
 ) -> tuple[float, dict[str, float], np.ndarray]:
     """Mean PSNR in dB of encode (mode) and decode; also within each object; the pictures."""
-    from roads.scene import OBJECTS
-
     outputs = []
     for i in range(0, len(data.pixels), 16):
         image = pixels_to_tensor(data.pixels[i : i + 16]).to(device)
