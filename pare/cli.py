@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from pare.pipeline import Pipeline
     from pare.recipe import Recipe
+    from techniques.blended import Difference
 
 # pare.schedulers imports torch, so its names stand here too; a test holds them together.
 SCHEDULER_NAMES = ("ddim", "dpm++2m", "lms", "pndm", "euler", "euler-ancestral")
@@ -81,9 +82,11 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
     return decorate
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
 model_options = options(
     click.option("--model", default="roads", show_default=True,
-                 help="`roads` (built in), a repository on the Hub, a folder or a file."),
+                 help="`roads` (built in), or a model's folder in the Hub's layout."),
     click.option("--device", default="auto", show_default=True,
                  help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--dtype", default="auto", show_default=True, type=click.Choice(DTYPE_NAMES),
@@ -121,14 +124,53 @@ output_options = options(
                  help="NAME.png (NAME-SEED.png for several seeds) or a folder (COMMAND-SEED.png "
                       "in it); the current folder if not given."),
     click.option("--force", is_flag=True, help="Overwrite existing files."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    json_option,
+)  # fmt: skip
+
+generate_options = click.option(
+    "--size", metavar="WxH", callback=checked(settings.parse_size),
+    help="Multiples of 8; the size that the model was trained at if not given.",
+)  # fmt: skip
+
+img2img_options = options(
+    click.option("--strength", type=float, default=0.8, show_default=True,
+                 callback=checked(settings.check_strength),
+                 help="How much of the trajectory is run: 1 keeps nothing of IMAGE."),
+    click.option("--size", metavar="WxH", callback=checked(settings.parse_size),
+                 help="Work at this size (multiples of 8); IMAGE's own if not given."),
+)  # fmt: skip
+
+blend_options = options(
+    click.option("--mask", required=True, type=click.Path(path_type=Path),
+                 help="White is edited, black is kept; of IMAGE's shape, in any size and mode."),
+    click.option("--invert-mask", is_flag=True, help="Black is edited, white is kept."),
+    click.option("--strength", type=float, default=0.95, show_default=True,
+                 callback=checked(settings.check_strength),
+                 help="How much of the trajectory is run: 1 forgets what was under the mask."),
+    click.option("--background", type=click.Choice(["paste", "poisson", "latent"]),
+                 default="paste", show_default=True,
+                 help="Outside the mask: IMAGE's pixels, exactly, with a soft seam inside it "
+                      "(paste) or with the edit's gradients (poisson); or what the VAE makes of "
+                      "them (latent)."),
+    click.option("--feather", type=float, default=4.0, show_default=True,
+                 callback=checked(lambda width: settings.check_number("feather", width, 0, 1000)),
+                 help="Width of paste's seam in pixels; 0: hard."),
+    click.option("--shrink", type=click.IntRange(0, 16), default=0, show_default=True,
+                 help="For thin masks: begin with one that is larger by so many latent pixels."),
+    click.option("--cover", is_flag=True, help="Edit every latent pixel that the mask touches."),
+    click.option("--history", type=click.Choice(["keep", "drop"]), default="keep",
+                 show_default=True, help="Whether a multistep solver remembers across a blend."),
+    click.option("--rounding", type=click.Choice(["nearest", "up"]), default="nearest",
+                 show_default=True, help="Of steps x strength to whole steps."),
+    click.option("--sample", is_flag=True, help="Draw IMAGE's latents from the VAE's posterior."),
+)  # fmt: skip
+
+verify_options = click.option(
+    "--only", multiple=True, metavar="GROUP",
+    help="text, unet, vae, schedulers, generate, img2img or blend; several if repeated.",
 )  # fmt: skip
 
 prompt_argument = click.argument("prompt", callback=checked(settings.check_prompt))
-work_size_option = click.option(
-    "--size", metavar="WxH", callback=checked(settings.parse_size),
-    help="Work at this size (multiples of 8); IMAGE's own if not given.",
-)  # fmt: skip
 image_argument = click.argument("image", type=click.Path(path_type=Path))
 
 
@@ -238,32 +280,37 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def load_pipeline(given: Mapping[str, Any]) -> Pipeline:
-    """The model and scheduler that the options name."""
-    import torch
-
+def load_pipeline(
+    given: Mapping[str, Any], preferred: Mapping[str, object] | None = None
+) -> Pipeline:
+    """The model and scheduler that the options name; `preferred` if they name no scheduler."""
     from pare.pipeline import Pipeline
 
-    if given["threads"] is not None:
-        torch.set_num_threads(given["threads"])
-    chosen = {name: given[name] for name in ("karras", "eta") if given[name] is not None}
+    use_threads(given)
+    names = ("scheduler", "karras", "eta")
+    chosen = {name: given[name] for name in names if given[name] is not None}
+    if "scheduler" not in chosen:
+        chosen = {**(preferred or {}), **chosen}
     return Pipeline.from_pretrained(
-        given["model"],
-        device=given["device"],
-        dtype=given["dtype"],
-        scheduler=given["scheduler"],
-        **chosen,
+        given["model"], device=given["device"], dtype=given["dtype"], **chosen
     )
 
 
-def warn_of_size(pipe: Pipeline, picture: Image.Image) -> None:
+def use_threads(given: Mapping[str, Any]) -> None:
+    import torch
+
+    if given["threads"] is not None:
+        torch.set_num_threads(given["threads"])
+
+
+def warn_of_size(pipe: Pipeline, picture: Image.Image, remedy: str) -> None:
     """Say so if a picture is far larger than what the model has seen: slow, and repetitive."""
     _, h, w = pipe.latent_shape()
     width, height = w * settings.SIZE_STEP, h * settings.SIZE_STEP
     if picture.width * picture.height > 8 * width * height:
         warnings.warn(
             f"the picture is {picture.width} x {picture.height}, and the model was trained at "
-            f"{width} x {height}: this will be slow and may repeat things; --size works smaller",
+            f"{width} x {height}: this will be slow and may repeat things; {remedy}",
             stacklevel=2,
         )
 
@@ -278,12 +325,7 @@ def sampling(given: Mapping[str, Any]) -> dict[str, Any]:
 
 @cli.command()
 @prompt_argument
-@click.option(
-    "--size",
-    metavar="WxH",
-    callback=checked(settings.parse_size),
-    help="Multiples of 8; the size that the model was trained at if not given.",
-)
+@generate_options
 @sampling_options
 @scheduler_options
 @model_options
@@ -304,15 +346,7 @@ def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
 @cli.command()
 @image_argument
 @prompt_argument
-@click.option(
-    "--strength",
-    type=float,
-    default=0.8,
-    show_default=True,
-    callback=checked(settings.check_strength),
-    help="How much of the trajectory is run: 1 keeps nothing of IMAGE.",
-)
-@work_size_option
+@img2img_options
 @sampling_options
 @scheduler_options
 @model_options
@@ -326,9 +360,88 @@ def img2img(
     run = Run.plan()
     picture, restore = fit(load_image(image), size)
     pipe = load_pipeline(given)
-    warn_of_size(pipe, picture)
+    warn_of_size(pipe, picture, "--size works smaller")
     images = pipe.img2img(
         to_tensor(picture), prompt, run.seeds, strength=strength, progress=progress(),
         **sampling(given),
     )  # fmt: skip
     run.write(pipe, [restore(made) for made in to_pil(images)])
+
+
+@cli.command()
+@image_argument
+@prompt_argument
+@blend_options
+@sampling_options
+@scheduler_options
+@model_options
+@output_options
+def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any) -> None:
+    """Repaint what the mask marks in IMAGE as PROMPT says; keep the rest.
+
+    The scheduler is dpm++2m with Karras sigmas if none is given.
+    """
+    from pare.image import load_image, load_mask, match_mask
+
+    run = Run.plan()
+    picture, marked = load_image(image), load_mask(mask, invert_mask)
+    match_mask(marked, picture.size)  # before the model loads; `blend` does it again
+
+    from techniques import blended
+
+    pipe = load_pipeline(given, blended.PREFERRED_SCHEDULER)
+    warn_of_size(pipe, picture, "shrink it first")
+    result = blended.blend(
+        pipe, picture, marked, prompt, run.seeds,
+        strength=given["strength"],
+        background=given["background"],
+        feather_radius=given["feather"],
+        shrink=given["shrink"],
+        cover=given["cover"],
+        history_choice=given["history"],
+        rounding=given["rounding"],
+        sample=given["sample"],
+        progress=progress(),
+        **sampling(given),
+    )  # fmt: skip
+    run.write(pipe, result.images, **result.report())
+    if result.outside and result.vae_alone:
+        for path, difference in zip(run.paths, result.outside, strict=True):
+            click.echo(f"{path}, outside the mask: {difference_in_words(difference)}", err=True)
+        alone = difference_in_words(result.vae_alone)
+        click.echo(f"(through the VAE and back, without an edit: {alone})", err=True)
+
+
+def difference_in_words(difference: Difference) -> str:
+    if difference.largest == 0:
+        return "IMAGE's pixels, exactly"
+    return f"{difference.psnr:.1f} dB from IMAGE, at most {difference.largest} of 255"
+
+
+@cli.command()
+@model_options
+@verify_options
+@json_option
+def verify(only: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Compare pare with diffusers on the same weights; exit code 1 if a bound is broken.
+
+    Needs the extra: pip install "pare[verify]".
+    """
+    from pare.verify import run_verify
+
+    use_threads(given)
+    report = run_verify(
+        given["model"],
+        device=given["device"],
+        dtype=given["dtype"],
+        only=only or None,
+        progress=say if sys.stderr.isatty() else None,
+    )
+    click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.table())
+    if not report.passed:
+        click.get_current_context().exit(1)
+
+
+def say(words: str) -> None:
+    """What a long command is about, for who watches."""
+    click.echo(f"pare: {words}", err=True)

@@ -113,7 +113,8 @@ def discard_output() -> None:
 
 @contextlib.contextmanager
 def warnings_in_words() -> Iterator[None]:
-    """Warnings for users as one line each on stderr; those for developers not at all."""
+    """Warnings for users as one line each on stderr, once; those for developers not at all."""
+    shown = set()
 
     def show(
         message: Warning | str,
@@ -123,7 +124,9 @@ def warnings_in_words() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        complain(str(message), prefix="pare: warning: ")
+        if str(message) not in shown:
+            shown.add(str(message))
+            complain(str(message), prefix="pare: warning: ")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -46,7 +46,7 @@ def run_pare(tmp_path: Path) -> RunPare:
     """Run `pare ARGUMENTS` as a user does: another process, in an empty folder."""
 
     def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         settings: dict[str, object] = {
             "cwd": tmp_path,
             "env": environment,
