@@ -17,7 +17,7 @@ from pare.schedulers.config import (
     SOLVER_KEYS,
     SchedulerConfig,
 )
-from pare.schedulers.schedule import CLEAN, LARGEST_SIGMA, Level, Prediction
+from pare.schedulers.schedule import CLEAN, Level, Prediction
 from pare.schedulers.scheduler import History, Scheduler
 from pare.schedulers.trajectory import Trajectory, karras_sigmas, spaced_timesteps
 
@@ -99,8 +99,7 @@ class DPMPlusPlus2M(Scheduler):
             return *map(schedule.level, timesteps), end
         # The whole range of the training, whatever the spacing; the model is told the nearest
         # whole timestep, so that with many steps the same t comes back at another sigma.
-        largest = min(schedule.sigmas[-1], LARGEST_SIGMA)
-        sigmas = karras_sigmas(steps, largest, schedule.sigmas[0])
+        sigmas = karras_sigmas(steps, schedule.largest_sigma, schedule.sigmas[0])
         return *(Level(float(round(schedule.timestep(s))), s) for s in sigmas), end
 
     def step(

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from pare.config import Pin, boolean
 from pare.schedulers.config import KARRAS_OR_PLAIN, SOLVER_KEYS, SchedulerConfig
-from pare.schedulers.schedule import LARGEST_SIGMA, Level, NoiseSchedule
+from pare.schedulers.schedule import Level, NoiseSchedule
 from pare.schedulers.scheduler import Scheduler
 from pare.schedulers.trajectory import karras_sigmas, spaced_timesteps
 
@@ -65,5 +65,6 @@ def sigma_levels(
     levels = tuple(map(schedule.level, timesteps))
     if not karras:
         return levels
-    sigmas = karras_sigmas(steps, min(levels[0].sigma, LARGEST_SIGMA), levels[-1].sigma)
+    largest = min(levels[0].sigma, schedule.largest_sigma)
+    sigmas = karras_sigmas(steps, largest, levels[-1].sigma)
     return tuple(Level(schedule.timestep(sigma), sigma) for sigma in sigmas)

@@ -20,9 +20,6 @@ from torch import Tensor
 from pare.errors import ConfigError, SchedulerError
 from pare.schedulers.config import SchedulerConfig
 
-# Where a finite number must stand for the sigma of a level without any signal.
-LARGEST_SIGMA = 2.0**12
-
 
 @dataclass(frozen=True)
 class Level:
@@ -91,6 +88,14 @@ class NoiseSchedule:
         sigmas: list[float] = ((1.0 - self.alpha_bar) / self.alpha_bar).sqrt().tolist()
         return tuple(sigmas)
 
+    @cached_property
+    def largest_sigma(self) -> float:
+        """The last sigma, or where it is infinite a number that can stand for it."""
+        *_, before, last = (0.0, *self.sigmas)
+        if math.isfinite(last):
+            return last
+        return 2.0**12 if before < 2.0**12 else 2 * before
+
     def level(self, t: float) -> Level:
         """The level at timestep `t` in [0, T-1]; between two timesteps sigma is linear in t.
 
@@ -113,13 +118,13 @@ class NoiseSchedule:
 
         What lies outside the training's range gets its first or last timestep.
         """
-        sigmas = self.sigmas
+        sigmas = (*self.sigmas[:-1], self.largest_sigma)
         if sigma <= sigmas[0]:
             return 0.0
-        if sigma >= min(sigmas[-1], LARGEST_SIGMA):
+        if sigma >= sigmas[-1]:
             return float(len(sigmas) - 1)
         above = bisect_right(sigmas, sigma)
-        low, high = math.log(sigmas[above - 1]), math.log(min(sigmas[above], LARGEST_SIGMA))
+        low, high = math.log(sigmas[above - 1]), math.log(sigmas[above])
         return above - 1 + (math.log(sigma) - low) / (high - low)
 
 
