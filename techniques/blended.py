@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Background = Literal["paste", "poisson", "latent"]
-HistoryChoice = Literal["keep", "drop"]
+KeepOrDrop = Literal["keep", "drop"]
 Rounding = Literal["nearest", "up"]
 
 # The solver that suits the technique: few steps, and smooth ones.  `pare blend` starts from it.
@@ -74,7 +74,7 @@ def blend_latents(
     guidance: float,
     rescale: float = 0.0,
     shrink: int = 0,
-    history_choice: HistoryChoice = "keep",
+    keep_history: bool = True,
     noise: Noise | None = None,
     progress: Progress = iter,
 ) -> Tensor:
@@ -90,10 +90,10 @@ def blend_latents(
             The background keeps its noise for the whole run, so that from level to level it
             moves on one smooth path, as the foreground does.
         shrink: see `shrunken`.
-        history_choice: whether a multistep solver remembers earlier steps across a blend.
+        keep_history: whether a multistep solver remembers earlier steps across a blend.
             A blend changes x_t behind the solver's back, but only *outside* the mask; solvers
-            work pixel by pixel, and whatever they make of the outside is replaced.  So
-            "keep" is right; "drop" turns every solver into its first-order self.
+            work pixel by pixel, and what they make of the outside is replaced anyway.  So to
+            keep it is right; without, every solver becomes its first-order self.
         noise: needed by schedulers that are `stochastic`.
 
     Returns:
@@ -108,7 +108,7 @@ def blend_latents(
         background = add_noise(source, background_noise, level.alpha_bar)
         edit = shrunken(mask, shrink, i, len(trajectory))
         x_t = edit * x_t + (1 - edit) * background
-        if history_choice == "drop":
+        if not keep_history:
             history = ()
 
         prediction = pipe.predict(x_t, level, prompts, guidance, rescale=rescale, step=i)
@@ -179,7 +179,7 @@ def blend(
     feather_radius: float = 4.0,
     shrink: int = 0,
     cover: bool = False,
-    history_choice: HistoryChoice = "keep",
+    history_choice: KeepOrDrop = "keep",
     rounding: Rounding = "nearest",
     sample: bool = False,
     progress: Progress = iter,
@@ -202,7 +202,7 @@ def blend(
         feather_radius: width in pixels of the soft seam of "paste", inside the mask; 0: hard.
         shrink: begin with the mask dilated by so many latent pixels, see `shrunken`.
         cover: edit every latent that the mask touches, not those whose middle it covers.
-        history_choice: see `blend_latents`.
+        history_choice: "keep" or "drop" a multistep solver's, see `blend_latents`.
         rounding: of the number of steps, steps * strength: "nearest", or "up" as
             `start = int(steps * (1 - strength))` does, which is also found.
         sample: draw the source's latents from the VAE's posterior instead of its mode.
@@ -221,7 +221,7 @@ def blend(
     factor = pipe.vae.config.factor
     worked, restore = fit_to_multiple(image.convert("RGB"), factor)
     noise = pipe.noise(seeds)
-    shape = pipe.latent_shape(worked.height, worked.width)
+    shape = pipe.vae.config.latent_channels, worked.height // factor, worked.width // factor
     foreground_noise, background_noise = noise.draw(shape), noise.draw(shape)
     source = encode(pipe, to_tensor(worked), noise.draw(shape) if sample else None)
     latent_mask = mask_on_grid(fit_to_multiple(mask, factor)[0], factor, cover)
@@ -237,7 +237,7 @@ def blend(
         guidance=guidance,
         rescale=rescale,
         shrink=shrink,
-        history_choice=history_choice,
+        keep_history=history_choice == "keep",
         noise=noise,
         progress=progress,
     )
@@ -263,7 +263,7 @@ def check_choices(
 ) -> None:
     for name, value, choices in (
         ("background", background, get_args(Background)),
-        ("history_choice", history_choice, get_args(HistoryChoice)),
+        ("history_choice", history_choice, get_args(KeepOrDrop)),
         ("rounding", rounding, get_args(Rounding)),
     ):
         if value not in choices:

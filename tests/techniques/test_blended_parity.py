@@ -155,7 +155,7 @@ MUTATIONS = {
     "no final pin": ("return mask * x_t + (1 - mask) * source", "return x_t"),
     "one noise for both": (LEVEL, LEVEL.replace("background_noise", "foreground_noise")),
     "the mask the other way round": (BLEND, "x_t = (1 - edit) * x_t + edit * background"),
-    "a forgetful solver": ('if history_choice == "drop":', "if True:"),
+    "a forgetful solver": ('if not keep_history:', "if True:"),
 }  # fmt: skip
 
 

@@ -1,0 +1,509 @@
+"""What must hold of every blend, on tiny models."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.ndimage import binary_dilation
+from torch import Tensor
+
+from pare.errors import ImageError, ModelError, SettingError
+from pare.image import ImageWarning, to_pil, to_tensor
+from pare.schedulers import Level, Prediction, Scheduler, interpret
+from techniques.blended import (
+    Blended,
+    blend,
+    blend_latents,
+    difference,
+    first_step,
+    mask_on_grid,
+    shrunken,
+)
+from tests.random_models import normal
+from tests.schedulers.analytic import posterior_mean
+from tests.techniques.blending import TinyModel, TinyPipeline, distance, picture, rectangle
+
+PROMPT = "a snowy road"
+SIZE = (40, 32)
+IMAGE = picture(*SIZE)
+MASK = rectangle(SIZE, (8, 12, 24, 24))
+
+
+@pytest.fixture(scope="module")
+def model() -> TinyModel:
+    return TinyModel.build()
+
+
+@pytest.fixture(scope="module")
+def pipe(model: TinyModel) -> TinyPipeline:
+    return model.pipe("dpm++2m", karras=True)
+
+
+def edit(pipe: TinyPipeline, **changes: Any) -> Blended:
+    """A blend of few steps with some settings changed."""
+    given: dict[str, Any] = {"image": IMAGE, "mask": MASK, "seeds": [7], "steps": 4, **changes}
+    return blend(pipe, prompts=PROMPT, **given)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def on_latents(
+    pipe: TinyPipeline, mask: Tensor, steps: int = 4, start: int = 1, **changes: Any
+) -> tuple[Tensor, Tensor]:
+    """Source and edited latents (2, 4, h, w) for a mask (1, 1, h, w)."""
+    shape = (2, 4, *mask.shape[2:])
+    source = normal(*shape, seed=2)
+    trajectory = pipe.scheduler.trajectory(steps, start)
+    prompts = pipe.encode_prompts([PROMPT, "rain"])
+    edited = blend_latents(
+        pipe, trajectory, prompts, source, mask, normal(*shape, seed=3), normal(*shape, seed=4),
+        guidance=7.5, noise=pipe.noise([1, 2]), **changes,
+    )  # fmt: skip
+    return source, edited
+
+
+# --- the loop ------------------------------------------------------------------------------
+
+SOLVERS: list[tuple[str, dict[str, Any]]] = [
+    ("dpm++2m", {"karras": True}), ("ddim", {}), ("ddim", {"eta": 1.0}), ("lms", {}),
+    ("euler", {}), ("euler-ancestral", {}), ("pndm", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options"), SOLVERS)
+@pytest.mark.parametrize("shrink", [0, 2])
+def test_the_background_is_the_source_to_the_bit(
+    model: TinyModel, name: str, options: dict[str, Any], shrink: int
+) -> None:
+    mask = torch.zeros(1, 1, 9, 7)
+    mask[..., 2:5, 1:4] = mask[..., 8, 6] = 1
+    source, edited = on_latents(model.pipe(name, **options), mask, shrink=shrink)
+    keep = (mask == 0).expand_as(source)
+    assert torch.equal(edited[keep], source[keep])
+    assert (edited[~keep] != source[~keep]).all()
+
+
+def test_a_mask_of_nothing_changes_nothing(pipe: TinyPipeline) -> None:
+    source, edited = on_latents(pipe, torch.zeros(1, 1, 8, 8))
+    assert torch.equal(edited, source)
+
+
+@pytest.mark.parametrize(("name", "options"), SOLVERS)
+def test_a_full_mask_is_img2img(model: TinyModel, name: str, options: dict[str, Any]) -> None:
+    """Same seed, same noise, same pictures: the foreground's noise is drawn first."""
+    pipe = model.pipe(name, **options)
+    full = rectangle(SIZE, (0, 0, *SIZE))
+    given: dict[str, Any] = {"strength": 0.6, "steps": 5, "negative": "a car"}
+    images = pipe.img2img(to_tensor(IMAGE), PROMPT, [7, 8], **given)
+    stochastic = pipe.scheduler.stochastic
+    with pytest.warns(ImageWarning, match="nothing is kept"):
+        result = blend(pipe, IMAGE, full, PROMPT, [7, 8], background="latent", **given)
+    same = [
+        np.array_equal(pixels(a), pixels(b))
+        for a, b in zip(result.images, to_pil(images), strict=True)
+    ]
+    # A stochastic solver draws its noise after the background's, which img2img has not.
+    assert same == [not stochastic] * 2
+    assert result.outside is None
+    assert result.vae_alone is None
+
+
+def test_without_strength_the_foreground_keeps_what_was_there(pipe: TinyPipeline) -> None:
+    mask = torch.ones(1, 1, 8, 8)
+    changes = [
+        (edited - source).square().mean().item()
+        for source, edited in (on_latents(pipe, mask, 50, start) for start in (0, 25, 45, 49))
+    ]
+    assert changes == sorted(changes, reverse=True)
+
+
+def test_the_stages_of_a_shrinking_mask() -> None:
+    mask = torch.zeros(1, 1, 21, 21)
+    mask[..., 10, 10] = 1
+    widths = [int(shrunken(mask, 3, i, 24)[0, 0, 10].sum()) for i in range(24)]
+    assert widths == [7] * 6 + [5] * 6 + [3] * 6 + [1] * 6
+    assert [int(shrunken(mask, 3, i, 2)[0, 0, 10].sum()) for i in range(2)] == [7, 3]
+    assert int(shrunken(mask, 3, 0, 1)[0, 0, 10].sum()) == 7
+    assert all(torch.equal(shrunken(mask, 0, i, 5), mask) for i in range(5))
+
+
+@given(seed=st.integers(0, 999), radius=st.integers(0, 4))
+def test_the_dilation_is_scipy_s(seed: int, radius: int) -> None:
+    edit = np.random.default_rng(seed).random((9, 13)) < 0.05
+    mask = torch.from_numpy(edit.astype(np.float32))[None, None]
+    ours = shrunken(mask, radius, 0, 8)[0, 0].numpy() > 0
+    square = np.ones((2 * radius + 1,) * 2)
+    assert np.array_equal(ours, binary_dilation(edit, square))
+
+
+def test_shrinking_changes_the_edit(pipe: TinyPipeline) -> None:
+    mask = torch.zeros(1, 1, 9, 9)
+    mask[..., 4, 4] = 1
+    plain, shrinking = (on_latents(pipe, mask, shrink=s)[1] for s in (0, 3))
+    assert not torch.equal(plain, shrinking)
+
+
+# --- the solver's history ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExactPipeline:
+    """A denoiser known in closed form, which looks at a pixel's neighbours as well."""
+
+    scheduler: Scheduler
+
+    def predict(
+        self, x_t: Tensor, level: Level, prompts: Any, guidance: float, **_: Any
+    ) -> Prediction:
+        around = torch.nn.functional.avg_pool2d(x_t, 3, stride=1, padding=1)
+        x0 = posterior_mean(0.7 * x_t + 0.3 * around, level.alpha_bar)
+        return interpret(x0, x_t, level, "sample")
+
+    def fresh_noise(self, noise: Any, x_t: Tensor) -> None:
+        return None
+
+
+def error_of(model: TinyModel, steps: int, keep: bool, exact: Tensor | None) -> Any:
+    shape = (1, 4, 8, 8)
+    pipe: Any = ExactPipeline(model.pipe("dpm++2m", karras=True).scheduler)
+    mask = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    mask[..., 2:6, 2:6] = 1
+    noises = [normal(*shape, seed=s, dtype=torch.float64) for s in (2, 3, 4)]
+    trajectory = pipe.scheduler.trajectory(steps)
+    no_prompts: Any = None
+    edited = blend_latents(
+        pipe, trajectory, no_prompts, noises[0], mask, *noises[1:],
+        guidance=1.0, keep_history=keep,
+    )  # fmt: skip
+    return edited if exact is None else (edited - exact).square().mean().sqrt().item()
+
+
+def test_keeping_the_history_keeps_the_solver_s_order(model: TinyModel) -> None:
+    """Inside the mask a blend changes nothing, so the order of DPM++ 2M survives it.
+
+    Twice the steps: a quarter of the error with the history, half of it without.
+    """
+    exact = error_of(model, 1000, True, None)
+    keep = [error_of(model, steps, True, exact) for steps in (20, 40, 80)]
+    drop = [error_of(model, steps, False, exact) for steps in (20, 40, 80)]
+    assert keep[1] < 0.35 * keep[0]
+    assert keep[2] < 0.35 * keep[1]
+    assert drop[1] > 0.4 * drop[0]
+    assert drop[2] > 0.4 * drop[1]
+    assert keep[0] < 0.5 * drop[0]
+
+
+def test_a_solver_of_order_1_has_no_history_to_drop(model: TinyModel) -> None:
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 2:6, 2:6] = 1
+    for name, same in (("ddim", True), ("euler", True), ("dpm++2m", False), ("lms", False)):
+        pipe = model.pipe(name)
+        keep, drop = (on_latents(pipe, mask, keep_history=k)[1] for k in (True, False))
+        assert torch.equal(keep, drop) == same
+
+
+def test_pndm_cannot_drop_its_history(model: TinyModel) -> None:
+    with pytest.raises(SettingError, match="pndm cannot do without its history"):
+        edit(model.pipe("pndm"), history_choice="drop")
+
+
+# --- randomness ----------------------------------------------------------------------------
+
+
+def test_noise_comes_in_the_documented_order(
+    pipe: TinyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    def record(*arguments: Any, **_: Any) -> Tensor:
+        seen.extend(arguments[3:7])  # source, mask, foreground's noise, background's
+        latents: Tensor = arguments[3]
+        return latents
+
+    monkeypatch.setattr("techniques.blended.blend_latents", record)
+    edit(pipe, sample=True, seeds=[7, 9])
+    source, _, foreground, background = seen
+    for row, seed in enumerate((7, 9)):
+        generator = torch.Generator().manual_seed(seed)
+        first, second, third = (torch.randn(4, 8, 10, generator=generator) for _ in range(3))
+        assert torch.equal(foreground[row], first)
+        assert torch.equal(background[row], second)
+        posterior = pipe.vae.encode(to_tensor(IMAGE))
+        sampled = (posterior.mean + posterior.std * third) * pipe.vae.config.scaling_factor
+        assert torch.equal(source[row], sampled[0])
+
+
+def test_sampling_the_source_changes_no_other_noise(pipe: TinyPipeline) -> None:
+    mode, sample = edit(pipe), edit(pipe, sample=True)
+    assert not torch.equal(mode.latents, sample.latents)
+    assert mode.vae_alone != sample.vae_alone
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(model: TinyModel) -> None:
+    for name, options in SOLVERS:
+        pipe = model.pipe(name, **options)
+        together = edit(pipe, seeds=[3, 4, 5]).latents
+        for row, seed in enumerate((3, 4, 5)):
+            alone = edit(pipe, seeds=[seed]).latents
+            # Not to the bit: matrix products of another shape add up in another order.
+            assert distance(together[row : row + 1], alone) < 1e-5
+
+
+def test_two_runs_give_the_same_bits_and_leave_no_trace(pipe: TinyPipeline) -> None:
+    before = torch.get_rng_state()
+    inputs = IMAGE.tobytes(), MASK.tobytes()
+    one, two = edit(pipe, seeds=[1, 2]), edit(pipe, seeds=[1, 2])
+    assert torch.equal(one.latents, two.latents)
+    assert [a.tobytes() for a in one.images] == [b.tobytes() for b in two.images]
+    assert torch.equal(before, torch.get_rng_state())
+    assert inputs == (IMAGE.tobytes(), MASK.tobytes())
+
+
+def test_two_threads_give_what_each_gives_alone(model: TinyModel) -> None:
+    def run(seed: int) -> Tensor:
+        pipe = model.pipe("dpm++2m" if seed % 2 else "lms")
+        return edit(pipe, seeds=[seed], steps=8).latents
+
+    alone = [run(seed) for seed in range(6)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(run, range(6)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+# --- backgrounds ---------------------------------------------------------------------------
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    width=st.integers(1, 50),
+    height=st.integers(1, 50),
+    seed=st.integers(0, 999),
+    background=st.sampled_from(["paste", "poisson"]),
+    radius=st.sampled_from([0.0, 4.0, 100.0]),
+)
+def test_outside_the_mask_not_one_bit_changes(
+    pipe: TinyPipeline, width: int, height: int, seed: int, background: Any, radius: float
+) -> None:
+    """For pictures of any size, and masks of many parts that touch the border."""
+    image = picture(width, height, seed)
+    coarse = np.random.default_rng(seed).random((3, 3)) < 0.5
+    coarse[seed % 3, seed % 2] = True
+    mask = Image.fromarray((coarse * 255).astype(np.uint8)).resize((width, height))
+    outside = pixels(mask) < 128
+    if outside.all():
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImageWarning)
+        result = edit(
+            pipe, image=image, mask=mask, steps=1, background=background,
+            feather_radius=radius, cover=True,
+        )  # fmt: skip
+    [edited] = result.images
+    assert edited.size == (width, height)
+    assert np.array_equal(pixels(edited)[outside], pixels(image)[outside])
+    if outside.any():
+        assert result.outside is not None
+        assert result.outside[0].largest == 0
+        assert math.isinf(result.outside[0].psnr)
+        assert result.report()["outside"] == [{"psnr": None, "largest": 0}]
+
+
+def test_inside_the_mask_something_changes(pipe: TinyPipeline) -> None:
+    inside = pixels(MASK) >= 128
+    for background in ("latent", "paste", "poisson"):
+        [edited] = edit(pipe, background=background).images
+        assert (pixels(edited)[inside] != pixels(IMAGE)[inside]).mean() > 0.5
+
+
+def test_what_latent_costs_is_reported(pipe: TinyPipeline) -> None:
+    """The two errors, computed once more and by other means."""
+    result = edit(
+        pipe, background="latent", image=picture(37, 29), mask=rectangle((37, 29), (8, 8, 20, 20))
+    )
+    outside = np.ones((29, 37), dtype=bool)
+    outside[8:20, 8:20] = False
+    padded = np.pad(pixels(picture(37, 29)), [(0, 3), (0, 3), (0, 0)], mode="edge")
+    source = pipe.encode(to_tensor(Image.fromarray(padded.astype(np.uint8))))
+    [through_vae] = to_pil(pipe.decode(source))
+    assert result.outside is not None
+    for reported, image in (
+        (result.outside[0], pixels(result.images[0])),
+        (result.vae_alone, pixels(through_vae)[:29, :37]),
+    ):
+        assert reported is not None
+        apart = (image - pixels(picture(37, 29)))[outside]
+        assert reported.largest == np.abs(apart).max() > 0
+        assert reported.psnr == pytest.approx(20 * np.log10(255 / np.sqrt((apart**2).mean())))
+
+
+def test_the_hard_seam_takes_the_whole_mask_from_the_edit(pipe: TinyPipeline) -> None:
+    latent, hard, soft = (
+        pixels(edit(pipe, **changes).images[0])
+        for changes in (
+            {"background": "latent"}, {"feather_radius": 0.0}, {"feather_radius": 3.0},
+        )
+    )  # fmt: skip
+    inside = pixels(MASK) >= 128
+    assert np.array_equal(hard[inside], latent[inside])
+    # One pixel inside the edge the soft seam is a quarter of the way.
+    row, column = 18, 8
+    expected = 0.75 * pixels(IMAGE)[row, column] + 0.25 * latent[row, column]
+    assert np.abs(soft[row, column] - expected).max() <= 0.51
+
+
+def test_the_difference_by_hand() -> None:
+    black, grey = Image.new("RGB", (4, 2)), Image.new("RGB", (4, 2), (0, 0, 30))
+    where = np.ones((2, 4), dtype=bool)
+    found = difference(black, grey, where)
+    assert found.largest == 30
+    assert found.psnr == pytest.approx(10 * math.log10(255**2 / (30**2 / 3)))
+    assert difference(grey, black, where) == found
+
+
+# --- masks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P", "LA"])
+def test_masks_of_every_mode_are_one_mask(pipe: TinyPipeline, mode: str) -> None:
+    expected = edit(pipe).images[0].tobytes()
+    assert edit(pipe, mask=MASK.convert(mode)).images[0].tobytes() == expected
+
+
+def test_a_mask_of_another_scale_is_scaled_and_said(pipe: TinyPipeline) -> None:
+    half = MASK.resize((20, 16), Image.Resampling.NEAREST)
+    with pytest.warns(ImageWarning, match="20 x 16: scaled to the picture's 40 x 32"):
+        scaled = edit(pipe, mask=half)
+    assert scaled.images[0].tobytes() == edit(pipe).images[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("mask", "problem"),
+    [
+        (Image.new("L", SIZE), "marks nothing"),
+        (Image.new("L", SIZE, 127), "marks nothing"),
+        (Image.new("L", (20, 16)), "marks nothing"),
+        (rectangle((40, 40), (0, 0, 9, 9)), "40 x 40 and the picture 40 x 32"),
+        (rectangle(SIZE, (0, 3, 40, 4)), "nothing of it is left"),
+    ],
+)
+def test_masks_that_cannot_be_used(pipe: TinyPipeline, mask: Image.Image, problem: str) -> None:
+    with pytest.raises(ImageError, match=problem) as caught:
+        edit(pipe, mask=mask)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_thin_line_can_be_covered(pipe: TinyPipeline) -> None:
+    """Factor 4: the middle of a latent pixel is pixel 2, and the line runs along pixel 3."""
+    line = rectangle(SIZE, (0, 3, 40, 4))
+    result = edit(pipe, mask=line, cover=True, shrink=2)
+    changed = (pixels(result.images[0]) != pixels(IMAGE)).any(axis=2)
+    assert changed[3].all()
+    assert not changed[np.arange(32) != 3].any()
+
+
+def test_lost_parts_of_a_mask_are_said(pipe: TinyPipeline) -> None:
+    mask = rectangle(SIZE, (8, 12, 24, 24))
+    mask.paste(255, (30, 3, 40, 4))
+    with pytest.warns(ImageWarning, match="1 of its 2 parts less than half"):
+        edit(pipe, mask=mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        edit(pipe, mask=mask, cover=True)
+        edit(pipe)
+
+
+@given(seed=st.integers(0, 999), factor=st.sampled_from([1, 2, 4, 8]))
+def test_cover_is_the_smallest_grid_that_holds_the_mask(seed: int, factor: int) -> None:
+    edit = np.random.default_rng(seed).random((4 * factor, 5 * factor)) < 0.05
+    mask = Image.fromarray((edit * 255).astype(np.uint8))
+    grid = mask_on_grid(mask, factor, cover=True)[0, 0].numpy() > 0
+    assert grid.shape == (4, 5)
+    for y in range(4):
+        for x in range(5):
+            cell = edit[y * factor : (y + 1) * factor, x * factor : (x + 1) * factor]
+            assert grid[y, x] == cell.any()
+
+
+# --- settings ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(25, 0.95), (25, 1.0), (50, 0.3), (10, 0.01)])
+def test_both_roundings_of_strength(steps: int, strength: float) -> None:
+    up = first_step(steps, strength, "up")
+    assert up == min(int(steps * (1 - strength)), steps - 1)
+    assert steps - up == max(1, math.ceil(round(steps * strength, 9)))
+    assert steps - first_step(steps, strength, "nearest") == max(1, round(steps * strength))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"strength": 0}, "strength is 0"),
+        ({"strength": 0, "rounding": "up"}, "strength is 0"),
+        ({"strength": 1.5, "rounding": "up"}, "strength is 1.5"),
+        ({"strength": math.nan}, "strength is nan"),
+        ({"steps": 0}, "steps is 0"),
+        ({"guidance": math.inf}, "guidance is inf"),
+        ({"rescale": 2}, "rescale is 2"),
+        ({"background": "blur"}, "background is 'blur'"),
+        ({"history_choice": "forget"}, "history_choice is 'forget'"),
+        ({"rounding": "down"}, "rounding is 'down'"),
+        ({"feather_radius": -1}, "feather_radius is -1"),
+        ({"shrink": -1}, "shrink is -1"),
+        ({"shrink": 1.5}, "shrink is 1.5"),
+        ({"shrink": 1000}, "shrink is 1000"),
+        ({"seeds": []}, "0 seeds"),
+        ({"seeds": [1, 1]}, "seed 1 is given 2 times"),
+    ],
+)
+def test_settings_out_of_range(pipe: TinyPipeline, changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        edit(pipe, **changes)
+    assert problem in str(caught.value)
+
+
+def test_an_inpainting_model_is_refused(
+    pipe: TinyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(pipe.unet.config, in_channels=9)
+    monkeypatch.setattr(pipe.unet, "config", config)
+    with pytest.raises(ModelError, match="9 input channels; expected 4 for blending"):
+        edit(pipe)
+
+
+def test_progress_sees_every_step(pipe: TinyPipeline) -> None:
+    seen: list[int] = []
+
+    def progress(indices: Any) -> Any:
+        for i in indices:
+            seen.append(i)
+            yield i
+
+    edit(pipe, steps=10, strength=0.5, progress=progress)
+    assert seen == list(range(5))
+
+
+@pytest.mark.parametrize("convert", [lambda i: i.convert("L"), lambda i: i.convert("RGBA")])
+def test_pictures_of_other_modes(
+    pipe: TinyPipeline, convert: Callable[[Image.Image], Image.Image]
+) -> None:
+    image = convert(IMAGE)
+    result = edit(pipe, image=image)
+    assert result.images[0].mode == "RGB"
+    assert result.outside is not None
+    assert result.outside[0].largest == 0
