@@ -8,8 +8,6 @@ can also ask for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from roads.scene import CARS, PLACES, WEATHERS, Scene
@@ -33,7 +31,7 @@ WEATHER_WORDS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "night": (("", "at night"), ("", "at night"), ("dark", ""), ("", "by night")),
 }
-PLACE_WORDS = {
+PLACE_WORDS: dict[str, tuple[str, ...]] = {
     "forest": ("in the forest", "through the forest", "in the woods", "in a forest"),
     "mountains": ("in the mountains", "through the mountains", "in front of mountains"),
     "desert": ("in the desert", "through the desert", "in a desert"),
@@ -44,12 +42,12 @@ PLACE_ADJECTIVES = {
 }  # fmt: skip
 VIEWS = ("", "", "", "", "a photo of", "a picture of", "a dashcam view of", "a dashcam photo of")
 NOUNS = ("road", "road", "road", "street", "highway")
-PRESENT = {
+PRESENT: dict[str, tuple[str, ...]] = {
     "streetlights": ("streetlights", "street lamps", "streetlights"),
     "clouds": ("clouds", "clouds in the sky", "a cloudy sky"),
     "house": ("a house", "a house by the road", "a little house"),
 }
-ABSENT = {
+ABSENT: dict[str, tuple[str, ...]] = {
     "car": ("no car", "no cars"),
     "streetlights": ("no streetlights", "no street lamps"),
     "clouds": ("no clouds", "a clear sky"),
@@ -143,6 +141,6 @@ def vocabulary() -> list[str]:
     phrases += ["a full moon", "no moon", "the sun in the sky", *WEATHERS, *PLACES, *CARS[1:]]
     phrases += PLACE_ADJECTIVES.values()
     phrases += [part for pairs in WEATHER_WORDS.values() for pair in pairs for part in pair]
-    tables: Iterable[dict[str, tuple[str, ...]]] = (PLACE_WORDS, PRESENT, ABSENT)
+    tables = (PLACE_WORDS, PRESENT, ABSENT)
     phrases += [phrase for table in tables for options in table.values() for phrase in options]
     return sorted({word for phrase in phrases for word in phrase.split()})

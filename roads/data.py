@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-import roads.render
-import roads.scene
 from roads.render import SIZE, render
 from roads.scene import OBJECTS, Scene, training_scenes, unseen_scenes
 
+WORLD = ("scene", "canvas", "light", "road", "sky", "places", "objects", "render")
 CHUNK = 250  # scenes that one process renders at a time
 
 
@@ -40,8 +39,8 @@ class Data:
 def source_fingerprint() -> str:
     """Changes whenever the code that draws the world changes."""
     digest = hashlib.sha256()
-    for module in (roads.scene, roads.render):
-        digest.update(Path(str(module.__file__)).read_bytes())
+    for name in WORLD:
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     return digest.hexdigest()[:8]
 
 

@@ -21,8 +21,11 @@ from scipy.ndimage import binary_dilation
 from pare.console import run_in_words
 from pare.errors import SettingError
 from pare.files import check_output, write_whole
-from roads.render import LIGHTS, Canvas, paint_sky, render
+from roads.canvas import Canvas
+from roads.light import LIGHTS
+from roads.render import render
 from roads.scene import CARS, HELD_OUT_SEEDS, OBJECTS, PLACES, WEATHERS, Scene, draw_scene
+from roads.sky import paint_sky
 
 Mask = npt.NDArray[np.bool_]
 
@@ -95,7 +98,7 @@ def sky(scene: Scene) -> Mask:
     canvas = Canvas(128)
     paint_sky(canvas, bare, LIGHTS[bare.weather].tinted(bare.layout.tint, bare.place))
     painted = render(bare).pixels.astype(int)
-    same: Mask = (np.abs(painted - canvas.finish().pixels) <= 1).all(axis=-1)
+    same: Mask = np.all(np.abs(painted - canvas.finish().pixels) <= 1, axis=-1)
     rows = np.arange(len(same)) < bare.layout.horizon * len(same)
     return same & rows[:, None]
 

@@ -169,7 +169,7 @@ def train_unet(
         batch = unet_batch(latents, tokens, empty, alpha_bar, settings, step).to(device)
         loss, plain = unet_loss(unet, text_encoder, batch, settings)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         average_gradients(modules.values())
         torch.nn.utils.clip_grad_norm_(
             [p for module in modules.values() for p in module.parameters()], 1.0
@@ -327,7 +327,8 @@ def sample(
     )  # fmt: skip
     text = text_encoder(tokenize(tokenizer, [""] * len(many) + many).to(device)).last_hidden_state
     trajectory = scheduler.trajectory(steps)
-    x_t, history = noise.to(device) * trajectory.initial_scale, ()
+    x_t = noise.to(device) * trajectory.initial_scale
+    history: tuple[Tensor, ...] = ()
     for i in range(len(trajectory)):
         level = trajectory.levels[i]
         with precision(device, dtype):

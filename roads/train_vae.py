@@ -104,7 +104,7 @@ def train_vae(
         kl = kl_to_unit(posterior.mean.float(), posterior.logvar.float())
         loss = terms["l1"] + 0.5 * terms["mse"] + 0.5 * terms["edges"] + 1e-4 * kl
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         average_gradients([vae])
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
