@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import resource
@@ -13,29 +14,30 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import pare.cli
+import pare.verify
 from pare.cli import main
 from pare.errors import ModelError
 from pare.files import sha256
 from pare.recipe import read_recipe
 from pare.schedulers import SCHEDULERS
-from tests.conftest import ROADS, ROOT, RunPare
+from tests.conftest import ROOT, RunPare
 from tests.fake_pipeline import FakePipeline
-
-needs_roads = pytest.mark.skipif(not ROADS.is_dir(), reason="the built-in model is not there")
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakePipeline:
     """The commands run on a fake model, in an empty folder."""
     pipe = FakePipeline()
-    monkeypatch.setattr(pare.cli, "load_pipeline", lambda given: pipe)
+    monkeypatch.setattr(pare.cli, "load_pipeline", lambda *_: pipe)
     monkeypatch.chdir(tmp_path)
     return pipe
 
@@ -151,20 +153,25 @@ def test_file_names_cannot_steer_the_terminal(
     assert "\\x1b[2Jb.png: no such file" in line
 
 
-@needs_roads
-def test_mistakes_that_only_the_model_knows(run_pare: RunPare, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for arguments in (
-        ("--model", "empty"),
-        ("--model", "missing/folder/of/mine"),
-        ("--device", "cuda:99"),
-        ("--device", "abacus"),
-        ("--scheduler", "euler", "--eta", "0.5"),
-        ("--scheduler", "ddim", "--karras"),
-    ):
-        done = run_pare("generate", "x", "--steps", "1", *arguments)
-        assert (done.returncode, done.stdout) == (2, ""), done.stderr
-        assert re.fullmatch(r"pare: .+\n", done.stderr)
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--model empty", "empty has no model_index.json"),
+        ("--model missing", "'missing' does not exist"),
+        ("--device cuda:99", "is not on this machine"),
+        ("--device abacus", "no device 'abacus'"),
+        ("--scheduler euler --eta 0.5", "eta"),
+        ("--scheduler ddim --karras", "karras"),
+    ],
+)
+def test_mistakes_that_the_model_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: str, sentence: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    assert main(["generate", "x", "--steps", "1", *arguments.split()]) == 2
+    assert sentence in error_line(capsys)
     assert names(tmp_path) == ["empty"]
 
 
@@ -181,7 +188,7 @@ sys.exit(pare.cli.main(sys.argv[1:]))
 def run_patched(tmp_path: Path, patch: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`pare ARGUMENTS` in a process in which something has been replaced."""
     fake = "from tests.fake_pipeline import FakePipeline\n"
-    fake += "pare.cli.load_pipeline = lambda given: FakePipeline()\n"
+    fake += "pare.cli.load_pipeline = lambda *_: FakePipeline()\n"
     return subprocess.run(
         [sys.executable, "-c", PATCHED.format(patch=fake + patch), *arguments],
         cwd=tmp_path,
@@ -416,10 +423,105 @@ def test_a_picture_far_larger_than_the_model_s_is_said(
     assert "trained at 24 x 16" in capsys.readouterr().err
 
 
+@pytest.fixture
+def blended(fake: FakePipeline, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """`pare blend` on a fake technique; what it was called with."""
+    from techniques import blended
+
+    asked: dict[str, Any] = {}
+
+    def blend(pipe: Any, image: Any, mask: Any, prompt: Any, seeds: Any, **given: Any) -> Any:
+        asked.update(given, image=image, mask=mask, prompt=prompt, seeds=seeds)
+        exact, changed = blended.Difference(math.inf, 0), blended.Difference(25.0, 91)
+        outside = [exact, changed][: len(seeds)]
+        latents = torch.zeros(len(seeds), 4, 2, 2)
+        return blended.Blended([image] * len(seeds), latents, outside, changed)
+
+    monkeypatch.setattr(blended, "blend", blend)
+    return asked
+
+
+def test_blend(blended: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = picture_of(tmp_path / "a.png", 24, 16)
+    mask = Image.new("L", (12, 8), 255)
+    mask.paste(0, (0, 0, 5, 5))
+    mask.save(tmp_path / "m.png")
+    arguments = ["blend", "a.png", "--mask", "m.png", "a moon", "--invert-mask", "--count", "2"]
+    assert main([*arguments, "--history", "drop", "--feather", "0", "--out", "b.png"]) == 0
+    assert (blended["prompt"], blended["seeds"]) == ("a moon", [0, 1])
+    assert (blended["history_choice"], blended["feather_radius"]) == ("drop", 0)
+    assert blended["image"].tobytes() == image.tobytes()
+    assert blended["mask"].getpixel((0, 0)) == 255
+    assert blended["mask"].getpixel((11, 7)) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "b-0.png\nb-1.png\n"
+    first, second, alone = captured.err.splitlines()
+    assert first == "b-0.png, outside the mask: IMAGE's pixels, exactly"
+    assert second == "b-1.png, outside the mask: 25.0 dB from IMAGE, at most 91 of 255"
+    assert "without an edit: 25.0 dB" in alone
+    recipe = read_recipe(tmp_path / "b-1.png")
+    assert (recipe.command, recipe.index) == ("blend", 1)
+    for name, path in (("image", "a.png"), ("mask", "m.png")):
+        assert recipe.inputs[name] == {"path": path, "sha256": sha256(tmp_path / path)}
+
+    assert main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["outside"] == [{"psnr": None, "largest": 0}, {"psnr": 25.0, "largest": 91}]
+
+
+@pytest.mark.parametrize(
+    ("mask", "more", "sentence"),
+    [
+        (Image.new("L", (24, 16), 0), [], "m.png marks nothing to edit"),
+        (Image.new("L", (24, 16), 255), ["--invert-mask"], "m.png marks nothing to edit"),
+        (Image.new("L", (16, 24), 255), [], "the mask is 16 x 24 and the picture 24 x 16"),
+        (Image.new("L", (24, 16), 255), ["--feather", "-1"], "feather is -1.0"),
+        (Image.new("L", (24, 16), 255), ["--shrink", "99"], "not in the range"),
+        (Image.new("L", (24, 16), 255), ["--background", "blur"], "is not one of 'paste'"),
+        (None, [], "m.png: no such file"),
+    ],
+)
+def test_masks_that_cannot_be(
+    blended: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    mask: Image.Image | None, more: list[str], sentence: str,
+) -> None:  # fmt: skip
+    picture_of(tmp_path / "a.png", 24, 16)
+    if mask:
+        mask.save(tmp_path / "m.png")
+    assert main(["blend", "a.png", "--mask", "m.png", "a moon", *more]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert sentence in errors[-1]
+    assert blended == {}
+
+
+def test_a_mask_is_needed(blended: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["blend", "a.png", "a moon"]) == 2
+    assert "Missing option '--mask'" in error_line(capsys)
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_broken_bound_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], passed: bool
+) -> None:
+    asked = {}
+
+    def run_verify(model: str, **given: Any) -> Any:
+        asked.update(given, model=model)
+        return SimpleNamespace(passed=passed, table=lambda: "table", to_json=lambda: {"rows": []})
+
+    monkeypatch.setattr(pare.verify, "run_verify", run_verify)
+    assert main(["verify", "--only", "unet", "--only", "vae"]) == (0 if passed else 1)
+    assert asked["model"] == "roads"
+    assert asked["only"] == ("unet", "vae")
+    assert capsys.readouterr().out == "table\n"
+    assert main(["verify", "--json"]) == (0 if passed else 1)
+    assert asked["only"] is None
+    assert json.loads(capsys.readouterr().out) == {"rows": []}
+
+
 # --- the built-in model ------------------------------------------------------------------
 
 
-@needs_roads
 def test_the_built_in_model_end_to_end(run_pare: RunPare, tmp_path: Path) -> None:
     command = [
         "generate",
@@ -444,7 +546,6 @@ def test_the_built_in_model_end_to_end(run_pare: RunPare, tmp_path: Path) -> Non
     assert Image.open(tmp_path / "again-7.png").tobytes() == first.tobytes()
 
 
-@needs_roads
 def test_img2img_hands_back_the_input_s_size(run_pare: RunPare, tmp_path: Path) -> None:
     Image.linear_gradient("L").resize((100, 75)).convert("RGB").save(tmp_path / "a.jpg")
     done = run_pare("img2img", "a.jpg", "a road by night", "--steps", "3", "--out", "b.png")
@@ -455,7 +556,21 @@ def test_img2img_hands_back_the_input_s_size(run_pare: RunPare, tmp_path: Path) 
     assert re.fullmatch("[0-9a-f]{64}", recipe.inputs["image"]["sha256"])
 
 
-@needs_roads
+def test_blend_keeps_what_the_mask_keeps(run_pare: RunPare, tmp_path: Path) -> None:
+    image = picture_of(tmp_path / "a.png", 100, 76)
+    mask = Image.new("RGBA", (50, 38))
+    mask.paste("white", (10, 8, 40, 30))
+    mask.save(tmp_path / "m.png")
+    done = run_pare("blend", "a.png", "--mask", "m.png", "a car", "--steps", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outside"] == [{"psnr": None, "largest": 0}]
+    made = np.asarray(Image.open(tmp_path / "blend-0.png"))
+    marked = np.asarray(mask.getchannel("A").resize((100, 76), Image.Resampling.NEAREST)) > 0
+    assert np.array_equal(made[~marked], np.asarray(image)[~marked])
+    assert not np.array_equal(made[marked], np.asarray(image)[marked])
+    assert read_recipe(tmp_path / "blend-0.png").scheduler["name"] == "dpm++2m"
+
+
 def test_a_real_ctrl_c(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pare", "generate", "x", "--steps", "1000"]
     process = subprocess.Popen(

@@ -1,0 +1,91 @@
+"""What is installed is all that it takes: a wheel, outside the checkout, makes a picture."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pare.recipe import read_recipe
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """The command's output; a clean environment, so that the checkout is not found by chance."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRT"))
+    }
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the files that a clone has."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    run("git", "clone", "--quiet", ROOT, source, cwd=folder)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    run(*pip, "--wheel-dir", folder, source, cwd=folder)
+    (built,) = folder.glob("pare-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new virtual environment with the wheel in it; the dependencies are lent by this one.
+
+    A .pth file adds this environment's site-packages.  Its own .pth files, the one that
+    makes the checkout importable among them, have no effect there.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", folder, cwd=folder)
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    run(*pip, wheel, cwd=folder)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder
+
+
+def test_the_wheel_holds_the_packages_the_model_and_the_licence(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    model = ROOT / "pare" / "models" / "roads"
+    assert {str(path.relative_to(ROOT)) for path in model.rglob("*") if path.is_file()} <= names
+    assert {"pare/cli.py", "pare/py.typed", "techniques/blended.py", "roads/scene.py"} <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if name.startswith(("tests/", "runs/", "demo/", "docs/"))]
+    # What was committed by mistake would be seen here: the model is the only large part.
+    assert wheel.stat().st_size < 40_000_000
+
+
+def test_the_checkout_is_out_of_reach(environment: Path) -> None:
+    python = environment / "bin" / "python"
+    code = (
+        "import pare, techniques, roads; print(pare.__file__, techniques.__file__, roads.__file__)"
+    )
+    for file in run(python, "-c", code, cwd=environment).split():
+        assert Path(file).is_relative_to(environment)
+
+
+def test_the_installed_command_makes_a_picture(environment: Path, tmp_path: Path) -> None:
+    command = [environment / "bin" / "pare", "generate", "a snowy road in the forest"]
+    assert run(*command, "--steps", "2", "--out", "road.png", cwd=tmp_path) == "road.png\n"
+    assert Image.open(tmp_path / "road.png").size == (128, 128)
+    assert read_recipe(tmp_path / "road.png").arguments["model"] == "roads"
