@@ -36,6 +36,15 @@ def posterior_mean(x_t: Tensor, alpha_bar: float) -> Tensor:
     return (share * component).sum(-1)
 
 
+def pictures(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """x0 drawn from the mixture, in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    count = math.prod(shape)
+    component = torch.multinomial(torch.tensor(WEIGHTS), count, True, generator=generator)
+    noise = torch.randn(count, generator=generator)
+    return (torch.tensor(MEANS)[component] + torch.tensor(SPREADS)[component] * noise).view(shape)
+
+
 def alpha_bars(config: dict[str, object]) -> np.ndarray:
     """The training's alpha_bar in float64, written out again and apart from pare's."""
     count = int(config.get("num_train_timesteps", 1000))
