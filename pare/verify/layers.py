@@ -1,0 +1,107 @@
+"""Layer by layer: which is the first whose output departs from diffusers'?
+
+pare's modules bear the Hub's names, and so do diffusers'; so modules of the same path
+should say the same when both models get the same input.  Their outputs are read off with
+PyTorch's forward hooks, here alone: pare itself has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pare.verify.report import Distance
+
+Seen = Callable[[str, list[Tensor]], None]
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """The outputs of two models and of all layers that they have in common."""
+
+    ours: Tensor
+    theirs: Tensor
+    layers: Mapping[str, Distance]
+    """In the order of execution, inner layers before the ones that hold them."""
+
+    def first_departure(self, limit: float = 0.0) -> str | None:
+        """The first layer that is relatively farther from its counterpart than `limit`."""
+        for name, distance in self.layers.items():
+            if not distance.relative <= limit:
+                return name
+        return None
+
+
+def compare_layers(
+    our_module: nn.Module,
+    their_module: nn.Module,
+    our_run: Callable[[], Tensor],
+    their_run: Callable[[], Tensor],
+) -> LayerComparison:
+    """Run both models, and compare every layer that is in both under the same name.
+
+    `our_run` calls `our_module` or parts of it and returns the result; likewise theirs.
+    Only one model's outputs are held at a time, and each until it has been compared.
+    """
+    waiting: dict[str, list[Tensor]] = {}
+    distances: dict[str, Distance] = {}
+
+    def keep(name: str, ours: list[Tensor]) -> None:
+        waiting.setdefault(name, ours)
+
+    def compare(name: str, theirs: list[Tensor]) -> None:
+        # A module that ran twice is compared at its first run: none of SD's does.
+        ours = waiting.pop(name, None)
+        if ours is None:
+            return
+        if len(ours) == len(theirs):
+            pairs = zip(ours, theirs, strict=True)
+        else:  # containers may return more than their result: compare that
+            pairs = zip(ours[:1], theirs[:1], strict=True)
+        distances[name] = Distance.worst(Distance.between(a, b) for a, b in pairs)
+
+    with watching(our_module, keep):
+        ours = our_run()
+    with watching(their_module, compare):
+        theirs = their_run()
+    return LayerComparison(ours, theirs, distances)
+
+
+@contextmanager
+def watching(module: nn.Module, seen: Seen) -> Iterator[None]:
+    """Call `seen(name, outputs)` after every submodule of `module`, within the context."""
+
+    def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            outputs = list(tensors(output))
+            if outputs:
+                seen(name, outputs)
+
+        return hook
+
+    handles = [
+        part.register_forward_hook(hook_for(name))
+        for name, part in module.named_modules()
+        if name  # the whole model is compared by its result
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors in a module's output, which may be nested in tuples, lists and mappings."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from tensors(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from tensors(value)
