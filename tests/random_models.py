@@ -49,7 +49,7 @@ def random_state(module: nn.Module, generator: torch.Generator) -> dict[str, Ten
     """Random tensors with the names and shapes of `module`'s, which may be on `meta`."""
     state = {}
     for name, tensor in module.state_dict().items():
-        drawn = torch.randn(tensor.shape, generator=generator)
+        drawn = normals(tensor.shape, generator)
         if tensor.ndim > 1:  # a weight matrix or kernel
             drawn *= 1 / math.sqrt(tensor[0].numel())
         else:  # biases, and the scales and shifts of norms
@@ -58,6 +58,15 @@ def random_state(module: nn.Module, generator: torch.Generator) -> dict[str, Ten
                 drawn += 1
         state[name] = drawn
     return state
+
+
+def normals(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Random numbers; in large tensors a million of them over and over, which is quicker."""
+    count, most = shape.numel(), 1_000_003  # a prime: no two rows of a matrix are alike
+    if count <= most:
+        return torch.randn(shape, generator=generator)
+    block = torch.randn(most, generator=generator)
+    return block.repeat(math.ceil(count / most))[:count].view(shape)
 
 
 def unet_pair(

@@ -98,7 +98,11 @@ def load_reference(source: ModelSource, device: torch.device, dtype: torch.dtype
 def build_scheduler(name: str, config: Mapping[str, Any], *, karras: bool = False) -> Any:
     """diffusers' solver of that name for a model's `scheduler_config.json`."""
     kind = getattr(require_diffusers(), CLASSES[name])
-    changes = {"use_karras_sigmas": True} if karras else {}
+    changes: dict[str, Any] = {"use_karras_sigmas": True} if karras else {}
+    written_for_ddim = config.get("_class_name") in ("DDIMScheduler", "DDIMInverseScheduler")
+    if name in ("ddim", "ddim-inverse") and "clip_sample" not in config and not written_for_ddim:
+        # Its default is to clip x0 at 1, which suits pixels; the file's own solver clips nothing.
+        changes["clip_sample"] = False
     with quiet():  # it remarks on keys that were written for another solver
         return kind.from_config({**config, **changes})
 

@@ -1,0 +1,250 @@
+"""`pare verify` finds what is equal to be equal, and what is wrong to be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pare.cli import main
+from pare.errors import MissingExtraError, SettingError
+from pare.schedulers import Level
+from pare.schedulers.dpmpp_2m import DPMPlusPlus2M
+from pare.verify import GROUPS, Report, Row, parity, reference, run_verify
+from pare.verify.parity import Subject, exact_float32, load_subject
+from pare.verify.report import SAME_BITS, Bound, Distance
+
+
+@pytest.fixture(scope="module")
+def report(tiny_model: Path) -> Report:
+    return run_verify(tiny_model, device="cpu", steps=3)
+
+
+@pytest.fixture
+def subject(tiny_model: Path) -> Iterator[Subject]:
+    """Loaded afresh, so that a test may damage it."""
+    with reference.quiet(), torch.no_grad():
+        yield load_subject(tiny_model, "cpu", "float32", steps=3)
+
+
+def rows_of(found: Iterator[Any]) -> list[Row]:
+    return [row for row in found if isinstance(row, Row)]
+
+
+# --- what is right passes -----------------------------------------------------------------
+
+
+def test_every_comparison_holds(report: Report) -> None:
+    assert report.passed, report.table()
+    assert [group for group in GROUPS if any(row.group == group for row in report.rows)] == list(
+        GROUPS
+    )
+    assert report.skipped == {}
+
+
+def test_models_have_the_same_bits_layer_by_layer(report: Report) -> None:
+    rows = [row for row in report.rows if row.group in ("text", "unet", "vae")]
+    assert len(rows) == 4 + 2 + 2
+    for row in rows:
+        assert row.bound == SAME_BITS
+        assert row.distance == Distance(0, 0)
+        assert int(row.note.removesuffix(" layers")) > 20
+        assert row.time_ratio is not None
+
+
+def test_every_solver_makes_pictures(report: Report) -> None:
+    for group in ("generate", "img2img", "blend"):
+        names = [row.name for row in report.rows if row.group == group]
+        assert len(names) == 6 + 3
+        assert all(row.levels in (0, 1) for row in report.rows if row.group == group)
+
+
+def test_half_precision_is_held_to_diffusers_own_error(tiny_model: Path) -> None:
+    report = run_verify(
+        tiny_model, device="cpu", dtype="bfloat16", steps=2, only=["unet", "vae", "generate"]
+    )
+    assert report.passed, report.table()
+    assert report.dtype == "bfloat16"
+    for row in report.rows:
+        assert row.bound.limit > 0
+    assert list(report.skipped) == ["generate, euler-ancestral"]
+
+
+def test_v_prediction_and_what_cannot_be_compared(subject: Subject) -> None:
+    config = {**subject.pipe.scheduler_config, "prediction_type": "v_prediction"}
+    subject.pipe.scheduler_config = config
+    found = list(parity.scheduler_rows(subject))
+    assert [name for name, _ in (f for f in found if not isinstance(f, Row))] == ["pndm"]
+    assert all(row.passed for row in found if isinstance(row, Row))
+
+
+# --- what is wrong is found ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "departs"),
+    [
+        ("conv_in", "conv_in"),
+        ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",) * 2,
+        ("mid_block.resnets.1.conv2",) * 2,
+        ("up_blocks.1.resnets.0.norm1",) * 2,
+    ],
+)
+def test_the_first_layer_that_departs_is_named(subject: Subject, layer: str, departs: str) -> None:
+    weight = subject.pipe.unet.get_submodule(layer).weight
+    weight.data = weight.data * (1 + 1e-6)  # a tensor of its own: diffusers keeps its
+    (row, odd) = rows_of(parity.unet_rows(subject))
+    assert not row.passed
+    assert not odd.passed
+    assert row.note == f"departs first at {departs}"
+
+
+def test_a_wrong_vae_is_found(subject: Subject) -> None:
+    weight = subject.pipe.vae.decoder.conv_out.weight
+    weight.data = weight.data * 1.001
+    encoder, decoder = rows_of(parity.vae_rows(subject))
+    assert encoder.passed
+    assert not decoder.passed
+    assert decoder.note == "departs first at decoder.conv_out"
+
+
+def test_a_wrong_solver_is_found(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off by one level in the second-order term."""
+    right = DPMPlusPlus2M.step
+
+    def wrong(self: DPMPlusPlus2M, trajectory: Any, i: int, *rest: Any) -> Any:
+        levels = [Level(level.t, level.sigma * 1.0001) for level in trajectory.levels]
+        return right(self, dataclasses.replace(trajectory, levels=tuple(levels)), i, *rest)
+
+    monkeypatch.setattr(DPMPlusPlus2M, "step", wrong)
+    broken = {row.name for row in rows_of(parity.scheduler_rows(subject)) if not row.passed}
+    assert broken == {"dpm++2m", "dpm++2m with Karras sigmas"}
+
+
+def test_a_start_off_by_one_is_found(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = parity.start_index
+    monkeypatch.setattr(parity, "start_index", lambda *given: right(*given) + 1)
+    assert not any(row.passed for row in rows_of(parity.img2img_rows(subject)))
+    assert not any(row.passed for row in rows_of(parity.blend_rows(subject)))
+
+
+def test_not_a_number_keeps_no_bound() -> None:
+    for distance in (Distance(math.nan, math.nan), Distance.between(*torch.tensor([1, math.nan]))):
+        for bound in (SAME_BITS, Bound("relative", 1e-5)):
+            assert not Row("unet", "x", distance, bound).passed
+    assert not Row("generate", "x", Distance(0, 0), Bound("levels", 1), levels=None).passed
+    assert math.isnan(Distance.worst([Distance(1, 1), Distance(math.nan, 1)]).absolute)
+
+
+def test_a_distance_between_other_shapes_is_infinite() -> None:
+    assert Distance.between(torch.ones(2), torch.ones(1)) == Distance(math.inf, math.inf)
+
+
+def test_a_report_of_nothing_does_not_pass(report: Report) -> None:
+    assert not dataclasses.replace(report, rows=[]).passed
+
+
+# --- the report ---------------------------------------------------------------------------
+
+
+def test_the_report_as_json(report: Report) -> None:
+    nan = Row("unet", "x", Distance(math.nan, math.inf), SAME_BITS)
+    broken = dataclasses.replace(report, rows=[*report.rows, nan])
+    read = json.loads(json.dumps(broken.to_json(), allow_nan=False))
+    assert read["passed"] is False
+    assert [row["passed"] for row in read["rows"]] == [True] * len(report.rows) + [False]
+    assert read["rows"][-1]["distance"] == {"absolute": "nan", "relative": "inf"}
+    assert read["rows"][0]["bound"]["text"] == "same bits"
+    assert set(read["model"]["files"]) >= {"unet/diffusion_pytorch_model.safetensors"}
+
+
+def test_the_report_as_a_table(report: Report) -> None:
+    table = report.table()
+    assert "all bounds hold" in table
+    assert "BROKEN" not in table
+    bad = Row("unet", "x", Distance(1, 1), SAME_BITS, note="departs first at conv_in")
+    broken = dataclasses.replace(report, rows=[bad], skipped={"pndm": "a reason"}).table()
+    assert "BROKEN  departs first at conv_in" in broken
+    assert "1 of 1 bounds broken" in broken
+    assert "skipped: pndm: a reason" in broken
+
+
+# --- settings, extras, the command --------------------------------------------------------
+
+
+def test_an_unknown_group_is_said(tiny_model: Path) -> None:
+    with pytest.raises(SettingError, match="no comparison 'unett'; expected text, unet"):
+        run_verify(tiny_model, only=["unett"])
+
+
+def test_without_diffusers_one_sentence_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "diffusers" else find(name, *rest),
+    )
+    with pytest.raises(MissingExtraError, match=r"pip install 'pare\[verify\]'"):
+        run_verify()
+    assert main(["verify"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert "pip install 'pare[verify]'" in printed.err
+
+
+def test_importing_verify_does_not_import_diffusers() -> None:
+    code = "import sys, pare.verify, pare.verify.bench; sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_tf32_is_off_for_the_comparison_and_as_before_after_it() -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        with exact_float32():
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == (False, False)
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == (True, True)
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def test_the_command(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["verify", "--model", str(tiny_model), "--device", "cpu", "--only", "unet"]
+    assert main([*given, "--json"]) == 0
+    read = json.loads(capsys.readouterr().out)
+    assert {row["group"] for row in read["rows"]} == {"unet"}
+    assert main(["verify", "--only", "nothing"]) == 2
+
+
+def test_a_broken_bound_is_exit_code_1(
+    report: Report, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = Row("unet", "x", Distance(1, 1), SAME_BITS)
+    broken = dataclasses.replace(report, rows=[bad])
+    monkeypatch.setattr("pare.verify.run_verify", lambda *given, **named: broken)
+    assert main(["verify"]) == 1
+    assert "BROKEN" in capsys.readouterr().out
+
+
+# --- on a GPU -----------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_on_a_gpu(dtype: str, tiny_model: Path) -> None:
+    for model in ("roads", tiny_model):
+        report = run_verify(model, device="cuda", dtype=dtype)
+        assert report.passed, report.table()
