@@ -50,7 +50,8 @@ def predict(
         branches = ("uncond", "cond")
     rows = tuple(Row(prompt, branch) for branch in branches for prompt in range(len(prompts)))
     seam = None if control is None else ControlledStep(control, step, rows)
-    output = unet(batch.to(text.dtype), level.t, text, seam).float()
+    dtype = unet.conv_in.weight.dtype
+    output = unet(batch.to(dtype), level.t, text.to(dtype), seam).float()
     if guidance != 1:
         uncond, cond = output.chunk(2)
         output = guide(uncond, cond, guidance, rescale)

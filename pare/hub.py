@@ -4,7 +4,8 @@
     unet/config.json, unet/diffusion_pytorch_model.safetensors
     vae/config.json, vae/diffusion_pytorch_model.safetensors
     text_encoder/config.json, text_encoder/model.safetensors
-    tokenizer/…, scheduler/scheduler_config.json
+    tokenizer/vocab.json, tokenizer/merges.txt, …
+    scheduler/scheduler_config.json
 
 Modules are built on the `meta` device, where tensors have shapes and no memory.  The
 file's tensors, mapped into memory rather than read, are then put in their place, and
@@ -14,26 +15,26 @@ nothing is silently left out.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pare.config import UNetConfig, VAEConfig, read_json
-from pare.errors import DeviceError, ModelError, WeightsError
+from pare.config import UNetConfig, VAEConfig, read_json, short_json
+from pare.errors import ConfigError, DeviceError, ModelError, WeightsError
+from pare.text import TextConfig
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
-
-Module = TypeVar("Module", bound=nn.Module)
 
 BUILT_IN = {"roads": Path(__file__).parent / "models" / "roads"}
 
@@ -44,9 +45,30 @@ PARTS: dict[str, tuple[str, ...]] = {
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
+# Parts that look at finished pictures or at nothing; pare does not load them.  The
+# scheduler is described by its own file.
+SKIPPED = frozenset({"scheduler", "safety_checker", "feature_extractor"})
+
+# Pipelines of other models, by how their class names begin.
+OTHER_MODELS = {
+    "StableDiffusionXL": "Stable Diffusion XL",
+    "StableDiffusion3": "Stable Diffusion 3",
+    "StableCascade": "Stable Cascade",
+    "Flux": "Flux",
+    "Kandinsky": "Kandinsky",
+    "PixArt": "PixArt",
+}
 
 # Old VAE files name the projections of their attention differently.
 LEGACY_VAE_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+# The file name of each part's weights, without `.safetensors` or `.fp16.safetensors`.
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+FLOATING = ("F64", "F32", "F16", "BF16")  # the number types of weights, as safetensors has them
 
 
 @dataclass(frozen=True)
@@ -78,6 +100,9 @@ def load_model(
 ) -> Components:
     """Load the model in `model`: "roads", or a folder in the Hub's layout.
 
+    What can be wrong with a folder is looked for before anything slow happens: reading
+    gigabytes, and importing transformers.
+
     Raises:
         ModelError: no such model, or one that is incomplete or of another kind.
         ConfigError, WeightsError: a config or a tensor that does not fit.
@@ -87,26 +112,42 @@ def load_model(
     kind = choose_dtype(dtype, place)
     folder = find_folder(model)
     check_index(folder)
-    scheduler_config = read_json(part_file(folder, "scheduler", "scheduler_config.json"))
-    with torch.device("meta"):
-        unet = UNet(UNetConfig.read(*config_of(folder, "unet")))
-        vae = AutoencoderKL(VAEConfig.read(*config_of(folder, "vae")))
+    scheduler_config, _ = config_of(folder, "scheduler")
+    unet_config = UNetConfig.read(*config_of(folder, "unet"))
+    vae_config = VAEConfig.read(*config_of(folder, "vae"))
+    text_config = TextConfig.read(*config_of(folder, "text_encoder"))
+    check_fit(folder, unet_config, vae_config, text_config)
+    check_tokenizer(folder, text_config)
+    files = {part: find_weights(folder, part, kind) for part in WEIGHTS}
+    fingerprints = {str(f.relative_to(folder)): fingerprint(f) for f in files.values()}
+    for path in files.values():
+        with open_weights(path):
+            pass
 
-    stem = "diffusion_pytorch_model"
-    unet_file = find_weights(folder, "unet", stem, kind)
-    vae_file = find_weights(folder, "vae", stem, kind)
-    text_file = find_weights(folder, "text_encoder", "model", kind)
-    load_weights(unet, unet_file, kind)
-    load_weights(vae, vae_file, kind, renames=LEGACY_VAE_NAMES)
-    files = {str(f.relative_to(folder)): fingerprint(f) for f in (unet_file, vae_file, text_file)}
+    with torch.device("meta"):
+        unet, vae = UNet(unet_config), AutoencoderKL(vae_config)
+    load_weights(unet, files["unet"], kind)
+    load_weights(vae, files["vae"], kind, vae_name)
+    text_encoder = load_text_encoder(text_config, files["text_encoder"], kind)
     return Components(
         unet.to(place),
         vae.to(place),
-        load_tokenizer(folder),
-        load_text_encoder(folder, text_file, kind).to(place),
+        load_tokenizer(folder, text_config),
+        text_encoder.to(place),
         scheduler_config,
-        ModelSource(str(model), str(folder), files),
+        ModelSource(str(model), str(folder), fingerprints),
     )
+
+
+def read_scheduler_config(model: str | Path) -> tuple[dict[str, Any], str]:
+    """A model's `scheduler_config.json` and its name, without loading the model.
+
+    Raises:
+        ModelError, ConfigError: as `load_model`.
+    """
+    folder = find_folder(model)
+    check_index(folder)
+    return config_of(folder, "scheduler")
 
 
 # --- where things are ---------------------------------------------------------------------
@@ -118,7 +159,7 @@ def find_folder(model: str | Path) -> Path:
         return BUILT_IN[str(model)]
     folder = Path(model)
     if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
+        what = "is a file" if folder.exists() else "does not exist"
         raise ModelError(
             f"the model {str(model)!r} {what}",
             expected=f"{' or '.join(BUILT_IN)}, or a model's folder in the Hub's layout",
@@ -136,24 +177,50 @@ def check_index(folder: Path) -> None:
             fix="name the folder that holds unet/ and vae/",
         )
     index = read_json(path)
-    pipeline = index.get("_class_name", "")
-    for part, classes in PARTS.items():
-        entry = index.get(part)
-        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if name not in classes:
+    pipeline = str(index.get("_class_name", "unnamed"))
+    for beginning, name in OTHER_MODELS.items():
+        if pipeline.startswith(beginning):
             raise ModelError(
-                f"{path} names {name or 'no class'} as its {part} (pipeline {pipeline!r})",
-                expected=f"{classes[0]}, as Stable Diffusion 1.x and 2.x have",
+                f"{folder} is a model of {name} ({pipeline})",
+                expected="Stable Diffusion 1.x or 2.x",
             )
-    if index.get("text_encoder_2") is not None:
-        raise ModelError(
-            f"{path} has a second text encoder: it is a {pipeline}",
-            expected="Stable Diffusion 1.x or 2.x",
-        )
+    # A part is ["library", "Class"]; [null, null] says that there is none.
+    classes = {
+        part: entry[1] for part, entry in index.items() if isinstance(entry, list) and entry[1:]
+    }
+    for part, wanted in PARTS.items():
+        if classes.get(part) not in wanted:
+            named = short_json(classes.get(part)) if classes.get(part) else "no class"
+            raise ModelError(
+                f"{path} names {named} as the {part} of a {pipeline}",
+                expected=f"{wanted[0]}, as Stable Diffusion 1.x and 2.x have",
+            )
+    for part, name in classes.items():
+        if name is not None and part not in PARTS and part not in SKIPPED:
+            raise ModelError(
+                f"{path} has a part that pare does not run: {part}, {short_json(name)}",
+                expected="Stable Diffusion 1.x or 2.x",
+            )
+
+
+def check_fit(folder: Path, unet: UNetConfig, vae: VAEConfig, text: TextConfig) -> None:
+    """Check that the parts speak to each other: what one puts out, the next takes in."""
+    for one, width, other, wanted in (
+        ("text encoder", text.hidden_size, "UNet's cross-attention", unet.cross_attention_dim),
+        ("VAE", vae.latent_channels, "UNet's output", unet.out_channels),
+    ):
+        if width != wanted:
+            raise ConfigError(
+                f"{folder} has parts of different models: the {one} has {width} channels "
+                f"and the {other} {wanted}",
+                fix="download the whole model again",
+            )
 
 
 def config_of(folder: Path, part: str) -> tuple[dict[str, Any], str]:
-    path = part_file(folder, part, "config.json")
+    """The JSON object of a part's config file, and the file's name for messages."""
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    path = part_file(folder, part, name)
     return read_json(path), str(path)
 
 
@@ -164,13 +231,19 @@ def part_file(folder: Path, part: str, name: str) -> Path:
     return path
 
 
-def find_weights(folder: Path, part: str, stem: str, dtype: torch.dtype) -> Path:
+def find_weights(folder: Path, part: str, dtype: torch.dtype) -> Path:
     """The safetensors file of a part; the float16 variant where that is what is wanted."""
+    stem = WEIGHTS[part]
     plain, half = f"{stem}.safetensors", f"{stem}.fp16.safetensors"
     for name in (half, plain) if dtype == torch.float16 else (plain, half):
         if (folder / part / name).is_file():
             return folder / part / name
-    raise ModelError(f"{folder} has no {part}/{plain}", fix="download the whole model")
+    others = sorted(path.name for path in (folder / part).glob("*.[bs][ia][nf]*"))
+    raise ModelError(
+        f"{folder} has no {part}/{plain}" + (f", only {', '.join(others[:3])}" if others else ""),
+        expected="each part's weights in one safetensors file",
+        fix="download the whole model",
+    )
 
 
 def fingerprint(path: Path) -> str:
@@ -194,56 +267,94 @@ def fingerprint(path: Path) -> str:
 # --- tensors ------------------------------------------------------------------------------
 
 
+@contextmanager
+def open_weights(path: Path) -> Iterator[Any]:
+    """A safetensors file, its header read and checked against its size.
+
+    Raises:
+        WeightsError: not a safetensors file, cut off, or a tensor in it is not floating-point.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{path} is not a whole safetensors file ({error})", fix="download it again"
+        ) from error
+
+
+def same_name(name: str, wanted: Container[str]) -> str | None:
+    return name
+
+
+def vae_name(name: str, wanted: Container[str]) -> str | None:
+    """A VAE tensor's name today: `….query.weight` is `….to_q.weight`."""
+    path, dot, leaf = name.rpartition(".")
+    parent, _, kind = path.rpartition(".")
+    today = f"{parent}.{LEGACY_VAE_NAMES.get(kind, kind)}{dot}{leaf}"
+    return today if today in wanted else name
+
+
+def text_name(name: str, wanted: Container[str]) -> str | None:
+    """A text encoder's tensor without, or with, the prefix that comes and goes.
+
+    None for the positions' numbers, which old files hold: they only count the tokens.
+    """
+    bare = name.removeprefix("text_model.")
+    if bare == "embeddings.position_ids":
+        return None
+    return next((n for n in (bare, f"text_model.{bare}") if n in wanted), name)
+
+
 def load_weights(
     module: nn.Module,
     path: Path,
     dtype: torch.dtype,
-    *,
-    renames: Mapping[str, str] | None = None,
+    rename: Callable[[str, Container[str]], str | None] = same_name,
 ) -> None:
     """Give a module on the meta device the tensors of a safetensors file, every one.
 
     On the CPU, tensors that have `dtype` already stay mapped: the operating system reads
     them when they are first used, and can drop and re-read them.
 
+    Args:
+        rename: the module's name for a name in the file, given all names that are wanted;
+            None leaves the tensor out.
+
     Raises:
         WeightsError: the file cannot be read, or its names, shapes or types do not match.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    try:
-        with ExitStack() as stack:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-            stored = {rename(key, renames or {}): key for key in file.keys()}  # noqa: SIM118
-            found = {name: tuple(file.get_slice(key).get_shape()) for name, key in stored.items()}
-            if renames:
-                found = {name: squeeze(shape, wanted.get(name)) for name, shape in found.items()}
-            check_names(wanted, found, path)
-            tensors: dict[str, Tensor] = {}
-            for name, key in stored.items():
-                tensor = file.get_tensor(key)
-                if not tensor.is_floating_point():
-                    raise WeightsError(
-                        f"{path} holds {key} as {str(tensor.dtype).removeprefix('torch.')}",
-                        expected="floating-point numbers",
-                    )
-                tensors[name] = tensor.view(wanted[name]).to(dtype)
-    except SafetensorError as error:
-        raise WeightsError(
-            f"{path} is not a whole safetensors file ({error})", fix="download it again"
-        ) from error
+    tensors: dict[str, Tensor] = {}
+    with open_weights(path) as file:
+        stored = set(file.keys())
+        keys: dict[str, str] = {}  # the module's name -> the file's
+        for key in stored:
+            name = rename(key, wanted)
+            if name is not None:
+                # Where the file has both, the old name stays what it is: unexpected.
+                keys[key if name in stored else name] = key
+        found = {name: tuple(file.get_slice(key).get_shape()) for name, key in keys.items()}
+        check_names(wanted, {n: squeeze(s, wanted.get(n)) for n, s in found.items()}, path)
+        for name, key in keys.items():
+            check_type(key, file.get_slice(key).get_dtype(), path)
+            tensors[name] = file.get_tensor(key).view(wanted[name]).to(dtype)
     module.load_state_dict(tensors, strict=True, assign=True)
     module.eval().requires_grad_(False)
 
 
-def rename(name: str, renames: Mapping[str, str]) -> str:
-    """The tensor's name today: `….query.weight` is `….to_q.weight`."""
-    *path, kind, leaf = name.split(".") if name.count(".") else ("", "", name)
-    return ".".join([*path, renames[kind], leaf]) if kind in renames else name
+def check_type(key: str, kind: str, path: Path) -> None:
+    if kind not in FLOATING:
+        raise WeightsError(
+            f"{path} holds {key} as {kind}", expected=f"one of {', '.join(FLOATING)}"
+        )
 
 
 def squeeze(shape: tuple[int, ...], wanted: tuple[int, ...] | None) -> tuple[int, ...]:
     """Old VAEs hold linear layers as 1x1 convolutions: (C, C, 1, 1) stands for (C, C)."""
-    return wanted if wanted is not None and shape == (*wanted, 1, 1) else shape
+    if wanted is not None and len(wanted) == 2 and shape == (*wanted, 1, 1):
+        return wanted
+    return shape
 
 
 def check_names(
@@ -263,56 +374,80 @@ def check_names(
     lines = [f"  {problem:12} {name}  {' '.join(map(str, s))}" for problem, name, s in sorted(rows)]
     if len(lines) > 20:
         lines = [*lines[:20], f"  … and {len(lines) - 20} more"]
-    raise WeightsError(
-        f"{path} does not fit its config.json in {len(rows)} of {len(wanted)} tensors:\n"
-        + "\n".join(lines)
-        + "\n"
-    )
+    table = "\n".join(lines)
+    raise WeightsError(f"{path} does not fit its config.json in {len(rows)} tensors:\n{table}")
 
 
 # --- the text encoder ---------------------------------------------------------------------
 
 
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
+def check_tokenizer(folder: Path, config: TextConfig) -> None:
+    """Check the tokenizer's files, which transformers trusts.
+
+    Raises:
+        ModelError, ConfigError: one is missing, or is not what its name says.
+    """
+    vocab_path = part_file(folder, "tokenizer", "vocab.json")
+    merges_path = part_file(folder, "tokenizer", "merges.txt")
+    for path in (folder / "tokenizer").glob("*.json"):
+        read_json(path)
+    vocab = read_json(vocab_path)
+    ids = range(config.vocab_size)
+    for token, index in vocab.items():
+        if isinstance(index, bool) or not isinstance(index, int) or index not in ids:
+            raise ConfigError(
+                f"{vocab_path} gives {short_json(token)} the id {short_json(index)}",
+                expected=f"0 to {config.vocab_size - 1}, the text encoder's vocabulary",
+            )
+    try:
+        lines = merges_path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        problem = f"{merges_path} is not a text file ({error})"
+        raise ConfigError(problem, fix="download it again") from error
+    for number, line in enumerate(lines, start=1):
+        if line.startswith("#version") or not line.strip():
+            continue
+        pieces = line.split(" ")
+        if len(pieces) != 2 or not {*pieces, "".join(pieces)} <= vocab.keys():
+            raise ConfigError(
+                f"line {number} of {merges_path} is {short_json(line)}",
+                expected="two tokens of vocab.json that join to a third",
+                fix="download it again",
+            )
+
+
+def load_tokenizer(folder: Path, config: TextConfig) -> CLIPTokenizer:
     # transformers takes seconds to import: not before everything else has been checked.
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-    for name in ("vocab.json", "merges.txt"):
-        part_file(folder, "tokenizer", name)
-    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(
+        folder / "tokenizer", local_files_only=True
+    )
+    if len(tokenizer) > config.vocab_size:  # special tokens that vocab.json does not have
+        raise ConfigError(
+            f"{folder / 'tokenizer'} has {len(tokenizer)} tokens",
+            expected=f"at most {config.vocab_size}, the text encoder's vocabulary",
+        )
     return tokenizer
 
 
-def load_text_encoder(folder: Path, weights: Path, dtype: torch.dtype) -> CLIPTextModel:
-    """CLIP's text encoder, through transformers, which knows the Hub's prefixes."""
+def load_text_encoder(config: TextConfig, weights: Path, dtype: torch.dtype) -> CLIPTextModel:
+    """CLIP's text encoder: transformers' module with tensors read as strictly as the others.
+
+    Its own loader would set torch's default dtype meanwhile, for all threads of the process.
+    """
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
     from transformers.models.clip.modeling_clip import CLIPTextModel
 
-    config_of(folder, "text_encoder")
-    try:
-        model, info = CLIPTextModel.from_pretrained(
-            folder / "text_encoder",
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            variant="fp16" if weights.name.endswith(".fp16.safetensors") else None,
-            output_loading_info=True,
-        )
-    except SafetensorError as error:
-        raise WeightsError(
-            f"{weights} is not a whole safetensors file ({error})", fix="download it again"
-        ) from error
-    problems = [f"missing {key}" for key in info["missing_keys"]]
-    problems += [
-        f"unexpected {key}" for key in info["unexpected_keys"] if "position_ids" not in key
-    ]
-    problems += [f"wrong shape {key}" for key in info["mismatched_keys"]]
-    if problems:
-        raise WeightsError(
-            f"{weights} does not fit its config.json in {len(problems)} tensors: "
-            + ", ".join(sorted(problems)[:5])
-        )
-    loaded: CLIPTextModel = model.eval().requires_grad_(False)
-    return loaded
+    with torch.device("meta"):
+        model = CLIPTextModel(CLIPTextConfig(**dataclasses.asdict(config)))
+    load_weights(model, weights, dtype, text_name)
+    # The positions' numbers are in no state dict, so they are still on the meta device.
+    for name, buffer in list(model.named_buffers()):
+        if name.endswith("position_ids"):
+            owner = model.get_submodule(name.rpartition(".")[0])
+            owner.position_ids = torch.arange(buffer.shape[-1]).expand(1, -1)
+    return model
 
 
 # --- device and dtype ---------------------------------------------------------------------

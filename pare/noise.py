@@ -12,15 +12,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pare.settings import check_seeds
+from pare.errors import SettingError
+from pare.settings import check_seed
 
 
 class Noise:
     """A stream of unit Gaussian noise for a batch of pictures, one generator a seed."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
-        """`device` is where the noise is moved to, not where it is drawn."""
-        self.generators = [torch.Generator().manual_seed(seed) for seed in check_seeds(seeds)]
+        """`device` is where the noise is moved to, not where it is drawn.
+
+        A seed may occur twice: two prompts from one noise is how edits are compared.
+
+        Raises:
+            SettingError: no seeds, or a seed that is not in 0 .. 2**63 - 1.
+        """
+        if not seeds:
+            raise SettingError("no seeds are given", expected="one a picture")
+        self.generators = [torch.Generator().manual_seed(check_seed(seed)) for seed in seeds]
         self.device = torch.device(device)
 
     def __len__(self) -> int:
@@ -28,5 +37,8 @@ class Noise:
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """The next noise: (B, *shape), float32, each row from its own picture's generator."""
-        rows = [torch.randn(shape, generator=generator) for generator in self.generators]
+        rows = [
+            torch.randn(shape, generator=generator, dtype=torch.float32)
+            for generator in self.generators
+        ]
         return torch.stack(rows).to(self.device)

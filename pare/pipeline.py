@@ -14,9 +14,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ from torch import Tensor
 from pare import guidance as guiding
 from pare import settings
 from pare.attention import Control
-from pare.errors import ModelError, SettingError
-from pare.hub import Components, ModelSource, load_model
+from pare.errors import ImageError, ModelError, SettingError
+from pare.hub import Components, ModelSource, load_model, read_scheduler_config
 from pare.noise import Noise
 from pare.schedulers import (
     Level,
@@ -67,7 +68,7 @@ class Pipeline:
         dtype: str | torch.dtype = "auto",
         scheduler: str | None = None,
         **scheduler_options: Any,
-    ) -> Pipeline:
+    ) -> Self:
         """Load a model: "roads", the built-in one, or a folder in the Hub's layout.
 
         Args:
@@ -79,23 +80,17 @@ class Pipeline:
         Raises:
             PareError: its subclasses say what is wrong with the model or a setting.
         """
-        components = load_model(model, device=device, dtype=dtype)
-        where = f"{components.source.path}/scheduler/scheduler_config.json"
-        solver = build_scheduler(components.scheduler_config, where, scheduler, **scheduler_options)
-        return cls(components, solver)
+        # The scheduler first: a wrong name should not wait until gigabytes are read.
+        config, where = read_scheduler_config(model)
+        solver = build_scheduler(config, where, scheduler, **scheduler_options)
+        return cls(load_model(model, device=device, dtype=dtype), solver)
 
-    def with_scheduler(self, name: str | None, **options: Any) -> Pipeline:
-        """The same model, not copied, under another scheduler."""
-        parts = Components(
-            self.unet,
-            self.vae,
-            self.tokenizer,
-            self.text_encoder,
-            self.scheduler_config,
-            self.source,
-        )
+    def with_scheduler(self, name: str | None, **options: Any) -> Self:
+        """The same model, not copied, under another scheduler; None is the model's own."""
         where = f"{self.source.path}/scheduler/scheduler_config.json"
-        return Pipeline(parts, build_scheduler(self.scheduler_config, where, name, **options))
+        other = copy.copy(self)
+        other.scheduler = build_scheduler(self.scheduler_config, where, name, **options)
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -108,9 +103,19 @@ class Pipeline:
     # --- the parts of a run ---------------------------------------------------------------
 
     def encode_prompts(
-        self, prompts: Sequence[str], negative: str | Sequence[str] = ""
+        self, prompts: str | Sequence[str], negative: str | Sequence[str] = ""
     ) -> PromptEmbeddings:
-        """Prompts and negative prompts (one for all, or one each) as (B, 77, C) each."""
+        """Prompts and negative prompts (one for all, or one each) as (B, 77, C) each.
+
+        Every text is encoded by itself, so that its embedding does not depend on the others.
+
+        Raises:
+            SettingError: no prompts, or not as many negative prompts.
+            PromptError: a prompt that is no text, or far too long.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise SettingError("no prompts are given", expected='at least one, which may be ""')
         negatives = paired(prompts, negative)
         unique = list(dict.fromkeys([*prompts, *negatives]))
         rows = {text: encode(self.tokenizer, self.text_encoder, [text]) for text in unique}
@@ -129,12 +134,17 @@ class Pipeline:
         """(channels, h, w) of the latents of a picture of `height` x `width` pixels.
 
         A side that is not given is the one that the model was trained at.
+
+        Raises:
+            SettingError: a side that is not a multiple of 8, or too long.
         """
         factor = self.vae.config.factor
         trained_height, trained_width = (side * factor for side in self.unet.config.sample_size)
         height = trained_height if height is None else height
         width = trained_width if width is None else width
         settings.check_size(width, height)
+        if width % factor or height % factor:
+            raise SettingError(f"the size is {width} x {height}", expected=f"multiples of {factor}")
         return self.vae.config.latent_channels, height // factor, width // factor
 
     @torch.no_grad()
@@ -144,7 +154,21 @@ class Pipeline:
         """image (B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, H/8, W/8), float32.
 
         The posterior's mode; with a `generator` a sample from it.
+
+        Raises:
+            ImageError: not of this shape, or of sides that are not multiples of 8.
         """
+        factor = self.vae.config.factor
+        if image.ndim != 4 or image.shape[1] != self.vae.config.in_channels:
+            raise ImageError(
+                f"the picture is a tensor of shape {tuple(image.shape)}", expected="(B, 3, H, W)"
+            )
+        if not image.numel() or image.shape[2] % factor or image.shape[3] % factor:
+            raise ImageError(
+                f"the picture is {image.shape[3]} x {image.shape[2]} pixels",
+                expected=f"multiples of {factor}",
+                fix="see pare.image.fit_to_multiple",
+            )
         image = image.to(self.device, self.dtype)
         posterior = self.vae.encode(image, tile=tile)
         latents = posterior.mode() if generator is None else posterior.sample(generator)
@@ -156,6 +180,7 @@ class Pipeline:
         latents = (x0 / self.vae.config.scaling_factor).to(self.device, self.dtype)
         return self.vae.decode(latents, sliced=sliced, tile=tile).float().cpu()
 
+    # Not under no_grad: techniques differentiate through it.
     def predict(
         self,
         x_t: Tensor,
@@ -167,7 +192,7 @@ class Pipeline:
         control: Control | None = None,
         step: int = 0,
     ) -> Prediction:
-        """One guided look of the model at x_t (B, 4, h, w): x0 and eps."""
+        """One guided look of the model at x_t (B, 4, h, w): x0 and eps; see `guidance.predict`."""
         return guiding.predict(
             self.unet,
             x_t,
@@ -229,19 +254,20 @@ class Pipeline:
         control: Control | None = None,
         progress: Progress = iter,
     ) -> Tensor:
-        """Prompts -> pictures (B, 3, height, width) in [-1, 1], float32 on the CPU.
+        """Prompts -> pictures (B, 3, height, width) in about [-1, 1], float32 on the CPU.
 
-        One seed a picture; a single prompt serves all seeds.
+        One seed a picture; a single prompt serves all seeds.  The sizes are those that the
+        model was trained at if not given.
 
         Raises:
             SettingError: a setting out of range, or prompts and seeds that do not pair.
         """
         self.require_channels("generate")
         check_sampling(steps, guidance, rescale)
-        embeddings = self.encode_prompts(one_a_seed(prompts, seeds), negative)
-        noise = self.noise(seeds)
+        noise, shape = self.noise(seeds), self.latent_shape(height, width)
         trajectory = self.scheduler.trajectory(steps)
-        x_t = noise.draw(self.latent_shape(height, width)) * trajectory.initial_scale
+        embeddings = self.encode_prompts(one_a_seed(prompts, seeds), negative)
+        x_t = noise.draw(shape) * trajectory.initial_scale
         x0 = self.denoise(
             x_t,
             trajectory,
@@ -274,13 +300,23 @@ class Pipeline:
             strength: how much of the trajectory runs, above 0 and at most 1.
 
         Returns:
-            pictures (B, 3, H, W) in [-1, 1], float32 on the CPU.
+            pictures (B, 3, H, W) in about [-1, 1], float32 on the CPU.
+
+        Raises:
+            SettingError: a setting out of range, or prompts, pictures and seeds that do not
+                pair.
+            ImageError: a picture of sides that are not multiples of 8.
         """
         self.require_channels("img2img")
         check_sampling(steps, guidance, rescale)
-        embeddings = self.encode_prompts(one_a_seed(prompts, seeds), negative)
         noise = self.noise(seeds)
+        if len(image) not in (1, len(noise)):
+            raise SettingError(
+                f"{len(image)} pictures and {len(noise)} seeds are given",
+                expected="one seed a picture, or one picture for all seeds",
+            )
         trajectory = self.scheduler.trajectory(steps, start_index(steps, strength))
+        embeddings = self.encode_prompts(one_a_seed(prompts, seeds), negative)
         source = self.encode(image).expand(len(noise), -1, -1, -1)
         x_t = add_noise(source, noise.draw(tuple(source.shape[1:])), trajectory.levels[0].alpha_bar)
         x0 = self.denoise(

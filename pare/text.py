@@ -6,19 +6,82 @@ cross-attention chooses among them (`pare.attention`).
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from pare.errors import SettingError
+from pare.config import HubConfig, integer, number, one_of
+from pare.errors import ConfigError, SettingError
 from pare.settings import check_prompt
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
+
+
+@dataclass(frozen=True)
+class TextConfig(HubConfig):
+    """The architecture of the text encoder: `text_encoder/config.json` (`CLIPTextModel`)."""
+
+    vocab_size: int
+    hidden_size: int
+    """Width of the embeddings, the UNet's `cross_attention_dim`."""
+    intermediate_size: int
+    num_hidden_layers: int
+    """12 for SD 1; 23 for SD 2, which leaves out the last of OpenCLIP's 24."""
+    num_attention_heads: int
+    max_position_embeddings: int
+    """Tokens a prompt, its start and its end included: 77."""
+    hidden_act: str
+    layer_norm_eps: float
+    bos_token_id: int
+    eos_token_id: int
+    """Where the encoder's pooled output is read, which Stable Diffusion does not use."""
+    pad_token_id: int
+
+    # What transformers' class meant by an absent key when SD 1 was published.
+    HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
+        "vocab_size": 49408,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 77,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    }
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any], where: str) -> Self:
+        """As any config, but unknown keys are passed over: transformers fills this file with
+        keys of all its text models (beam search, pruning), another set in each version."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return super().read({key: raw[key] for key in raw if key in names}, where)
+
+    @classmethod
+    def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"):
+            integer(values, key, where, 1)
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            integer(values, key, where, 0, values["vocab_size"] - 1)
+        integer(values, "num_hidden_layers", where, 1, 1000)
+        integer(values, "max_position_embeddings", where, 3, 1000)  # start, a token, end
+        one_of(values, "hidden_act", where, ("quick_gelu", "gelu"))
+        values["layer_norm_eps"] = number(values, "layer_norm_eps", where, 0, 1)
+        if values["hidden_size"] % values["num_attention_heads"]:
+            raise ConfigError(
+                f"{where} splits {values['hidden_size']} channels into "
+                f"{values['num_attention_heads']} heads",
+                expected="a number of heads that divides the width",
+            )
+        return values
 
 
 class PromptTruncated(UserWarning):
@@ -56,7 +119,7 @@ def encode(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Seque
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int = 77) -> Tensor:
     """Prompts -> token ids (B, length), padded as the tokenizer pads (SD 1 and 2 differ)."""
-    for prompt in prompts:
+    for prompt in dict.fromkeys(prompts):
         warn_if_truncated(tokenizer, prompt, length)
     ids: Tensor = tokenizer(
         list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -65,13 +128,18 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int = 77)
 
 
 def warn_if_truncated(tokenizer: CLIPTokenizer, prompt: str, length: int) -> None:
-    ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+    """Say which words of the prompt the text encoder will not read."""
+    # Not verbose: transformers would warn too, in terms of indexing errors.
+    starts = tokenizer(
+        prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    ).offset_mapping
     room = length - 2  # start and end of text
-    if len(ids) > room:
-        cut = tokenizer.decode(ids[room:]).strip()
+    if len(starts) > room:
+        cut = prompt[starts[room][0] :].strip()
         shown = cut if len(cut) <= 80 else cut[:79] + "…"
         warnings.warn(
-            f"the prompt has {len(ids)} tokens and the text encoder reads {room}: cut {shown!r}",
+            f"the prompt has {len(starts)} tokens and the text encoder reads {room}: "
+            f"{shown!r} is cut off",
             PromptTruncated,
             stacklevel=2,
         )
