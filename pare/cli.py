@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from pare.pipeline import Pipeline
     from pare.recipe import Recipe
+    from pare.verify import Report
+    from pare.verify.bench import BenchReport
     from techniques.blended import Difference
 
 # pare.schedulers imports torch, so its names stand here too; a test holds them together.
@@ -168,6 +170,11 @@ blend_options = options(
 verify_options = click.option(
     "--only", multiple=True, metavar="GROUP",
     help="text, unet, vae, schedulers, generate, img2img or blend; several if repeated.",
+)  # fmt: skip
+
+bench_options = click.option(
+    "--pairs", type=click.IntRange(1, 100), default=5, show_default=True,
+    help="How often both sides run, taking turns.",
 )  # fmt: skip
 
 prompt_argument = click.argument("prompt", callback=checked(settings.check_prompt))
@@ -435,13 +442,43 @@ def verify(only: tuple[str, ...], as_json: bool, **given: Any) -> None:
         device=given["device"],
         dtype=given["dtype"],
         only=only or None,
-        progress=say if sys.stderr.isatty() else None,
+        progress=say_on_terminal(),
     )
+    print_report(report, as_json)
+
+
+@cli.command()
+@model_options
+@bench_options
+@json_option
+def bench(pairs: int, as_json: bool, **given: Any) -> None:
+    """Measure speed and memory beside diffusers; exit code 1 if a bound is broken.
+
+    --model may also be sd1 or sd21: random weights at true size. The bounds are meant for a
+    machine that does nothing else. Needs the extra: pip install "pare[verify]".
+    """
+    from pare.verify.bench import run_bench
+
+    use_threads(given)
+    report = run_bench(
+        given["model"],
+        device=given["device"],
+        dtype=given["dtype"],
+        pairs=pairs,
+        progress=say_on_terminal(),
+    )
+    print_report(report, as_json)
+
+
+def print_report(report: Report | BenchReport, as_json: bool) -> None:
+    """The table, or the JSON; leaves with exit code 1 if a bound is broken."""
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.table())
     if not report.passed:
         click.get_current_context().exit(1)
 
 
-def say(words: str) -> None:
-    """What a long command is about, for who watches."""
-    click.echo(f"pare: {words}", err=True)
+def say_on_terminal() -> Callable[[str], None] | None:
+    """What a long command tells about its progress, for who watches."""
+    if not sys.stderr.isatty():
+        return None
+    return lambda words: click.echo(f"pare: {words}", err=True)

@@ -519,6 +519,20 @@ def test_a_broken_bound_exits_with_1(
     assert json.loads(capsys.readouterr().out) == {"rows": []}
 
 
+def test_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import pare.verify.bench
+
+    def run_bench(model: str, **given: Any) -> Any:
+        assert (model, given["pairs"], given["device"]) == ("sd1", 2, "cpu")
+        return SimpleNamespace(passed=True, table=lambda: "table", to_json=lambda: {"measures": []})
+
+    monkeypatch.setattr(pare.verify.bench, "run_bench", run_bench)
+    arguments = ["bench", "--model", "sd1", "--pairs", "2", "--device", "cpu"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--json"]) == 0
+    assert capsys.readouterr().out == 'table\n{\n  "measures": []\n}\n'
+
+
 # --- the built-in model ------------------------------------------------------------------
 
 
