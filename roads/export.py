@@ -42,22 +42,15 @@ MODEL_INDEX: dict[str, Any] = {
 def export(run: Path, out: Path) -> None:
     """Write the averaged weights of the run in the folder `run` as a model folder `out`."""
     tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
-    unet, text_encoder = train_unet.new_unet(0), train_unet.new_text_encoder(tokenizer, 0)
+    model = train_unet.new_model(tokenizer, seed=0)
     saved = torch.load(run / "unet.pt", map_location="cpu", weights_only=True)["average"]
-    unet.load_state_dict(saved["unet"])
-    text_encoder.load_state_dict(saved["text_encoder"])
+    for name, module in model.modules().items():
+        module.load_state_dict(saved[name])
     vae = train_vae.new_vae(0)
     saved = torch.load(run / "vae.pt", map_location="cpu", weights_only=True)["average"]
     vae.load_state_dict(saved["vae"])
     factor = json.loads((run / "vae.json").read_text())["scaling_factor"]
-    write_model(out, unet, vae, factor, text_encoder, run / "tokenizer")
-
-
-def export_untrained(tokenizer: Path, out: Path) -> None:
-    """The same folder with random weights: the shapes, for whoever builds on them."""
-    unet = train_unet.new_unet(0)
-    text_encoder = train_unet.new_text_encoder(CLIPTokenizer.from_pretrained(tokenizer), 0)
-    write_model(out, unet, train_vae.new_vae(0), 1.0, text_encoder, tokenizer)
+    write_model(out, model.unet, vae, factor, model.text_encoder, run / "tokenizer")
 
 
 def write_model(

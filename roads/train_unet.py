@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -82,6 +83,7 @@ SCHEDULER: dict[str, Any] = {
     "trained_betas": None,
 }
 CAPTIONS_PER_SCENE = 6
+UNSEEN_STEP = 2**40  # far beyond every training step: its own noise, the same at every look
 
 # What the progress sheets show, four seeds each.
 SHEET_PROMPTS = (
@@ -108,6 +110,7 @@ class UNetSettings:
     seed: int = 0
     dtype: str = "bfloat16"
     save_every: int = 500
+    sheet_every: int = 1000  # steps between sample sheets; 0 for none
 
 
 def new_unet(seed: int) -> UNet:
@@ -151,9 +154,10 @@ def train_unet(
     unseen_tokens = tokenize_captions(unseen.scenes, tokenizer, 1)
     empty = tokenize(tokenizer, [""])[0]
 
-    unet = new_unet(settings.seed).to(device).train()
-    text_encoder = new_text_encoder(tokenizer, settings.seed).to(device).train()
-    modules: dict[str, torch.nn.Module] = {"unet": unet, "text_encoder": text_encoder}
+    model = new_model(tokenizer, settings.seed)
+    modules = model.modules()
+    for module in modules.values():
+        module.to(device).train()
     optimizer = optimizer_for(modules.values(), weight_decay=1e-2)
     average = Average(modules, settings.decay)
     checkpoint = folder / "unet.pt"
@@ -167,7 +171,7 @@ def train_unet(
             optimizer, learning_rate(step, settings.steps, settings.peak, settings.warm_up)
         )
         batch = unet_batch(latents, tokens, empty, alpha_bar, settings, step).to(device)
-        loss, plain = unet_loss(unet, text_encoder, batch, settings)
+        loss, plain = unet_loss(model, batch, settings)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         average_gradients(modules.values())
@@ -177,25 +181,45 @@ def train_unet(
         optimizer.step()
         average.update(modules, step)
         log.add(step, settings.batch, loss=loss.detach(), mse=plain)
-        last = step + 1 == settings.steps
-        if (step + 1) % settings.save_every == 0 or last:
-            save_checkpoint(checkpoint, step + 1, modules, average, optimizer)
-        if worker()[0] == 0 and ((step + 1) % (2 * settings.save_every) == 0 or last):
-            averaged_unet, averaged_text = new_unet(0), new_text_encoder(tokenizer, 0)
-            averaged_unet.load_state_dict(average.weights["unet"])
-            averaged_text.load_state_dict(average.weights["text_encoder"])
-            averaged_unet.to(device).eval(), averaged_text.to(device).eval()
+        done = step + 1
+        if done % settings.save_every == 0 or done == settings.steps:
+            save_checkpoint(checkpoint, done, modules, average, optimizer)
+        if settings.sheet_every and done % settings.sheet_every == 0 and worker()[0] == 0:
+            averaged = averaged_model(average, tokenizer, device)
             error = unseen_error(
-                averaged_unet, averaged_text, unseen_latents, unseen_tokens, empty, alpha_bar,
-                settings, device,
-            )  # fmt: skip
-            log.write(step=step + 1, unseen_mse=round(error, 6))
+                averaged, unseen_latents, unseen_tokens, empty, alpha_bar, settings
+            )
+            log.write(step=done, unseen_mse=round(error, 6))
             pictures = sample(
-                averaged_unet, averaged_text, vae, scaling_factor, tokenizer, scheduler,
-                SHEET_PROMPTS, seeds=range(4), device=device, dtype=settings.dtype,
-            )  # fmt: skip
-            sheet = contact_sheet(list(pictures), columns=4 * 3)
-            sheet.save(folder / f"samples-{step + 1:06d}.png")
+                averaged, vae, scaling_factor, tokenizer, scheduler, SHEET_PROMPTS, range(4)
+            )
+            sheet = contact_sheet(list(pictures), columns=3 * 4)
+            sheet.save(folder / f"samples-{done:06d}.png")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The two networks that are trained together."""
+
+    unet: UNet
+    text_encoder: CLIPTextModel
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        return {"unet": self.unet, "text_encoder": self.text_encoder}
+
+
+def new_model(tokenizer: CLIPTokenizer, seed: int) -> Model:
+    """Both networks, untrained."""
+    return Model(new_unet(seed), new_text_encoder(tokenizer, seed))
+
+
+def averaged_model(average: Average, tokenizer: CLIPTokenizer, device: torch.device) -> Model:
+    """Both networks with their averaged weights, ready to be used."""
+    model = new_model(tokenizer, seed=0)
+    for name, module in model.modules().items():
+        module.load_state_dict(average.weights[name])
+        module.to(device).eval()
+    return model
 
 
 def prepare_latents(
@@ -279,13 +303,11 @@ def unet_batch(
     return Batch(*share(x_t, eps, t, alpha_bar[t], chosen))
 
 
-def unet_loss(
-    unet: UNet, text_encoder: CLIPTextModel, batch: Batch, settings: UNetSettings
-) -> tuple[Tensor, Tensor]:
+def unet_loss(model: Model, batch: Batch, settings: UNetSettings) -> tuple[Tensor, Tensor]:
     """The weighted loss to descend, and the plain mean squared error of eps."""
     with precision(batch.x_t.device, settings.dtype), PlainAttention():
-        text = text_encoder(batch.tokens).last_hidden_state
-        output = unet(batch.x_t, batch.t, text)
+        text = model.text_encoder(batch.tokens).last_hidden_state
+        output = model.unet(batch.x_t, batch.t, text)
     error = (output.float() - batch.eps).square().mean(dim=(1, 2, 3))
     weight = min_snr_weight(batch.alpha_bar, settings.snr_limit)
     return (weight * error).mean(), error.detach().mean()
@@ -302,39 +324,49 @@ def min_snr_weight(alpha_bar: Tensor, limit: float) -> Tensor:
 
 @torch.no_grad()
 def unseen_error(
-    unet: UNet, text_encoder: CLIPTextModel, latents: Tensor, tokens: Tensor, empty: Tensor,
-    alpha_bar: Tensor, settings: UNetSettings, device: torch.device,
-) -> float:  # fmt: skip
+    model: Model,
+    latents: Tensor,
+    tokens: Tensor,
+    empty: Tensor,
+    alpha_bar: Tensor,
+    settings: UNetSettings,
+) -> float:
     """Mean squared error of eps on held-out scenes, always with the same noise."""
+    device = next(model.unet.parameters()).device
     errors = []
     for k in range(8):
-        batch = unet_batch(latents, tokens, empty, alpha_bar, settings, 2**40 + k).to(device)
-        errors.append(float(unet_loss(unet, text_encoder, batch, settings)[1]))
+        batch = unet_batch(latents, tokens, empty, alpha_bar, settings, UNSEEN_STEP + k)
+        errors.append(float(unet_loss(model, batch.to(device), settings)[1]))
     return sum(errors) / len(errors)
 
 
 @torch.no_grad()
 def sample(
-    unet: UNet, text_encoder: CLIPTextModel, vae: AutoencoderKL, scaling_factor: float,
-    tokenizer: CLIPTokenizer, scheduler: Scheduler, prompts: Sequence[str], seeds: Sequence[int],
-    device: torch.device, dtype: str, steps: int = 25, guidance: float = 4.0,
-) -> np.ndarray:  # fmt: skip
-    """Pictures (prompts x seeds, H, W, 3) uint8 by DDIM under classifier-free guidance."""
-    many = [prompt for prompt in prompts for _ in seeds]
-    noise = torch.cat(
-        [torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(seed))
-         for _ in prompts for seed in seeds]
-    )  # fmt: skip
-    text = text_encoder(tokenize(tokenizer, [""] * len(many) + many).to(device)).last_hidden_state
+    model: Model,
+    vae: AutoencoderKL,
+    scaling_factor: float,
+    tokenizer: CLIPTokenizer,
+    scheduler: Scheduler,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int = 25,
+    guidance: float = 4.0,
+) -> npt.NDArray[np.uint8]:
+    """Pictures (prompts x seeds, H, W, 3) by DDIM under classifier-free guidance."""
+    device = next(model.unet.parameters()).device
+    each = [(prompt, seed) for prompt in prompts for seed in seeds]
+    tokens = tokenize(tokenizer, [""] * len(each) + [prompt for prompt, _seed in each])
+    text = model.text_encoder(tokens.to(device)).last_hidden_state
     trajectory = scheduler.trajectory(steps)
-    x_t = noise.to(device) * trajectory.initial_scale
+    noise = [
+        torch.randn((4, 16, 16), generator=torch.Generator().manual_seed(seed)) for _, seed in each
+    ]
+    x_t = torch.stack(noise).to(device) * trajectory.initial_scale
     history: tuple[Tensor, ...] = ()
     for i in range(len(trajectory)):
         level = trajectory.levels[i]
-        with precision(device, dtype):
-            output = unet(torch.cat([x_t, x_t]), level.t, text).float()
-        uncond, cond = output.chunk(2)
-        prediction = interpret(guide(uncond, cond, guidance), x_t, level, scheduler.prediction_type)
+        uncond, cond = model.unet(torch.cat([x_t, x_t]), level.t, text).chunk(2)
+        output = guide(uncond, cond, guidance)
+        prediction = interpret(output, x_t, level, scheduler.prediction_type)
         x_t, history = scheduler.step(trajectory, i, x_t, prediction, history)
-    pictures = [vae.decode(z[None] / scaling_factor) for z in x_t]
-    return tensor_to_pixels(torch.cat(pictures))
+    return tensor_to_pixels(torch.cat([vae.decode(x0[None] / scaling_factor) for x0 in x_t]))

@@ -1,0 +1,202 @@
+"""Training: the pieces do what they say, and a run that was stopped goes on bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import CLIPTokenizer
+
+import pare
+from roads import train_unet, train_vae, training
+from roads.data import Data
+from roads.render import render
+from roads.scene import OBJECTS, training_scenes
+from roads.train_unet import UNetSettings, min_snr_weight, unet_batch
+from roads.train_vae import VAESettings, crop_corner, kl_to_unit, vae_batch, vae_loss
+from roads.training import Average, PlainAttention, batch_random, learning_rate
+
+ROADS = Path(pare.__file__).parent / "models" / "roads"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    scenes = training_scenes(6)
+    pictures = [render(scene) for scene in scenes]
+    bits = [
+        np.sum([p.masks[name] << k for k, name in enumerate(OBJECTS)], axis=0).astype(np.uint8)
+        for p in pictures
+    ]
+    return Data(scenes, np.stack([p.pixels for p in pictures]), np.stack(bits))
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let the run be interrupted in the middle of step number `step`."""
+    add = training.Log.add
+
+    def interrupted(log: training.Log, at: int, *rest: object, **values: float) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+        add(log, at, *rest, **values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training.Log, "add", interrupted)
+
+
+def resumed_equals_straight(
+    run: Callable[[Path], None], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped")
+    half = torch.load(tmp_path / "stopped" / file, weights_only=True)
+    assert half["step"] == 1
+    run(tmp_path / "stopped")
+    straight = torch.load(tmp_path / "straight" / file, weights_only=True)
+    stopped = torch.load(tmp_path / "stopped" / file, weights_only=True)
+    assert straight["step"] == stopped["step"] == 2
+    for kind in ("modules", "average"):
+        for name, weights in straight[kind].items():
+            for key, value in weights.items():
+                assert torch.equal(value, stopped[kind][name][key]), (kind, name, key)
+    moved = [
+        not torch.equal(value, half["modules"][name][key])
+        for name, weights in straight["modules"].items()
+        for key, value in weights.items()
+    ]
+    assert sum(moved) > 0.9 * len(moved)
+
+
+def test_vae_training_resumes_bit_for_bit(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = VAESettings(steps=2, batch=2, crop=32, save_every=1, dtype="float32", whole_from=1.0)
+    resumed_equals_straight(
+        lambda folder: train_vae.train_vae(data, folder, settings, CPU) and None,
+        "vae.pt",
+        tmp_path,
+        monkeypatch,
+    )
+
+
+def test_unet_training_resumes_bit_for_bit(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(train_unet.CONFIG, "block_out_channels", [16, 32, 32, 16])
+    tokenizer = CLIPTokenizer.from_pretrained(ROADS / "tokenizer")
+    settings = UNetSettings(steps=2, batch=2, save_every=1, sheet_every=0, dtype="float32")
+    vae = train_vae.new_vae(0)
+
+    def run(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        torch.save({"step": 0, "average": {"vae": vae.state_dict()}}, folder / "vae.pt")
+        train_unet.train_unet(data, data, tokenizer, folder, settings, CPU)
+
+    resumed_equals_straight(run, "unet.pt", tmp_path, monkeypatch)
+
+
+def test_a_step_is_a_function_of_seed_and_number() -> None:
+    (one, noise), (same, same_noise) = batch_random(0, 7), batch_random(0, 7)
+    assert one.random() == same.random()
+    assert torch.equal(torch.randn(3, generator=noise), torch.randn(3, generator=same_noise))
+    assert batch_random(0, 8)[0].random() != batch_random(1, 7)[0].random()
+
+
+def test_learning_rate_rises_and_falls_to_zero() -> None:
+    rates = [learning_rate(step, 100, 2.0, 10) for step in range(101)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == pytest.approx(2.0, rel=0.03)
+    assert rates[50] == pytest.approx(1.0)
+    assert rates[100] == 0
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_average_remembers_little_at_first_and_long_later() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.fill_(0.0)
+        average = Average({"layer": layer}, decay=0.9)
+        layer.weight.fill_(1.0)
+    average.update({"layer": layer}, step=0)  # decay 1/10
+    assert average.weights["layer"]["weight"].item() == pytest.approx(0.9)
+    with torch.no_grad():
+        layer.weight.fill_(0.0)
+    average.update({"layer": layer}, step=10_000)  # decay 0.9
+    assert average.weights["layer"]["weight"].item() == pytest.approx(0.81)
+
+
+def test_plain_attention_is_attention() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn((2, 8, n, 8), generator=generator) for n in (16, 77, 77))
+    fused = F.scaled_dot_product_attention(q, k, v)
+    with PlainAttention():
+        plain = F.scaled_dot_product_attention(q, k, v)
+    assert torch.allclose(plain, fused, atol=1e-6)
+    assert not torch.equal(plain, fused)  # it was another computation
+
+
+def test_min_snr_weight() -> None:
+    alpha_bar = torch.tensor([0.9990, 5 / 6, 0.5, 0.01], dtype=torch.float64)  # SNR 999, 5, 1, …
+    weight = min_snr_weight(alpha_bar, 5.0)
+    expected = torch.tensor([5 / 999, 1.0, 1.0, 1.0], dtype=torch.float64)
+    assert torch.allclose(weight, expected, atol=1e-12)
+
+
+def test_unet_batch_is_noised_latents_with_some_captions_dropped() -> None:
+    latents = torch.arange(10.0).view(10, 1, 1, 1).expand(10, 4, 16, 16)
+    tokens = torch.arange(1, 11).view(10, 1, 1).expand(10, 3, 77)
+    alpha_bar = torch.linspace(0.99, 0.01, 1000)
+    settings = UNetSettings(batch=200)
+    batch = unet_batch(latents, tokens, torch.zeros(77).long(), alpha_bar, settings, 0)
+    x0 = batch.x_t - (1 - batch.alpha_bar).sqrt().view(-1, 1, 1, 1) * batch.eps
+    x0 = (x0 / batch.alpha_bar.sqrt().view(-1, 1, 1, 1)).mean(dim=(1, 2, 3))
+    dropped = batch.tokens[:, 0] == 0
+    assert torch.allclose(x0[~dropped] + 1, batch.tokens[~dropped, 0].float(), atol=1e-3)
+    assert 0.03 < dropped.float().mean() < 0.2
+    # One timestep in each of 200 equal parts of the schedule.
+    assert torch.equal(batch.t // 5, torch.arange(200))
+
+
+def test_vae_crops_are_the_pictures(data: Data) -> None:
+    image, weight, noise = vae_batch(data, seed=0, step=3, count=8, size=32)
+    assert image.shape == (8, 3, 32, 32)
+    assert noise.shape == (8, 4, 4, 4)
+    assert set(weight.unique().tolist()) == {1.0, 4.0}
+    pixels = ((image + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    for crop in pixels:
+        windows = np.lib.stride_tricks.sliding_window_view(data.pixels, (32, 32), axis=(1, 2))
+        assert (windows == np.moveaxis(crop, -1, 0)).all(axis=(-3, -2, -1)).any()
+
+
+def test_crops_lie_within_the_picture_and_often_around_objects(data: Data) -> None:
+    objects = np.zeros((128, 128), np.uint8)
+    objects[10:14, 100:104] = 1
+    chooser = np.random.default_rng(0)
+    corners = [crop_corner(objects, 32, chooser) for _ in range(300)]
+    assert all(0 <= top <= 96 and 0 <= left <= 96 for top, left in corners)
+    caught = [top < 12 < top + 32 and left < 102 < left + 32 for top, left in corners]
+    assert 0.45 < np.mean(caught) < 0.75
+    assert crop_corner(objects, 128, chooser) == (0, 0)
+
+
+def test_vae_loss_weighs_objects() -> None:
+    image, output = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
+    output[..., 0, 0] = 1
+    plain, heavy = torch.ones(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
+    heavy[..., 0, 0] = 4
+    assert vae_loss(output, image, plain)["l1"] == pytest.approx(1 / 64)
+    assert vae_loss(output, image, heavy)["l1"] == pytest.approx(4 / 67)
+    assert all(v == 0 for v in vae_loss(image, image, heavy).values())
+
+
+def test_kl_of_a_unit_gaussian_is_zero() -> None:
+    zero = torch.zeros(2, 4, 2, 2)
+    assert kl_to_unit(zero, zero) == 0
+    assert kl_to_unit(zero + 2, zero) == pytest.approx(2.0)
