@@ -1,8 +1,8 @@
 """The recipe of the built-in model, from nothing: world, tokenizer, VAE, text encoder + UNet.
 
     python -m roads.train all                 # everything, then export
-    python -m roads.train vae  --steps 9000   # one stage; a run that was stopped goes on
-    python -m roads.train unet --steps 9000
+    python -m roads.train vae  --steps 4000   # one stage; a run that was stopped goes on
+    python -m roads.train unet --steps 4000
     python -m roads.train export              # runs/roads -> pare/models/roads
 
 Several workers share a batch when torchrun starts them (two of one thread each suit two

@@ -3,7 +3,7 @@
 x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps        arXiv:2006.11239, eq. 4
 loss = w(t) |eps - unet(x_t, t, text)|^2                      arXiv:2006.11239, eq. 14
 
-python -m roads.train unet --steps 9000
+python -m roads.train unet --steps 4400
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from roads.train_vae import encode_all, new_vae, tensor_to_pixels
 from roads.training import (
     Average,
     Log,
-    PlainAttention,
+    attention_for,
     average_gradients,
     batch_random,
     learning_rate,
@@ -100,9 +100,9 @@ SHEET_PROMPTS = (
 class UNetSettings:
     """What a run depends on, besides the data and the VAE."""
 
-    steps: int = 6000
+    steps: int = 4400
     batch: int = 24
-    peak: float = 1.2e-3
+    peak: float = 1e-3
     warm_up: int = 300
     decay: float = 0.999
     caption_dropout: float = 0.1
@@ -305,7 +305,8 @@ def unet_batch(
 
 def unet_loss(model: Model, batch: Batch, settings: UNetSettings) -> tuple[Tensor, Tensor]:
     """The weighted loss to descend, and the plain mean squared error of eps."""
-    with precision(batch.x_t.device, settings.dtype), PlainAttention():
+    device = batch.x_t.device
+    with precision(device, settings.dtype), attention_for(device):
         text = model.text_encoder(batch.tokens).last_hidden_state
         output = model.unet(batch.x_t, batch.t, text)
     error = (output.float() - batch.eps).square().mean(dim=(1, 2, 3))

@@ -3,7 +3,7 @@
 The network is convolutional but for one small attention, so most of the training sees
 64 x 64 crops (more variety for the same arithmetic) and the last part whole pictures.
 
-    python -m roads.train vae --steps 4500
+    python -m roads.train vae --steps 4000
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ CONFIG: dict[str, Any] = {
 class VAESettings:
     """What a run depends on, besides the data."""
 
-    steps: int = 4500
+    steps: int = 4000
     batch: int = 16  # crops; a whole picture counts as four
     crop: int = 64
     whole_from: float = 0.75  # the part of the training after which pictures are whole

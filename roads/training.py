@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,11 @@ class PlainAttention(TorchFunctionMode):
         query, key, value = args
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         return scores.softmax(dim=-1) @ value
+
+
+def attention_for(device: torch.device) -> AbstractContextManager[Any]:
+    """The faster attention for a training with narrow heads on this device."""
+    return PlainAttention() if device.type == "cpu" else nullcontext()
 
 
 def precision(device: torch.device, name: str) -> AbstractContextManager[Any]:
