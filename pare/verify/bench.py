@@ -21,7 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from pare.config import UNetConfig, VAEConfig
-from pare.hub import choose_device, choose_dtype, config_of, find_folder, load_model
+from pare.hub import (
+    ModelSource,
+    choose_device,
+    choose_dtype,
+    config_of,
+    find_folder,
+    load_model,
+)
 from pare.recipe import current_versions
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
@@ -249,8 +256,7 @@ def their_parts(
 ) -> Parts:
     diffusers = require_diffusers()
     if states is None:
-        source = load_model(model, device="cpu", dtype=dtype).source
-        pipeline = load_reference(source, device, dtype)
+        pipeline = load_reference(ModelSource(model, str(find_folder(model))), device, dtype)
         unet, vae = pipeline.unet, pipeline.vae
     else:
         with torch.device("meta"):

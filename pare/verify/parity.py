@@ -5,8 +5,8 @@ Bounds:
 - text encoder, UNet and VAE: in float32 on the CPU the same bits; on a GPU 1e-5; in half
   precision no farther from diffusers than diffusers is from its own float32.
 - solvers, rolled out on a denoiser that is known exactly: 1e-5.
-- pictures: no channel of any pixel off by more than 1 of 255 (in half precision: or by
-  more than diffusers is from its own float32).
+- pictures: no channel of any pixel off by more than 1 of 255.  In half precision: no
+  farther from diffusers', at that precision or in float32, than those two are apart.
 """
 
 from __future__ import annotations
@@ -77,9 +77,16 @@ class Subject:
     def latent_shape(self) -> tuple[int, int, int]:
         return self.pipe.latent_shape()
 
+    @property
+    def inpaints(self) -> bool:
+        """Whether the UNet wants a mask and a masked picture beside the latents."""
+        return self.pipe.unet.config.in_channels != self.pipe.vae.config.latent_channels
+
     @cached_property
     def picture(self) -> Image.Image:
         """A picture of the model's own world to edit: made by diffusers, for both."""
+        if self.inpaints:
+            return soft_colours()
         scheduler = diffusers_side.build_scheduler("ddim", self.pipe.scheduler_config)
         images = diffusers_side.generate(
             self.exact or self.theirs,
@@ -456,6 +463,9 @@ def picture_rows(
 ) -> Iterator[Found]:
     """One row a solver.  `ours(pipe)` gives (1, 3, H, W) in [-1, 1] and
     `theirs(pipeline, solver, karras)` the same in [0, 1]."""
+    if subject.inpaints:
+        yield group, "an inpainting model, whose UNet wants a mask as well"
+        return
     config = subject.pipe.scheduler_config
     for name, karras in (*((name, False) for name in SOLVERS), *((name, True) for name in KARRAS)):
         label = name + (" with Karras sigmas" if karras else "")
@@ -475,8 +485,11 @@ def picture_rows(
         levels = apart(subject, duel.ours, duel.theirs)
         limit = 1
         if subject.exact is not None:
+            # pare keeps latents in float32 between the steps and diffusers does not, so that
+            # pare may be nearer to diffusers' float32: either will do.
             exact = theirs(subject.exact, name, karras)
             limit = max(1, apart(subject, exact * 2 - 1, duel.theirs))
+            levels = min(levels, apart(subject, duel.ours, exact))
         distance = Distance.between((duel.ours / 2 + 0.5).clamp(0, 1), duel.theirs)
         yield Row(group, label, distance, Bound("levels", limit), levels, duel.ratio)
 
@@ -495,6 +508,12 @@ def middle_mask(size: tuple[int, int]) -> Image.Image:
     box = (width // 4, height // 4, width * 3 // 4 - 1, height * 3 // 4 - 1)
     ImageDraw.Draw(mask).rectangle(box, fill=255)
     return mask
+
+
+def soft_colours() -> Image.Image:
+    """A picture of nothing, for models that cannot make one from a prompt alone."""
+    colours = np.random.default_rng(SEED).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((256, 256), Image.Resampling.BICUBIC)
 
 
 def unit_noise(shape: tuple[int, ...]) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pare.errors import MissingExtraError
-from pare.hub import ModelSource
+from pare.hub import ModelSource, find_weights
 
 Model = Callable[[Tensor, Tensor], Tensor]
 """(x_t, t) -> the model's guided output; both as diffusers' schedulers hand them over."""
@@ -67,7 +67,8 @@ def quiet() -> Iterator[None]:
         library.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+            for kind in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", kind)
             yield
     finally:
         for library, level, bar in zip(libraries, levels, bars, strict=True):
@@ -80,7 +81,8 @@ def load_reference(source: ModelSource, device: torch.device, dtype: torch.dtype
     """diffusers' `StableDiffusionPipeline` on the files that pare loaded."""
     diffusers = require_diffusers()
     folder = Path(source.path)
-    half = any(".fp16." in name for name in source.files)
+    # The files that pare chooses for this dtype.
+    half = ".fp16." in find_weights(folder, "unet", dtype).name
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         folder,
         torch_dtype=dtype,

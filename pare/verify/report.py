@@ -23,7 +23,7 @@ class Distance:
     def between(cls, ours: Tensor, theirs: Tensor) -> Distance:
         if ours.shape != theirs.shape:
             return cls(math.inf, math.inf)
-        ours, theirs = ours.double(), theirs.double()
+        ours, theirs = ours.detach().double(), theirs.detach().double()
         absolute = float((ours - theirs).abs().max())
         scale = float(theirs.abs().max())
         return cls(absolute, absolute / scale if scale else absolute)

@@ -22,6 +22,8 @@ from pare.schedulers.dpmpp_2m import DPMPlusPlus2M
 from pare.verify import GROUPS, Report, Row, parity, reference, run_verify
 from pare.verify.parity import Subject, exact_float32, load_subject
 from pare.verify.report import SAME_BITS, Bound, Distance
+from tests.random_models import TINY_UNET, random_state, unet_pair
+from tests.tiny_model import write_part, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,17 @@ def test_v_prediction_and_what_cannot_be_compared(subject: Subject) -> None:
     found = list(parity.scheduler_rows(subject))
     assert [name for name, _ in (f for f in found if not isinstance(f, Row))] == ["pndm"]
     assert all(row.passed for row in found if isinstance(row, Row))
+
+
+def test_an_inpainting_model_is_compared_as_far_as_it_goes(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "inpainting")
+    raw = TINY_UNET | {"in_channels": 9}
+    tensors = random_state(unet_pair(raw)[0], torch.Generator().manual_seed(0))
+    write_part(folder / "unet", raw, tensors)
+    report = run_verify(folder, device="cpu", only=["unet", "vae", "generate"])
+    assert report.passed, report.table()
+    assert {row.group for row in report.rows} == {"unet", "vae"}
+    assert "wants a mask" in report.skipped["generate"]
 
 
 # --- what is wrong is found ---------------------------------------------------------------
