@@ -115,17 +115,17 @@ class DPMPlusPlus2M(Scheduler):
         x0 = prediction.x0
         h = there.half_log_snr - here.half_log_snr
         decay = math.expm1(-h)  # e^-h - 1
-        # Order 1: x0 stays what it is during the step.  eq. 8 of arXiv:2211.01095 with k = 1
+        # Order 1: x0 stays what it is for the step (the first step of algorithm 2).
         x_next = (there.noise_rate / here.noise_rate) * x_t - there.signal_rate * decay * x0
 
         if history and not self.ends_with_order_1(trajectory, i):
-            # Order 2: x0 goes on changing as it did during the step before.  algorithm 2
+            # Order 2: x0 goes on changing as it did in the step before (algorithm 2's others).
             (earlier_x0,) = history
             h_before = here.half_log_snr - trajectory.levels[i - 1].half_log_snr
             change = (h / h_before) * (x0 - earlier_x0)
             if self.config.solver_type == "midpoint":
                 x_next = x_next - 0.5 * there.signal_rate * decay * change
-            elif h > 0:  # 'heun': the integral of the linear x0 in closed form, eq. 8 with k = 2
+            elif h > 0:  # 'heun': x0 linear in log SNR, put into the integral of proposition 4.1
                 x_next = x_next + there.signal_rate * (decay / h + 1) * change
         return x_next, (x0,) if self.config.solver_order == 2 else ()
 

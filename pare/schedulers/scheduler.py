@@ -107,32 +107,32 @@ class Scheduler(ABC):
         return cls(config, NoiseSchedule.from_config(config), **own)
 
     @classmethod
-    def check_option(cls, key: str, value: object) -> None:
-        has = sorted({*cls.hub_options, *cls.own_options()})
-        if key not in has:
-            raise SettingError(
-                f"the scheduler {cls.name} has no option {key!r}", expected=" or ".join(has)
-            )
+    def check_option(cls, key: str, value: Any) -> None:
+        known = sorted({*cls.hub_options, *cls.own_options()})
+        if key not in known:
+            problem = f"the scheduler {cls.name} has no option {key!r}"
+            raise SettingError(problem, expected=" or ".join(known))
         whole = isinstance(value, int) and not isinstance(value, bool)
-        good, expected = {
-            "spacing": (value in SPACINGS, " or ".join(SPACINGS)),
-            "prediction_type": (value in PREDICTION_TYPES, " or ".join(PREDICTION_TYPES)),
-            "karras": (isinstance(value, bool), "true or false"),
-            "order": (
-                whole and 1 <= value <= cls.highest_order,  # type: ignore[operator]
-                f"a whole number from 1 to {cls.highest_order}",
-            ),
-            "eta": ((whole or isinstance(value, float)) and 0 <= value <= 1, "0 to 1"),  # type: ignore[operator]
-        }[key]
+        if key == "spacing":
+            good, expected = value in SPACINGS, " or ".join(SPACINGS)
+        elif key == "prediction_type":
+            good, expected = value in PREDICTION_TYPES, " or ".join(PREDICTION_TYPES)
+        elif key == "karras":
+            good, expected = isinstance(value, bool), "true or false"
+        elif key == "order":
+            good = whole and 1 <= value <= cls.highest_order
+            expected = f"a whole number from 1 to {cls.highest_order}"
+        else:  # eta
+            good = (whole or isinstance(value, float)) and 0 <= value <= 1
+            expected = "a number from 0 to 1"
         if not good:
             raise SettingError(f"{key} is {value!r}", expected=expected)
 
     @classmethod
     def own_options(cls) -> tuple[str, ...]:
         """The solver's fields beside `config` and `schedule`."""
-        return tuple(
-            f.name for f in dataclasses.fields(cls) if f.name not in ("config", "schedule")
-        )
+        names = [field.name for field in dataclasses.fields(cls)]
+        return tuple(name for name in names if name not in ("config", "schedule"))
 
     def describe(self) -> dict[str, Any]:
         """All that `rebuild_scheduler` needs to make this scheduler again; fit for JSON."""

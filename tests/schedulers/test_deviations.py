@@ -21,6 +21,9 @@ from tests.schedulers import reference
 from tests.schedulers.analytic import alpha_bars, model, posterior_mean
 from tests.schedulers.rollout import NAMES, SD14, distance, rollout, unit_noise
 
+# diffusers turns tensors into arrays in a way that NumPy 2 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 ZERO_SNR = SD14 | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
@@ -69,6 +72,8 @@ def test_as_many_leading_steps_of_lms_as_timesteps_divide_by_zero() -> None:
 def test_1000_steps_of_dpmpp_repeat_a_timestep(spacing: str) -> None:
     config = SD14 | {"timestep_spacing": spacing}
     assert len(set(timesteps("dpm++2m", config, 1000))) < 1000
+    assert max(timesteps("dpm++2m", config, 999)) == (1000 if spacing == "leading" else 999)
+    assert levels("dpm++2m", config, 999)[0].t == 999
     end = reference.rollout("dpm++2m", config, model(config), unit_noise(), 1000)
     assert bool(end.isnan().any())
     assert len({level.t for level in levels("dpm++2m", config, 1000)[:-1]}) == 1000
@@ -181,6 +186,19 @@ def test_lms_from_midway_uses_slopes_that_it_does_not_have() -> None:
     ours = rollout(build_scheduler(config, "a test", "lms"), answer, unit_noise(), 25, start)
     assert distance(ours, told) < 1e-5
     assert distance(x, told) > 0.01
+
+
+def test_euler_ancestral_loses_digits_of_its_fresh_noise() -> None:
+    """sigma_up is the difference of two squares, in float32 of neighbours that are close."""
+    scheduler = reference.build("euler-ancestral", SD14)
+    scheduler.set_timesteps(1000)
+    high, low = scheduler.sigmas[:-2], scheduler.sigmas[1:-1]
+    theirs = (low**2 * (high**2 - low**2) / high**2) ** 0.5
+    exact = [
+        there.sigma * math.sqrt(1 - (there.sigma / here.sigma) ** 2)
+        for here, there in pairwise(levels("euler-ancestral", SD14, 1000)[:-1])
+    ]
+    assert float((theirs / torch.tensor(exact) - 1).abs().max()) > 1e-5
 
 
 def test_lms_with_karras_sigmas_and_many_steps_amplifies_rounding() -> None:

@@ -19,6 +19,9 @@ from tests.schedulers import reference
 from tests.schedulers.analytic import model
 from tests.schedulers.rollout import KARRAS, NAMES, SD14, distance, rollout, unit_noise
 
+# diffusers turns tensors into arrays in a way that NumPy 2 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 # SD 2.1's file: DDIM's, with a key of PNDM's in it.
 SD21 = {
     "_class_name": "DDIMScheduler",

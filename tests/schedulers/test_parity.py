@@ -12,6 +12,9 @@ from tests.schedulers import reference
 from tests.schedulers.analytic import model
 from tests.schedulers.rollout import KARRAS, NAMES, SD14, distance, rollout, unit_noise
 
+# diffusers turns tensors into arrays in a way that NumPy 2 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 BOUND = 1e-5
 STEPS = (1, 2, 7, 20, 25, 50, 100, 1000)
 STEPS_AND_STARTS = [
