@@ -304,7 +304,7 @@ def scheduler_rows(subject: Subject) -> Iterator[Found]:
     variants += [(name, True, 0.0) for name in KARRAS]
     for name, karras, eta in variants:
         label = name + (" with eta 1" if eta else "") + (" with Karras sigmas" if karras else "")
-        reason = diffusers_side.known_deviation(name, config)
+        reason = diffusers_side.known_deviation(name, config, karras=karras)
         if reason:
             yield label, reason
             continue
@@ -469,7 +469,7 @@ def picture_rows(
     config = subject.pipe.scheduler_config
     for name, karras in (*((name, False) for name in SOLVERS), *((name, True) for name in KARRAS)):
         label = name + (" with Karras sigmas" if karras else "")
-        reason = diffusers_side.known_deviation(name, config)
+        reason = diffusers_side.known_deviation(name, config, karras=karras)
         if name == "euler-ancestral" and subject.exact is not None:
             reason = "diffusers draws the noise of its steps in half precision"
         if reason:

@@ -109,19 +109,23 @@ def build_scheduler(name: str, config: Mapping[str, Any], *, karras: bool = Fals
         return kind.from_config({**config, **changes})
 
 
-def known_deviation(name: str, config: Mapping[str, Any]) -> str | None:
+def known_deviation(name: str, config: Mapping[str, Any], *, karras: bool = False) -> str | None:
     """Why diffusers' solver is no reference for this model, if it is none.
 
-    The page docs/deviations.md tells each of them.
+    docs/deviations.md tells what it does in each of these cases, and what pare does.
     """
     spacing = config.get("timestep_spacing", "leading")
-    if name in ("ddim", "ddim-inverse", "pndm") and spacing == "linspace":
-        return "diffusers steps past its own levels under the linspace spacing"
     prediction = config.get("prediction_type", "epsilon")
+    if name in ("ddim", "ddim-inverse", "pndm") and spacing != "leading":
+        return f"under the {spacing} spacing diffusers' steps do not end where the next begins"
     if name == "pndm" and prediction != "epsilon":
-        return (
-            f"diffusers' PNDM is right for models that predict eps, and this predicts {prediction}"
-        )
+        return f"diffusers' PNDM is right for eps alone, and this model predicts {prediction}"
+    if name == "pndm" and not config.get("skip_prk_steps", False):
+        return "diffusers' Runge-Kutta steps cannot start midway"
+    if name == "euler-ancestral" and prediction == "sample":
+        return "diffusers' Euler ancestral refuses models that predict x0"
+    if name == "dpm++2m" and karras and config.get("beta_schedule") == "squaredcos_cap_v2":
+        return "diffusers cuts off fractional timesteps"
     if config.get("rescale_betas_zero_snr") and name not in ("ddim", "ddim-inverse"):
         return "diffusers only comes near to a terminal SNR of zero with it"
     return None
