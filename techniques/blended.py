@@ -194,7 +194,8 @@ def blend(
         image: any size; worked at the next multiple of 8 and handed back at its own.
         mask: white = edit, black = keep; any mode, and any size of the picture's shape.
         prompts: one for all seeds, or one each.
-        strength: how much of the trajectory runs.  1 forgets what was under the mask.
+        strength: how much of the trajectory runs.  At 1 next to nothing is left of what was
+            under the mask.
         background: what stands outside the mask in the end.  "paste": the input's pixels,
             exactly, with a seam of `feather_radius`.  "poisson": the input's pixels, exactly,
             and inside the edit's gradients, see `techniques.poisson`.  "latent": the decoded
