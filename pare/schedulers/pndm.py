@@ -114,6 +114,7 @@ class PNDM(Scheduler):
             warming_up = i < min(2, len(trajectory) - 1)
             take = heun_step if warming_up else multistep
         else:
+            # One, two or three Runge-Kutta steps make 5, 9 or at least 13 evaluations.
             warming_up = i < 4 * min(3, len(trajectory) // 4)
             take = runge_kutta_step if warming_up else multistep
         return take(trajectory.levels, i, x_t, prediction.eps, history)
