@@ -21,8 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 import pare.cli
 from roads import photo
+from roads.sheet import contact_sheet
 
 PROMPT = "a sunny road in the mountains with a red car"
 SCHEDULERS = ("pndm", "ddim", "dpm++2m", "lms", "euler", "euler-ancestral")
@@ -31,10 +35,14 @@ WORLD = (
     "a city at night with streetlights",
     "a rainy road in the desert",
     "a sunny road in the city with a yellow car",
-    "a forest at night with a full moon",
+    "a road in the forest at night with a full moon",
     "a snowy road in the mountains with a blue car",
 )
 SCENE = 10
+STRIP = (  # the README's picture: four generated ones; two photographs, each with an edit
+    *("dppp2m.png", "world-0.png", "world-1.png", "world-3.png"),
+    *("photo.png", "clouds-poisson.png", "empty.png", "car-red.png"),
+)
 
 ROUND_TRIP = """\
 import pare
@@ -77,6 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.perf_counter()
     with chdir(out):
         sections = [by_scheduler(), by_prompt(), round_trip(), img2img(), blend(), add_car()]
+        strip([*STRIP]).save("first-light.png")
     seconds = time.perf_counter() - started
     page = out / "index.html"
     page.write_text(render_page(sections, seconds), encoding="utf-8")
@@ -213,6 +222,12 @@ def outside(report: dict[str, Any]) -> str:
     if difference["largest"] == 0:
         return "outside the mask not a pixel differs"
     return f"outside the mask {difference['psnr']:.1f} dB to the photograph"
+
+
+def strip(files: list[str]) -> Image.Image:
+    """Some of the pictures side by side, twice their size: the picture of the README."""
+    pictures = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    return contact_sheet(pictures, columns=len(pictures) // 2, zoom=2)
 
 
 # --- running and showing ------------------------------------------------------------------
