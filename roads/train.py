@@ -17,10 +17,15 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import CLIPTokenizer
 
 from roads import data
+from roads.export import export
+from roads.tokenizer import build_tokenizer
+from roads.train_unet import UNetSettings, train_unet
 from roads.train_vae import VAESettings, round_trip_psnr, train_vae
 from roads.training import join_workers, wait_for_workers, worker
 
@@ -51,11 +56,19 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     device = torch.device(options.device)
-    given = {"seed": options.seed, "dtype": options.dtype}
+    given: dict[str, Any] = {"seed": options.seed, "dtype": options.dtype}
     for name in ("steps", "batch", "peak"):
         if getattr(options, name) is not None:
             given[name] = getattr(options, name)
     join_workers()
+    if options.stage != "export":
+        train(options, device, given)
+    if options.stage in ("all", "export") and worker()[0] == 0:
+        export(options.folder, options.out)
+
+
+def train(options: argparse.Namespace, device: torch.device, given: dict[str, Any]) -> None:
+    """One of the two trainings, or both; `given` are the settings that the user chose."""
     first = worker()[0] == 0
     if first:  # renders what is not cached yet
         data.load("train", options.pictures, options.folder.parent)
@@ -70,21 +83,12 @@ def main(arguments: list[str] | None = None) -> None:
             psnr, inside, _pictures = round_trip_psnr(vae, unseen, device)
             print(f"round trip on held-out scenes: {psnr:.2f} dB; inside objects: {inside}")
     if options.stage in ("all", "unet"):
-        from transformers import CLIPTokenizer
-
-        from roads.tokenizer import build_tokenizer
-        from roads.train_unet import UNetSettings, train_unet
-
         if first:
             build_tokenizer(options.folder / "tokenizer")
         wait_for_workers()
         tokenizer = CLIPTokenizer.from_pretrained(options.folder / "tokenizer")
         settings = replace(UNetSettings(), **given)
         train_unet(scenes, unseen, tokenizer, options.folder, settings, device)
-    if first and options.stage in ("all", "export"):
-        from roads import export
-
-        export.export(options.folder, options.out)
 
 
 if __name__ == "__main__":
