@@ -1,0 +1,346 @@
+"""A repository on the Hub to a folder on this machine, with nothing fetched that is not read.
+
+    1. ask what the repository holds at the revision, and which commit that is
+    2. fetch model_index.json, and see that pare runs such a model
+    3. fetch the configs and the tokenizer, and see that they are ones that pare knows
+    4. fetch one set of weights a part (see `pare.layout`)
+
+Everything goes through huggingface_hub: its cache (`HF_HOME`), its token (`hf auth login`
+or `HF_TOKEN`), its endpoint (`HF_ENDPOINT`) and its resuming.  Where the Hub cannot be
+reached, or no longer has the model, the copy in the cache is used, and that is said.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pare import layout
+from pare.errors import ModelError, PareError
+
+# Repositories that were removed from the Hub (how their names begin), and where the same
+# files are today: the owner is another one, the rest of the name is the same.
+REMOVED = {
+    "runwayml/stable-diffusion": "stable-diffusion-v1-5",  # 2024
+    "stabilityai/stable-diffusion-2": "sd2-community",  # November 2025
+}
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SECONDS = 10  # to wait for the Hub's first answer
+
+Check = Callable[[Path], object]
+"""Looks at a folder and raises a `PareError` if pare cannot run what is in it."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model's files at one commit of its repository."""
+
+    folder: Path
+    revision: str
+    """The commit's hash."""
+
+
+def accept(folder: Path) -> None:
+    """The check that finds nothing."""
+
+
+def looks_like_repository(model: str) -> bool:
+    """Whether a text has the form `owner/name` of a repository on the Hub."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", model) is not None and model[0] not in ".-"
+
+
+def fetch_snapshot(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    half: bool = False,
+    check_index: Check = accept,
+    check_configs: Check = accept,
+) -> Snapshot:
+    """The folder of a repository on the Hub, downloaded as far as the cache does not have it.
+
+    Args:
+        repo_id: `owner/name`.
+        revision: a branch, a tag or a commit's hash; None is the main branch.
+        half: prefer the float16 variant of the weights.
+        check_index: called once model_index.json is there, before anything else is fetched.
+        check_configs: called once the configs and the tokenizer are there, before the weights.
+
+    Raises:
+        ModelError: no such repository or revision, no access to it, no complete model in it,
+            or no network and no copy in the cache.
+        PareError: what the checks raise.
+        OSError: the cache cannot be written.
+    """
+    try:
+        return download(repo_id, revision, half, check_index, check_configs)
+    except NotServedError as refusal:
+        cached = find_cached(repo_id, revision, half)
+        if cached is None:
+            raise ModelError(
+                refusal.problem, expected=refusal.expected, fix=refusal.fix
+            ) from refusal.__cause__
+        warnings.warn(
+            f"{refusal.problem}; using the copy in the cache, commit {cached.revision[:7]}",
+            stacklevel=2,
+        )
+        check_index(cached.folder)
+        check_configs(cached.folder)
+        return cached
+
+
+# --- downloading --------------------------------------------------------------------------
+
+
+def download(
+    repo_id: str,
+    revision: str | None,
+    half: bool,
+    check_index: Check,
+    check_configs: Check,
+) -> Snapshot:
+    commit, names = ask(repo_id, revision)
+    if layout.INDEX not in names:
+        raise ModelError(
+            f"{repo_id} has no {layout.INDEX}",
+            expected="a Stable Diffusion model in the Hub's folder layout",
+        )
+    folder = fetch(repo_id, commit, layout.INDEX).parent
+    if folder.name != commit:
+        raise strange_answer(repo_id)
+    check_index(folder)
+    for name in config_names(names, repo_id):
+        fetch(repo_id, commit, name, folder)
+    check_configs(folder)
+    for name in chosen_weights(names, repo_id, half):
+        fetch(repo_id, commit, name, folder)
+        if layout.is_index(name):
+            for shard in shard_names(folder, name, names, repo_id):
+                fetch(repo_id, commit, shard, folder)
+    if revision != commit:
+        # The cache notes which commit a branch's name stands for.  This comes last, so that
+        # without a network the name leads to a copy that is whole.
+        fetch(repo_id, revision, layout.INDEX)
+    return Snapshot(folder, commit)
+
+
+def config_names(names: Collection[str], where: str) -> list[str]:
+    """The small files of a model: all that must be there, and those that may be."""
+    for name in layout.CONFIGS:
+        if name not in names:
+            raise ModelError(f"{where} has no {name}", expected="a whole Stable Diffusion model")
+    return [*layout.CONFIGS, *(name for name in layout.TOKENIZER_EXTRAS if name in names)]
+
+
+def chosen_weights(names: Collection[str], where: str, half: bool) -> list[str]:
+    """A file of weights, or an index of files, for each part."""
+    chosen = {part: layout.choose_weights(names, part, half) for part in layout.WEIGHTS}
+    for part, name in chosen.items():
+        if name is None:
+            raise ModelError(
+                f"{where} has no weights of the {part} that pare reads",
+                expected=" or ".join(list(layout.weight_names(part, half=False))[:2]),
+            )
+    return [name for name in chosen.values() if name is not None]
+
+
+def shard_names(folder: Path, index: str, names: Collection[str], where: str) -> list[str]:
+    """The files that an index in the folder names, as paths inside the repository."""
+    part = index.rpartition("/")[0]
+    shards = [f"{part}/{shard}" for shard in layout.read_shards(folder / index)]
+    for shard in shards:
+        if shard not in names:
+            raise ModelError(f"{where} has no {shard}, which its {index} names")
+    return shards
+
+
+def ask(repo_id: str, revision: str | None) -> tuple[str, set[str]]:
+    """The commit that a revision stands for, and the names of all files in it."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        info = HfApi().model_info(repo_id, revision=revision, timeout=SECONDS)
+    except HFValidationError as error:
+        raise ModelError(
+            f"{repo_id!r} cannot be the name of a repository",
+            expected="owner/name, as CompVis/stable-diffusion-v1-4",
+        ) from error
+    except client_errors() as error:
+        raise refused(error, repo_id, revision) from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        # The client takes the answer's fields as they come.  A hotel's login page lands here.
+        raise strange_answer(repo_id) from error
+    if not COMMIT.fullmatch(str(info.sha)) or info.siblings is None:
+        raise strange_answer(repo_id)
+    return str(info.sha), {str(file.rfilename) for file in info.siblings}
+
+
+def fetch(repo_id: str, revision: str | None, name: str, folder: Path | None = None) -> Path:
+    """The path in the cache of one file, fetched if it is not there.
+
+    Args:
+        folder: where the other files of the commit lie.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = Path(hf_hub_download(repo_id, name, revision=revision, tqdm_class=progress_bar()))
+    except client_errors() as error:
+        raise refused(error, repo_id, revision) from error
+    except OSError as error:
+        if error.errno is None:  # not the system's: what arrived is not what was announced
+            raise NotServedError(
+                f"the download of {name} from {repo_id} went wrong ({first_line(error)})",
+                fix="try again",
+            ) from error
+        # A full disk does not say what it is full of.
+        raise OSError(error.errno, error.strerror, error.filename or cache_folder()) from error
+    if folder is not None and path != folder / name:
+        raise strange_answer(repo_id)
+    return path
+
+
+def progress_bar() -> Any:
+    """A bar for each file where somebody watches; else what huggingface_hub finds right."""
+    if not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, name: str = "", **options: Any) -> None:
+            super().__init__(*args, **options | {"leave": False, "disable": False})
+
+    return Bar
+
+
+# --- the cache ----------------------------------------------------------------------------
+
+
+def cache_folder() -> str:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return HF_HUB_CACHE
+
+
+def find_cached(repo_id: str, revision: str | None, half: bool) -> Snapshot | None:
+    """The copy in the cache, if it has every file that is needed."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        index = hf_hub_download(repo_id, layout.INDEX, revision=revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    folder = Path(index).parent
+    names = {str(f.relative_to(folder).as_posix()) for f in folder.rglob("*") if f.is_file()}
+    try:
+        config_names(names, repo_id)
+        for name in chosen_weights(names, repo_id, half):
+            if layout.is_index(name):
+                shard_names(folder, name, names, repo_id)
+    except PareError:
+        return None  # cut off while it was fetched
+    return Snapshot(folder, folder.name)
+
+
+# --- why the Hub does not give a file, in words -------------------------------------------
+
+
+class NotServedError(ModelError):
+    """The Hub does not give what was asked; a copy in the cache may do."""
+
+
+def client_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises when the Hub refuses, or when there is no answer at all."""
+    from huggingface_hub import errors
+
+    # huggingface_hub 1 stands on httpx and 2 on httpx2; both have the base of errors here.
+    no_answer: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+    return no_answer, errors.EntryNotFoundError, errors.OfflineModeIsEnabled
+
+
+def refused(error: Exception, repo_id: str, revision: str | None) -> ModelError:
+    """The error of the client, as one sentence with a way out."""
+    from huggingface_hub import errors
+    from huggingface_hub.constants import ENDPOINT
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # why it looked into the cache
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    message = response.headers.get("X-Error-Message", "") if response is not None else ""
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return NotServedError(
+            f"{repo_id} is not looked for on the Hub, because HF_HUB_OFFLINE is set",
+            fix="the cache has no whole copy: unset it to download the model",
+        )
+    if isinstance(error, errors.GatedRepoError):
+        return NotServedError(
+            f"{repo_id} is only given to those who accept its terms",
+            fix=f"accept them at {ENDPOINT}/{repo_id} and {log_in}",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelError(
+            f"{repo_id} has no revision {revision!r}", expected="a branch, a tag or a commit's hash"
+        )
+    if isinstance(error, errors.DisabledRepoError):
+        return NotServedError(f"the Hub has disabled access to {repo_id}", fix=elsewhere(repo_id))
+    if status == 401 and "credentials" in message.lower():
+        return NotServedError(
+            f"the Hub does not accept your token for {repo_id}",
+            fix="log in again with `hf auth login`, or unset HF_TOKEN",
+        )
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return NotServedError(
+            f"{repo_id} lists a file that it does not have", fix="try another revision"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404, 410):
+        return NotServedError(
+            f"the Hub has no model {repo_id} for you",
+            fix=elsewhere(repo_id) or f"check the name; if it is private, {log_in}",
+        )
+    if status == 403:
+        return NotServedError(
+            f"you may not read {repo_id}", fix=f"{log_in}, with a token that may read it"
+        )
+    if status == 429:
+        return NotServedError("the Hub has had too many requests from here", fix="try again later")
+    if status is not None:
+        return NotServedError(f"the Hub answers {status} to {repo_id}", fix="try again later")
+    return NotServedError(
+        f"{ENDPOINT} cannot be reached for {repo_id} ({first_line(error)})",
+        fix="the cache has no whole copy: connect, or name a model's folder",
+    )
+
+
+def elsewhere(repo_id: str) -> str:
+    """Where the files of a removed repository are, if it is a known one."""
+    for beginning, owner in REMOVED.items():
+        if repo_id.lower().startswith(beginning):
+            name = repo_id.partition("/")[2].lower()
+            return f"it was removed; the same files are at {owner}/{name}"
+    return ""
+
+
+def strange_answer(repo_id: str) -> ModelError:
+    from huggingface_hub.constants import ENDPOINT
+
+    return NotServedError(
+        f"{ENDPOINT} does not answer about {repo_id} as the Hub does",
+        fix="check the network's login page, the proxy and HF_ENDPOINT",
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its name where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__

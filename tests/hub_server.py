@@ -1,0 +1,236 @@
+"""A small Hub on loopback, for the real client: repositories in memory, a log of requests.
+
+As on the real one, a repository answers at `/api/models/<id>` with its commit and its file
+names, small files come from `/<id>/resolve/<revision>/<file>`, and for large ones that
+address leads to a second server (the CDN), which must never see the token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+import struct
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
+LARGE = (".safetensors", ".bin")
+
+API = re.compile(r"/api/models/(?P<id>[^/]+/[^/]+?)(?:/revision/(?P<revision>.+))?")
+RESOLVE = re.compile(r"/(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+
+
+@dataclass
+class Repository:
+    """What the server says of one model, and how it misbehaves."""
+
+    files: dict[str, bytes]
+    commit: str = COMMIT
+    revisions: set[str] = field(default_factory=lambda: {"main"})
+    gated: bool = False
+    """Files are only given to those who accepted the terms, which nobody did."""
+    private: bool = False
+    """Only shown to those who send the token."""
+    disabled: bool = False
+    status: int | None = None
+    """Every answer is this error."""
+    cuts: dict[str, list[int]] = field(default_factory=dict)
+    """File -> after how many bytes its next transfers break off."""
+    reset: bool = False
+    """They break off with a reset instead of an orderly end."""
+    claimed_sizes: dict[str, int] = field(default_factory=dict)
+    """File -> the size that is announced for it."""
+    api: Any = None
+    """What the API says instead of the truth: text as it is, anything else as JSON."""
+    file_commit: str | None = None
+    """The commit that files claim to be of."""
+
+    @classmethod
+    def of(cls, folder: Path, **settings: Any) -> Repository:
+        """The files of a folder, and two that no loader of Stable Diffusion needs."""
+        files = {
+            str(path.relative_to(folder).as_posix()): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+        files["README.md"] = b"A model."
+        files["safety_checker/model.safetensors"] = b"weights that nobody asked for"
+        return cls(files, **settings)
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    range: str | None
+    token: str | None
+
+
+class Hub:
+    """The two servers. Use as a context manager; `url` is what HF_ENDPOINT is set to."""
+
+    TOKEN = "hf_a_token_for_tests"
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.log: list[Request] = []
+        self.cdn_log: list[Request] = []
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self, cdn=False))
+        self.cdn = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self, cdn=True))
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.cdn_url = f"http://127.0.0.1:{self.cdn.server_port}"
+
+    def __enter__(self) -> Hub:
+        for server in (self.server, self.cdn):
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in (self.server, self.cdn):
+            server.shutdown()
+            server.server_close()
+
+    def fetched(self) -> list[str]:
+        """The files whose content was asked for, in order."""
+        names = [found["file"] for r in self.log if (found := self.small(r))]
+        return names + [unquote(r.path).partition("/cdn/")[2] for r in self.cdn_log]
+
+    def small(self, request: Request) -> re.Match[str] | None:
+        return RESOLVE.fullmatch(request.path) if request.method == "GET" else None
+
+
+def handler_of(hub: Hub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer()
+
+        def do_GET(self) -> None:
+            self.answer()
+
+        def answer(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            if path == "/api/agent-harnesses":  # the client's own curiosity, once a day
+                self.send_all(200, b"{}", {})
+                return
+            token = self.headers.get("Authorization")
+            request = Request(self.command, path, self.headers.get("Range"), token)
+            (hub.cdn_log if cdn else hub.log).append(request)
+            if cdn:
+                name, file = path.removeprefix("/").split("/cdn/")
+                self.send_content(hub.repositories[name], file, hub.repositories[name].files[file])
+                return
+            raw = urlsplit(self.path).path
+            match = API.fullmatch(raw) or RESOLVE.fullmatch(raw)
+            found = {k: unquote(v or "") for k, v in match.groupdict().items()} if match else None
+            repository = hub.repositories.get(found["id"]) if found else None
+            signed_in = token == f"Bearer {hub.TOKEN}"
+            if token and not signed_in:
+                message = "Invalid credentials in Authorization header"
+                self.send_error_page(401, message=message)
+            elif found is None:
+                self.send_error_page(404)
+            elif repository is None or (repository.private and not signed_in):
+                # The Hub does not tell strangers which of the two it is.
+                self.send_error_page(404 if signed_in else 401, "RepoNotFound")
+            elif repository.status:
+                self.send_error_page(repository.status)
+            elif repository.disabled:
+                self.send_error_page(403, message="Access to this resource is disabled.")
+            elif (found["revision"] or "main") not in {*repository.revisions, repository.commit}:
+                self.send_error_page(404, "RevisionNotFound")
+            elif "file" not in found:
+                self.send_api(repository, found["id"])
+            elif repository.gated:
+                self.send_error_page(403 if signed_in else 401, "GatedRepo")
+            elif found["file"] not in repository.files:
+                self.send_error_page(404, "EntryNotFound")
+            else:
+                self.send_file(repository, found["id"], found["file"])
+
+        def send_api(self, repository: Repository, name: str) -> None:
+            answer = {
+                "id": name,
+                "sha": repository.commit,
+                "siblings": [{"rfilename": file} for file in repository.files],
+            }
+            if repository.api is not None:
+                answer = repository.api
+            text = answer if isinstance(answer, str) else json.dumps(answer)
+            self.send_all(200, text.encode(), {"Content-Type": "application/json"})
+
+        def send_file(self, repository: Repository, name: str, file: str) -> None:
+            content = repository.files[file]
+            headers = {
+                "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+                "X-Repo-Commit": repository.file_commit or repository.commit,
+            }
+            if file.endswith(LARGE):
+                headers["X-Linked-Etag"] = headers.pop("ETag")
+                headers["X-Linked-Size"] = str(repository.claimed_sizes.get(file, len(content)))
+                headers["Location"] = f"{hub.cdn_url}/{name}/cdn/{file}"
+                self.send_all(302, b"", headers)
+            else:
+                self.send_content(repository, file, content, headers)
+
+        def send_content(
+            self,
+            repository: Repository,
+            file: str,
+            content: bytes,
+            headers: dict[str, str] | None = None,
+        ) -> None:
+            headers, status = {**(headers or {}), "Accept-Ranges": "bytes"}, 200
+            asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            if asked:
+                start = int(asked[1])
+                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+                content, status = content[start:], 206
+            cuts = repository.cuts.get(file, [])
+            cut = cuts.pop(0) if cuts and self.command == "GET" else None
+            if self.command == "HEAD" and file in repository.claimed_sizes:
+                headers["Content-Length"] = str(repository.claimed_sizes[file])
+            self.send_all(status, content, headers, cut, reset=repository.reset)
+
+        def send_error_page(self, status: int, code: str = "", message: str = "") -> None:
+            headers = {"X-Error-Code": code} if code else {}
+            if message:
+                headers["X-Error-Message"] = message
+            self.send_all(status, b'{"error": "no"}', headers)
+
+        def send_all(
+            self,
+            status: int,
+            content: bytes,
+            headers: dict[str, str],
+            cut: int | None = None,
+            *,
+            reset: bool = False,
+        ) -> None:
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(content))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            self.wfile.write(content[:cut])
+            if cut is not None:
+                self.wfile.flush()
+                self.close_connection = True
+                if reset:
+                    linger = struct.pack("ii", 1, 0)
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    self.connection.close()
+
+    return Handler
