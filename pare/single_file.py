@@ -8,6 +8,7 @@ the result's tensors are views of the mapped file.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -507,3 +508,58 @@ def trained_size(parts: Mapping[str, Part], pixels: int) -> dict[str, Part]:
         else part
         for name, part in parts.items()
     }
+
+
+# --- the tokenizer, which no single file has ----------------------------------------------
+
+CLIP_TOKENIZER = Path(__file__).parent / "data" / "clip"
+"""CLIP's vocabulary, under OpenAI's licence (MIT, beside it)."""
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+PADDING = {"SD 1": END, "SD 2": "!"}
+"""SD 2 was trained with OpenCLIP's padding, id 0, which happens to be an exclamation mark."""
+
+
+def tokenizer_config(kind: str) -> dict[str, Any]:
+    """The Hub's `tokenizer_config.json`."""
+    return {
+        "add_prefix_space": False,
+        "bos_token": START,
+        "do_lower_case": True,
+        "eos_token": END,
+        "errors": "replace",
+        "model_max_length": 77,
+        "pad_token": PADDING[kind],
+        "tokenizer_class": "CLIPTokenizer",
+        "unk_token": END,
+    }
+
+
+def tokenizer_files(kind: str, vocabulary: int, folder: Path | None = None) -> dict[str, bytes]:
+    """What the Hub's `tokenizer/` holds: the files of `folder`, or CLIP's own.
+
+    Args:
+        vocabulary: how many tokens the text encoder knows.
+
+    Raises:
+        ModelError: the folder lacks a file, or CLIP's tokens are not the model's.
+    """
+    if folder is None and vocabulary != 49_408:
+        raise ModelError(
+            f"the text encoder knows {vocabulary} tokens and CLIP has 49408",
+            fix="pass the model's own tokenizer: --tokenizer FOLDER",
+        )
+    place = folder or CLIP_TOKENIZER
+    if folder is not None and (folder / "tokenizer").is_dir():
+        place = folder / "tokenizer"  # a model's whole folder was named
+    files = {}
+    for name in ("vocab.json", "merges.txt"):
+        if not (place / name).is_file():
+            raise ModelError(f"{place} has no {name}", expected="a tokenizer's folder")
+        files[name] = (place / name).read_bytes()
+    config = json.dumps(tokenizer_config(kind), indent=2).encode() + b"\n"
+    files["tokenizer_config.json"] = config
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if folder is not None and (place / name).is_file():
+            files[name] = (place / name).read_bytes()
+    return files

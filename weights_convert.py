@@ -1,0 +1,454 @@
+"""Single-file and legacy checkpoints <-> the Hub's folder layout.
+
+    pare convert model.safetensors model/          one file -> a folder
+    pare convert model/ model.safetensors          and back
+    pare convert --check model.safetensors         what is in it, tensor by tensor
+
+A conversion renames; it computes nothing.  Tensors stay mapped from their files and go to
+the disk one at a time, so that no more than the largest of them is ever in memory.  How
+names correspond stands in `pare/ldm.py`; what a file is and what of it is used, in
+`pare/single_file.py`.  This module reads and writes the two layouts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from pare import hub, ldm
+from pare.checkpoint import open_checkpoint
+from pare.config import UNetConfig, VAEConfig
+from pare.errors import OutputError, SettingError, WeightsError
+from pare.files import check_output, write_whole
+from pare.ldm import Place
+from pare.single_file import (
+    Part,
+    Row,
+    SingleFile,
+    inventory,
+    load_single_file,
+    make_plan,
+    tokenizer_files,
+)
+from pare.text import TextConfig
+from pare.unet import UNet
+from pare.vae import AutoencoderKL
+
+SINGLE_FILES = (".safetensors", ".ckpt")
+"""How the names of single files end that this module writes."""
+
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+CLASSES = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+}
+TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+}
+"""safetensors' names of the types that a model's tensors may have."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion did."""
+
+    target: Path
+    kind: str
+    tensors: int
+    bytes: int
+    notes: tuple[str, ...]
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    ema: bool | None = None,
+    prediction: str | None = None,
+    dtype: torch.dtype | None = None,
+    tokenizer: Path | None = None,
+    only: str | None = None,
+    drop: Iterable[str] = (),
+    old_vae: bool = False,
+    force: bool = False,
+) -> Converted:
+    """Write the model in `source` as `target`: a folder, or a .safetensors or .ckpt file.
+
+    Args:
+        ema, prediction, only, drop: see `load_single_file`.
+        dtype: convert the weights to this type; None keeps every tensor's bytes.
+        tokenizer: a folder with vocab.json and merges.txt, instead of CLIP's own.
+        old_vae: in a folder, name the VAE's attention as before 2023 (`query` for `to_q`).
+        force: replace what is at `target`.
+
+    Raises:
+        PareError: its subclasses say what is wrong with the source, or why the target
+            cannot be written.  Then nothing has changed at `target`.
+    """
+    single = target.suffix.lower() in SINGLE_FILES
+    check_target(target, single, force)
+    if source.is_dir():
+        model = read_folder(source)
+    else:
+        model = load_single_file(source, ema=ema, prediction=prediction, only=only, drop=drop)
+    tensors = [tensor for part in model.parts.values() for tensor in part.tensors.values()]
+    size = sum(tensor.numel() * stored_type(tensor, dtype).itemsize for tensor in tensors)
+    check_space(target, size)
+    notes = list(model.notes)
+    if single:
+        notes += write_single_file(model, target, dtype, force=force)
+    else:
+        own = source / "tokenizer" if source.is_dir() else None
+        write_folder(model, target, tokenizer or own, dtype, old_vae=old_vae, force=force)
+    return Converted(target, model.kind, len(tensors), size, tuple(notes))
+
+
+def check(path: Path, *, ema: bool | None = None, only: str | None = None) -> list[Row]:
+    """Every tensor of a single file, with its shape, its type and what is thought of it.
+
+    Raises:
+        ModelError, WeightsError, ConfigError: no list can be made, as the file is damaged or
+            another kind of model.
+    """
+    return inventory(make_plan(open_checkpoint(path), ema=ema, only=only))
+
+
+# --- from a folder ------------------------------------------------------------------------
+
+
+def read_folder(folder: Path) -> SingleFile:
+    """A model's folder in the Hub's layout, with the names that are in use today.
+
+    Raises:
+        ModelError, ConfigError, WeightsError: as for `pare.hub.load_model`.
+    """
+    hub.check_index(folder)
+    parts = {}
+    for name in WEIGHTS:
+        config, where = hub.config_of(folder, name)
+        checkpoint = open_checkpoint(hub.find_weights(folder, name, torch.float32))
+        tensors = {today(name, key): tensor for key, tensor in checkpoint.tensors.items()}
+        parts[name] = Part(config, tensors)
+        check_part(name, parts[name], where)
+    scheduler, _ = hub.config_of(folder, "scheduler")
+    kind = "SD 2" if parts["text_encoder"].config.get("hidden_act") == "gelu" else "SD 1"
+    return SingleFile(folder, kind, parts, scheduler, ())
+
+
+def today(part: str, name: str) -> str:
+    """The name that a tensor of the Hub has today."""
+    if part == "vae":
+        path, _, leaf = name.rpartition(".")
+        parent, _, kind = path.rpartition(".")
+        new = {old: new for new, old in ldm.OLD_HUB_VAE.items()}.get(kind)
+        return f"{parent}.{new}.{leaf}" if new else name
+    if part == "text_encoder" and not name.startswith("text_model."):
+        return f"text_model.{name}"  # transformers 5 writes it without
+    return name
+
+
+def check_part(name: str, part: Part, where: str) -> None:
+    """Raise unless the tensors are those that the config asks for."""
+    wanted = set(hub_names(name, part.config, where))
+    found = set(part.tensors) - {ldm.POSITION_IDS}
+    if wanted != found:
+        differing = sorted(wanted ^ found)
+        raise WeightsError(
+            f"{where} and the weights beside it differ in {len(differing)} tensors, the first "
+            f"being {differing[0]}",
+            fix="download the whole model",
+        )
+
+
+def hub_names(name: str, config: Mapping[str, Any], where: str) -> list[str]:
+    with torch.device("meta"):
+        if name == "unet":
+            return list(UNet(UNetConfig.read(config, where)).state_dict())
+        if name == "vae":
+            return list(AutoencoderKL(VAEConfig.read(config, where)).state_dict())
+    return list(ldm.text_shapes(dataclasses.asdict(TextConfig.read(config, where))))
+
+
+# --- to a folder --------------------------------------------------------------------------
+
+
+def write_folder(
+    model: SingleFile,
+    target: Path,
+    tokenizer: Path | None,
+    dtype: torch.dtype | None,
+    *,
+    old_vae: bool,
+    force: bool,
+) -> None:
+    """Write the model's folder under another name, then give it its own in one step."""
+    target = Path(os.path.realpath(target))
+    building = target.with_name(f".pare-{secrets.token_hex(8)}.part")
+    building.mkdir()
+    try:
+        fill_folder(model, building, tokenizer, dtype, old_vae=old_vae)
+        move_folder(building, target, force=force)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def fill_folder(
+    model: SingleFile,
+    folder: Path,
+    tokenizer: Path | None,
+    dtype: torch.dtype | None,
+    *,
+    old_vae: bool,
+) -> None:
+    for name, part in model.parts.items():
+        (folder / name).mkdir()
+        write_json(folder / name / "config.json", part.config)
+        tensors = old_vae_names(part.tensors) if old_vae and name == "vae" else part.tensors
+        with open(folder / name / WEIGHTS[name], "xb") as file:
+            stream_safetensors(file, tensors, dtype)
+    if "text_encoder" not in model.parts:
+        return
+    (folder / "tokenizer").mkdir()
+    vocabulary = int(model.parts["text_encoder"].config["vocab_size"])
+    for file, content in tokenizer_files(model.kind, vocabulary, tokenizer).items():
+        (folder / "tokenizer" / file).write_bytes(content)
+    (folder / "scheduler").mkdir()
+    write_json(folder / "scheduler" / "scheduler_config.json", model.scheduler_config)
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline"}
+    if model.parts["unet"].config.get("in_channels") == 9:
+        index["_class_name"] = "StableDiffusionInpaintPipeline"
+    index |= {"feature_extractor": [None, None], "safety_checker": [None, None]}
+    index |= {name: list(CLASSES[name]) for name in model.parts}
+    index |= {"scheduler": ["diffusers", model.scheduler_config["_class_name"]]}
+    index |= {"tokenizer": ["transformers", "CLIPTokenizer"]}
+    write_json(folder / "model_index.json", index)
+
+
+def old_vae_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The VAE's tensors as diffusers named them before 2023."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        for new, old in ldm.OLD_HUB_VAE.items():
+            name = name.replace(f".attentions.0.{new}.", f".attentions.0.{old}.")
+        renamed[name] = tensor
+    return renamed
+
+
+def move_folder(building: Path, target: Path, *, force: bool) -> None:
+    """Give a finished folder its name.  An old one under it makes room first, if `force`."""
+    sync_folder(building)
+    if not (force and target.exists()):
+        try:
+            os.rename(building, target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise exists(target) from error
+            raise
+        return
+    aside = target.with_name(f".pare-{secrets.token_hex(8)}.old")
+    os.rename(target, aside)
+    try:
+        os.rename(building, target)
+    except BaseException:
+        os.rename(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """See to it that the files are on the disk before the folder gets its name."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+# --- to one file --------------------------------------------------------------------------
+
+
+def write_single_file(
+    model: SingleFile, target: Path, dtype: torch.dtype | None, *, force: bool
+) -> list[str]:
+    """Write the model under LDM's names; what the file has no place for is said."""
+    tensors, notes = ldm_tensors(model)
+    if target.suffix.lower() == ".ckpt":
+        # torch's own writer wants all tensors at once: they stay mapped unless they change.
+        pickled = {"state_dict": {n: in_type(n, t, dtype) for n, t in tensors.items()}}
+        write_whole(target, lambda file: torch.save(pickled, file), force=force)
+    else:
+        write_whole(target, lambda file: stream_safetensors(file, tensors, dtype), force=force)
+    return notes
+
+
+def ldm_tensors(model: SingleFile) -> tuple[dict[str, Tensor], list[str]]:
+    """The model's tensors under LDM's names, and what is lost or remarkable about it."""
+    unet, vae, text = (model.parts.get(name) for name in ("unet", "vae", "text_encoder"))
+    notes: list[str] = []
+    tensors: dict[str, Tensor] = {}
+    if unet is not None:
+        config = UNetConfig.read(unet.config, "the UNet")
+        for name, tensor in unet.tensors.items():
+            tensors["model.diffusion_model." + ldm.unet_name(name, config)] = tensor
+    if vae is not None:
+        levels = len(VAEConfig.read(vae.config, "the VAE").block_out_channels)
+        for name, tensor in vae.tensors.items():
+            place = ldm.vae_place(name, levels)
+            matrix = place.convolution and tensor.ndim == 2
+            stored = tensor[:, :, None, None] if matrix else tensor
+            tensors["first_stage_model." + place.name] = stored
+    if text is not None and model.kind == "SD 1":
+        tensors |= {f"cond_stage_model.transformer.{n}": t for n, t in text.tensors.items()}
+    elif text is not None:
+        tensors |= open_clip_tensors(text)
+        notes.append("the text encoder has OpenCLIP's layers but the last, which SD 2 skips")
+    prediction = model.scheduler_config.get("prediction_type", "epsilon")
+    if prediction != "epsilon":
+        notes.append(f"the model predicts {prediction}, which a single file does not say")
+    return tensors, notes
+
+
+def open_clip_tensors(text: Part) -> dict[str, Tensor]:
+    """The text encoder under OpenCLIP's names; query, key and value become one tensor."""
+    whole: dict[str, Tensor] = {}
+    thirds: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in text.tensors.items():
+        if name == ldm.POSITION_IDS:
+            continue
+        place: Place = ldm.open_clip_place(name)
+        if place.third is None:
+            whole[place.name] = tensor
+        else:
+            thirds.setdefault(place.name, {})[place.third] = tensor
+    whole |= {name: torch.cat([t[0], t[1], t[2]]) for name, t in thirds.items()}
+    return {f"cond_stage_model.model.{name}": tensor for name, tensor in whole.items()}
+
+
+# --- safetensors, one tensor at a time ----------------------------------------------------
+
+
+def stream_safetensors(
+    file: BinaryIO, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> None:
+    """Write tensors as safetensors' own writer does, without holding them all in memory.
+
+    The format: the header's length as a 64-bit little-endian number; the header, JSON, with
+    type, shape and offsets of every tensor, padded to a multiple of 8; then the numbers.
+    Widest types come first, so that every tensor is aligned.
+    """
+    types = {name: stored_type(tensor, dtype) for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-types[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        if types[name] not in TYPES:
+            raise WeightsError(f"{name} has the type {types[name]}", expected="plain numbers")
+        start, end = end, end + tensors[name].numel() * types[name].itemsize
+        header[name] = {
+            "dtype": TYPES[types[name]],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        # A view as bytes: no copy, unless the tensor does not lie in one piece.
+        flat = in_type(name, tensors[name], dtype).detach().contiguous().reshape(-1)
+        file.write(memoryview(flat.view(torch.uint8).numpy()))
+
+
+def stored_type(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The type that a tensor is written in: whole numbers stay what they are."""
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
+def in_type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The tensor as it is written.
+
+    Raises:
+        SettingError: it has a finite number that the type cannot hold.
+    """
+    wanted = stored_type(tensor, dtype)
+    if wanted == tensor.dtype:
+        return tensor
+    converted = tensor.to(wanted)
+    if bool((converted.isinf() & ~tensor.float().isinf()).any()):
+        raise SettingError(f"{name} has numbers that {wanted} cannot hold", fix="choose bfloat16")
+    return converted
+
+
+# --- before anything is written -----------------------------------------------------------
+
+
+def check_target(target: Path, single: bool, force: bool) -> None:
+    """Raise what can be known beforehand to stand in the target's way."""
+    if single:
+        check_output(target, force=force)
+        return
+    place = Path(os.path.realpath(target))
+    if not place.parent.is_dir():
+        raise OutputError(f"the folder {place.parent} does not exist", fix="create it first")
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"the folder {place.parent} cannot be written", fix="choose another")
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise OutputError(
+            f"{target} is a file",
+            expected=f"a folder's name, or one that ends in {' or '.join(SINGLE_FILES)}",
+        )
+    # --force replaces a model, and never a folder that something else is in.
+    if any(place.iterdir()) and not (place / "model_index.json").is_file():
+        raise OutputError(f"{target} is a folder with other things in it", fix="choose another")
+    if not force:
+        raise exists(target)
+
+
+def exists(target: Path) -> OutputError:
+    return OutputError(f"{target} exists", fix="pass --force (force=True) to replace it")
+
+
+def check_space(target: Path, size: int) -> None:
+    free = shutil.disk_usage(Path(os.path.realpath(target)).parent).free
+    if free < size:
+        raise OutputError(
+            f"{target} needs {size / 2**30:.1f} GiB and its disk has {free / 2**30:.1f} GiB",
+            fix="free some space, or choose a smaller --dtype",
+        )
+
+
+def main() -> int:
+    """`python -m weights_convert …` is `pare convert …`."""
+    from pare.cli import main as pare
+
+    return pare(["convert", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
