@@ -247,11 +247,13 @@ class Run:
 
         from pare.recipe import Recipe, current_versions
 
+        model = plain(pipe.source)
+        model.pop("path", None)  # where it lies on this machine is nobody else's business
         return Recipe(
             command=self.command,
             arguments=self.arguments,
             inputs=self.inputs,
-            model=plain(pipe.source),
+            model=model,
             scheduler=pipe.scheduler.describe(),
             seeds=self.seeds,
             index=index,

@@ -556,6 +556,8 @@ def test_the_built_in_model_end_to_end(run_pare: RunPare, tmp_path: Path) -> Non
     recipe = read_recipe(tmp_path / "generate-7.png")
     assert recipe.arguments["model"] == "roads"
     assert recipe.scheduler["name"] in SCHEDULERS
+    assert recipe.model["name"] == "roads"
+    assert str(ROOT) not in recipe.to_json()  # a picture does not tell where its maker works
     # Again, to the pixel.
     assert run_pare(*command, "--out", "again.png").stdout == "again-7.png\nagain-8.png\n"
     assert Image.open(tmp_path / "again-7.png").tobytes() == first.tobytes()
