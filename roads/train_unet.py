@@ -3,7 +3,7 @@
 x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps        arXiv:2006.11239, eq. 4
 loss = w(t) |eps - unet(x_t, t, text)|^2                      arXiv:2006.11239, eq. 14
 
-python -m roads.train unet --steps 4400
+python -m roads.train unet --steps 4200
 """
 
 from __future__ import annotations
@@ -100,17 +100,18 @@ SHEET_PROMPTS = (
 class UNetSettings:
     """What a run depends on, besides the data and the VAE."""
 
-    steps: int = 4400
+    steps: int = 4200
     batch: int = 24
     peak: float = 1e-3
     warm_up: int = 300
     decay: float = 0.999
     caption_dropout: float = 0.1
-    snr_limit: float = 5.0
+    snr_low: float = 1.0
+    snr_high: float = 5.0
     seed: int = 0
     dtype: str = "bfloat16"
-    save_every: int = 500
-    sheet_every: int = 1000  # steps between sample sheets; 0 for none
+    save_every: int = 250
+    sheet_every: int = 500  # steps between sample sheets; 0: none
 
 
 def new_unet(seed: int) -> UNet:
@@ -310,17 +311,22 @@ def unet_loss(model: Model, batch: Batch, settings: UNetSettings) -> tuple[Tenso
         text = model.text_encoder(batch.tokens).last_hidden_state
         output = model.unet(batch.x_t, batch.t, text)
     error = (output.float() - batch.eps).square().mean(dim=(1, 2, 3))
-    weight = min_snr_weight(batch.alpha_bar, settings.snr_limit)
+    weight = snr_weight(batch.alpha_bar, settings.snr_low, settings.snr_high)
     return (weight * error).mean(), error.detach().mean()
 
 
-def min_snr_weight(alpha_bar: Tensor, limit: float) -> Tensor:
-    """min(SNR, limit) / SNR, for models that predict eps (arXiv:2303.09556, section 3.4).
+def snr_weight(alpha_bar: Tensor, low: float, high: float) -> Tensor:
+    """clamp(SNR, low, high) / SNR: what an error of eps counts at a level of noise.
 
-    Nearly clean latents have a huge SNR and would otherwise rule the gradient.
+    An error of eps is an error of x0 times SNR; so x0 counts clamp(SNR, low, high).
+    - `high`: nearly clean latents have a huge SNR and would otherwise rule the gradient
+      (min-SNR, arXiv:2303.09556, section 3.4);
+    - `low`: in almost pure noise an error of x0 would hardly count, but it is there that a
+      picture's weather and light are settled, by the caption or else by chance
+      (truncated SNR, arXiv:2202.00512, section 4).
     """
     snr = alpha_bar / (1 - alpha_bar)
-    return snr.clamp(max=limit) / snr
+    return snr.clamp(low, high) / snr
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from roads import train_unet, train_vae, training
 from roads.data import Data
 from roads.render import render
 from roads.scene import OBJECTS, training_scenes
-from roads.train_unet import UNetSettings, min_snr_weight, unet_batch
+from roads.train_unet import UNetSettings, snr_weight, unet_batch
 from roads.train_vae import VAESettings, crop_corner, kl_to_unit, vae_batch, vae_loss
 from roads.training import Average, PlainAttention, batch_random, learning_rate
 
@@ -142,11 +142,11 @@ def test_plain_attention_is_attention() -> None:
     assert not torch.equal(plain, fused)  # it was another computation
 
 
-def test_min_snr_weight() -> None:
-    alpha_bar = torch.tensor([0.9990, 5 / 6, 0.5, 0.01], dtype=torch.float64)  # SNR 999, 5, 1, …
-    weight = min_snr_weight(alpha_bar, 5.0)
-    expected = torch.tensor([5 / 999, 1.0, 1.0, 1.0], dtype=torch.float64)
-    assert torch.allclose(weight, expected, atol=1e-12)
+def test_snr_weight() -> None:
+    snr = torch.tensor([1000.0, 5.0, 2.0, 1.0, 0.005], dtype=torch.float64)
+    weight = snr_weight(snr / (1 + snr), low=1.0, high=5.0)
+    expected = torch.tensor([0.005, 1.0, 1.0, 1.0, 200.0], dtype=torch.float64)
+    assert torch.allclose(weight, expected)
 
 
 def test_unet_batch_is_noised_latents_with_some_captions_dropped() -> None:
