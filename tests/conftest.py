@@ -54,7 +54,7 @@ def run_pare(tmp_path: Path) -> RunPare:
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
             "text": True,
-            "timeout": 300,
+            "timeout": 600,
         }
         command = [sys.executable, "-m", "pare", *map(str, arguments)]
         return subprocess.run(command, **(settings | options))  # type: ignore[call-overload,no-any-return]
