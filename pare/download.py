@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pare import layout
+from pare.config import read_json
 from pare.errors import ModelError, PareError
 
 # Repositories that were removed from the Hub (how their names begin), and where the same
@@ -118,7 +119,10 @@ def download(
     for name in config_names(names, repo_id):
         fetch(repo_id, commit, name, folder)
     check_configs(folder)
-    for name in chosen_weights(names, repo_id, half):
+    weights = chosen_weights(names, repo_id, half)
+    if not all(is_cached(repo_id, commit, name) for name in weights):
+        say_what_is_left_out(repo_id, folder)
+    for name in weights:
         fetch(repo_id, commit, name, folder)
         if layout.is_index(name):
             for shard in shard_names(folder, name, names, repo_id):
@@ -220,6 +224,22 @@ def progress_bar() -> Any:
     return Bar
 
 
+LEFT_OUT = ("safety_checker", "feature_extractor")
+
+
+def say_what_is_left_out(repo_id: str, folder: Path) -> None:
+    """Say, when a model is first fetched, that pare does not look for unsafe pictures."""
+    index = read_json(folder / layout.INDEX)
+    entries = {part: index.get(part) for part in LEFT_OUT}
+    named = [part for part, entry in entries.items() if isinstance(entry, list) and any(entry)]
+    if named:
+        warnings.warn(
+            f"{repo_id} has a {' and a '.join(named)}, which pare leaves out: "
+            "no picture is checked",
+            stacklevel=2,
+        )
+
+
 # --- the cache ----------------------------------------------------------------------------
 
 
@@ -227,6 +247,12 @@ def cache_folder() -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return HF_HUB_CACHE
+
+
+def is_cached(repo_id: str, commit: str, name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo_id, name, revision=commit), str)
 
 
 def find_cached(repo_id: str, revision: str | None, half: bool) -> Snapshot | None:

@@ -1,4 +1,4 @@
-"""A model's folder, as the Hub lays it out, to configs and tensors.  Strictly.
+"""A model on the Hub, or in a folder as the Hub lays it out, to tensors.  Strictly.
 
     model_index.json                            which class each part is
     unet/config.json, unet/diffusion_pytorch_model.safetensors
@@ -16,9 +16,10 @@ nothing is silently left out.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from pare import layout
+from pare.checkpoint import open_checkpoint
 from pare.config import UNetConfig, VAEConfig, read_json, short_json
-from pare.errors import ConfigError, DeviceError, ModelError, WeightsError
+from pare.download import fetch_snapshot, looks_like_repository
+from pare.errors import ConfigError, DeviceError, ModelError, SettingError, WeightsError
 from pare.text import TextConfig
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
@@ -62,13 +66,13 @@ OTHER_MODELS = {
 # Old VAE files name the projections of their attention differently.
 LEGACY_VAE_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-# The file name of each part's weights, without `.safetensors` or `.fp16.safetensors`.
-WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
+# The number types of weights, as safetensors names them.
+FLOATING = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
 }
-FLOATING = ("F64", "F32", "F16", "BF16")  # the number types of weights, as safetensors has them
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,18 @@ class ModelSource:
     path: str
     files: Mapping[str, str] = field(default_factory=dict)
     """Weight file -> fingerprint (see `fingerprint`)."""
+    revision: str | None = None
+    """The commit's hash, of a model on the Hub."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's folder on this machine, and what led to it."""
+
+    name: str
+    folder: Path
+    revision: str | None = None
+    """The commit's hash, of a model on the Hub."""
 
 
 @dataclass(frozen=True)
@@ -96,30 +112,40 @@ class Components:
 
 
 def load_model(
-    model: str | Path, *, device: str = "auto", dtype: str | torch.dtype = "auto"
+    model: str | Path | Found,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
 ) -> Components:
-    """Load the model in `model`: "roads", or a folder in the Hub's layout.
+    """Load a model: "roads", a folder in the Hub's layout, or `owner/name` on the Hub.
 
     What can be wrong with a folder is looked for before anything slow happens: reading
     gigabytes, and importing transformers.
+
+    Args:
+        revision: a branch, a tag or a commit's hash of a model on the Hub.
 
     Raises:
         ModelError: no such model, or one that is incomplete or of another kind.
         ConfigError, WeightsError: a config or a tensor that does not fit.
         DeviceError: a device that this machine does not have.
+        SettingError: a revision of a model that is not on the Hub.
     """
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
-    folder = find_folder(model)
+    if not isinstance(model, Found):
+        model = find_model(model, dtype=kind, revision=revision)
+    folder = model.folder
     check_index(folder)
     scheduler_config, _ = config_of(folder, "scheduler")
-    unet_config = UNetConfig.read(*config_of(folder, "unet"))
-    vae_config = VAEConfig.read(*config_of(folder, "vae"))
-    text_config = TextConfig.read(*config_of(folder, "text_encoder"))
-    check_fit(folder, unet_config, vae_config, text_config)
-    check_tokenizer(folder, text_config)
-    files = {part: find_weights(folder, part, kind) for part in WEIGHTS}
-    fingerprints = {str(f.relative_to(folder)): fingerprint(f) for f in files.values()}
+    unet_config, vae_config, text_config = read_configs(folder)
+    files = {part: find_weights(folder, part, kind) for part in layout.WEIGHTS}
+    fingerprints = {
+        str(file.relative_to(folder)): fingerprint(file)
+        for path in files.values()
+        for file in weight_files(path)
+    }
     for path in files.values():
         with open_weights(path):
             pass
@@ -135,17 +161,17 @@ def load_model(
         load_tokenizer(folder, text_config),
         text_encoder.to(place),
         scheduler_config,
-        ModelSource(str(model), str(folder), fingerprints),
+        ModelSource(model.name, str(folder), fingerprints, model.revision),
     )
 
 
-def read_scheduler_config(model: str | Path) -> tuple[dict[str, Any], str]:
+def read_scheduler_config(model: str | Path | Found) -> tuple[dict[str, Any], str]:
     """A model's `scheduler_config.json` and its name, without loading the model.
 
     Raises:
         ModelError, ConfigError: as `load_model`.
     """
-    folder = find_folder(model)
+    folder = model.folder if isinstance(model, Found) else find_folder(model)
     check_index(folder)
     return config_of(folder, "scheduler")
 
@@ -153,18 +179,45 @@ def read_scheduler_config(model: str | Path) -> tuple[dict[str, Any], str]:
 # --- where things are ---------------------------------------------------------------------
 
 
-def find_folder(model: str | Path) -> Path:
-    """The folder of a built-in model's name or of a path."""
-    if str(model) in BUILT_IN:
-        return BUILT_IN[str(model)]
-    folder = Path(model)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise ModelError(
-            f"the model {str(model)!r} {what}",
-            expected=f"{' or '.join(BUILT_IN)}, or a model's folder in the Hub's layout",
+def find_model(
+    model: str | Path, *, dtype: torch.dtype = torch.float32, revision: str | None = None
+) -> Found:
+    """The model of a built-in name, of a path, or of `owner/name` on the Hub.
+
+    A folder that exists goes before a repository of that name.  What the cache does not
+    have of a repository is downloaded: no other file than one that is read, and no weights
+    before the configs are known to be a model that pare runs.
+
+    Args:
+        dtype: what the weights will be cast to, as a repository may have float16 files too.
+    """
+    name, path = str(model), Path(model)
+    if not path.exists() and isinstance(model, str) and looks_like_repository(model):
+        half = dtype == torch.float16
+        snapshot = fetch_snapshot(
+            model, revision=revision, half=half, check_index=check_index, check_configs=read_configs
         )
-    return folder
+        return Found(name, snapshot.folder, snapshot.revision)
+    if revision is not None:
+        raise SettingError(
+            f"the revision is {revision!r}, and {name} is not a model on the Hub",
+            fix="leave it out",
+        )
+    if name in BUILT_IN:
+        return Found(name, BUILT_IN[name])
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise ModelError(
+            f"the model {name!r} {what}",
+            expected=f"{' or '.join(BUILT_IN)}, a model's folder in the Hub's layout, "
+            "or owner/name on the Hub",
+        )
+    return Found(name, path)
+
+
+def find_folder(model: str | Path) -> Path:
+    """The folder of a model: see `find_model`."""
+    return find_model(model).folder
 
 
 def check_index(folder: Path) -> None:
@@ -203,6 +256,16 @@ def check_index(folder: Path) -> None:
             )
 
 
+def read_configs(folder: Path) -> tuple[UNetConfig, VAEConfig, TextConfig]:
+    """The parts' configs, checked against each other and against the tokenizer."""
+    unet = UNetConfig.read(*config_of(folder, "unet"))
+    vae = VAEConfig.read(*config_of(folder, "vae"))
+    text = TextConfig.read(*config_of(folder, "text_encoder"))
+    check_fit(folder, unet, vae, text)
+    check_tokenizer(folder, text)
+    return unet, vae, text
+
+
 def check_fit(folder: Path, unet: UNetConfig, vae: VAEConfig, text: TextConfig) -> None:
     """Check that the parts speak to each other: what one puts out, the next takes in."""
     for one, width, other, wanted in (
@@ -232,18 +295,31 @@ def part_file(folder: Path, part: str, name: str) -> Path:
 
 
 def find_weights(folder: Path, part: str, dtype: torch.dtype) -> Path:
-    """The safetensors file of a part; the float16 variant where that is what is wanted."""
-    stem = WEIGHTS[part]
-    plain, half = f"{stem}.safetensors", f"{stem}.fp16.safetensors"
-    for name in (half, plain) if dtype == torch.float16 else (plain, half):
-        if (folder / part / name).is_file():
-            return folder / part / name
+    """The file of a part's weights that suits `dtype` best, or the index of its shards."""
+    there = {f"{part}/{path.name}" for path in (folder / part).glob("*") if path.is_file()}
+    name = layout.choose_weights(there, part, dtype == torch.float16)
+    if name is not None:
+        return folder / name
     others = sorted(path.name for path in (folder / part).glob("*.[bs][ia][nf]*"))
     raise ModelError(
-        f"{folder} has no {part}/{plain}" + (f", only {', '.join(others[:3])}" if others else ""),
-        expected="each part's weights in one safetensors file",
+        f"{folder} has no {next(layout.weight_names(part, half=False))}"
+        + (f", only {', '.join(others[:3])}" if others else ""),
+        expected="each part's weights as safetensors or .bin, under the Hub's names",
         fix="download the whole model",
     )
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that hold a part's weights: `path` itself, or the shards that it lists."""
+    if not layout.is_index(path.name):
+        return [path]
+    files = [path.with_name(name) for name in layout.read_shards(path)]
+    for file in files:
+        if not file.is_file():
+            raise ModelError(
+                f"{path} names {file.name}, which is not there", fix="download the whole model"
+            )
+    return files
 
 
 def fingerprint(path: Path) -> str:
@@ -267,20 +343,58 @@ def fingerprint(path: Path) -> str:
 # --- tensors ------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors names it."""
+    read: Callable[[], Tensor]
+
+
 @contextmanager
-def open_weights(path: Path) -> Iterator[Any]:
-    """A safetensors file, its header read and checked against its size.
+def open_weights(path: Path) -> Iterator[dict[str, Stored]]:
+    """The tensors of a safetensors file, of a `.bin`, or of the shards that an index lists.
 
     Raises:
-        WeightsError: not a safetensors file, cut off, or a tensor in it is not floating-point.
+        WeightsError: a file that is not what its name says, or cut off; a `.bin` with code in
+            it; a tensor that two shards hold.
+        ModelError: a shard is missing.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise WeightsError(
-            f"{path} is not a whole safetensors file ({error})", fix="download it again"
-        ) from error
+    stored: dict[str, Stored] = {}
+    with ExitStack() as stack:
+        for file in weight_files(path):
+            try:
+                tensors = open_bin(file) if file.suffix == ".bin" else open_mapped(file, stack)
+            except SafetensorError as error:
+                raise WeightsError(
+                    f"{file} is not a whole safetensors file ({error})", fix="download it again"
+                ) from error
+            twice = stored.keys() & tensors.keys()
+            if twice:
+                raise WeightsError(f"{file} holds {min(twice)}, which another shard holds too")
+            stored |= tensors
+        yield stored
+
+
+def open_mapped(path: Path, stack: ExitStack) -> dict[str, Stored]:
+    file = stack.enter_context(safe_open(path, framework="pt"))
+    tensors = {}
+    for name in file.keys():  # noqa: SIM118 - it is no mapping
+        view = file.get_slice(name)
+        read = functools.partial(file.get_tensor, name)
+        tensors[name] = Stored(tuple(view.get_shape()), view.get_dtype(), read)
+    return tensors
+
+
+def open_bin(path: Path) -> dict[str, Stored]:
+    names = {dtype: name for name, dtype in FLOATING.items()}
+    tensors = {}
+    for name, tensor in open_checkpoint(path).tensors.items():
+        kind = names.get(tensor.dtype, str(tensor.dtype))
+        tensors[name] = Stored(tuple(tensor.shape), kind, tensor.contiguous)
+    return tensors
 
 
 def same_name(name: str, wanted: Container[str]) -> str | None:
@@ -312,7 +426,7 @@ def load_weights(
     dtype: torch.dtype,
     rename: Callable[[str, Container[str]], str | None] = same_name,
 ) -> None:
-    """Give a module on the meta device the tensors of a safetensors file, every one.
+    """Give a module on the meta device the tensors of a file or of shards, every one.
 
     On the CPU, tensors that have `dtype` already stay mapped: the operating system reads
     them when they are first used, and can drop and re-read them.
@@ -326,19 +440,18 @@ def load_weights(
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     tensors: dict[str, Tensor] = {}
-    with open_weights(path) as file:
-        stored = set(file.keys())
+    with open_weights(path) as stored:
         keys: dict[str, str] = {}  # the module's name -> the file's
         for key in stored:
             name = rename(key, wanted)
             if name is not None:
                 # Where the file has both, the old name stays what it is: unexpected.
                 keys[key if name in stored else name] = key
-        found = {name: tuple(file.get_slice(key).get_shape()) for name, key in keys.items()}
+        found = {name: stored[key].shape for name, key in keys.items()}
         check_names(wanted, {n: squeeze(s, wanted.get(n)) for n, s in found.items()}, path)
         for name, key in keys.items():
-            check_type(key, file.get_slice(key).get_dtype(), path)
-            tensors[name] = file.get_tensor(key).view(wanted[name]).to(dtype)
+            check_type(key, stored[key].dtype, path)
+            tensors[name] = stored[key].read().view(wanted[name]).to(dtype)
     module.load_state_dict(tensors, strict=True, assign=True)
     module.eval().requires_grad_(False)
 

@@ -26,7 +26,15 @@ from pare import guidance as guiding
 from pare import settings
 from pare.attention import Control
 from pare.errors import ImageError, ModelError, SettingError
-from pare.hub import Components, ModelSource, load_model, read_scheduler_config
+from pare.hub import (
+    Components,
+    ModelSource,
+    choose_device,
+    choose_dtype,
+    find_model,
+    load_model,
+    read_scheduler_config,
+)
 from pare.noise import Noise
 from pare.schedulers import (
     Level,
@@ -66,14 +74,16 @@ class Pipeline:
         *,
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
         scheduler: str | None = None,
         **scheduler_options: Any,
     ) -> Self:
-        """Load a model: "roads", the built-in one, or a folder in the Hub's layout.
+        """Load a model: "roads" (built in), a folder in the Hub's layout, or a Hub repository.
 
         Args:
             device: "auto" is CUDA, MPS or the CPU, in this order.
             dtype: "auto" is float16 on CUDA and float32 elsewhere.
+            revision: a branch, a tag or a commit's hash of a repository.
             scheduler: a name from `pare.schedulers.SCHEDULERS`; None is the model's own.
             scheduler_options: see `build_scheduler`.
 
@@ -81,9 +91,11 @@ class Pipeline:
             PareError: its subclasses say what is wrong with the model or a setting.
         """
         # The scheduler first: a wrong name should not wait until gigabytes are read.
-        config, where = read_scheduler_config(model)
+        kind = choose_dtype(dtype, choose_device(device))
+        found = find_model(model, dtype=kind, revision=revision)
+        config, where = read_scheduler_config(found)
         solver = build_scheduler(config, where, scheduler, **scheduler_options)
-        return cls(load_model(model, device=device, dtype=dtype), solver)
+        return cls(load_model(found, device=device, dtype=kind), solver)
 
     def with_scheduler(self, name: str | None, **options: Any) -> Self:
         """The same model, not copied, under another scheduler; None is the model's own."""
