@@ -15,7 +15,7 @@ demo: $(READY)
 # Everything but the slow and the GPU tests, then the same comparison as users see it.
 test: $(READY)
 	$(PY) -m pytest -m "not slow and not gpu"
-	$(VENV)/bin/pare verify
+	$(VENV)/bin/pare verify --device cpu
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -198,9 +198,10 @@ def attend(
 
 def attention_probabilities(query: Tensor, key: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) spelled out: (heads, queries, d), (heads, keys, d) ->
-    (heads, queries, keys), each row summing to 1."""
-    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-    return scores.softmax(dim=-1)
+    (heads, queries, keys), float32, each row summing to 1."""
+    # In float32, scaled before the product: in float16 the scores could overflow.
+    scaled = query.float() * query.shape[-1] ** -0.5
+    return (scaled @ key.float().transpose(-1, -2)).softmax(dim=-1)
 
 
 # Watching may hold this many probabilities at a time: 64 MiB in float32.

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from pare.errors import OutputError
+from pare.errors import ImageError, OutputError
 
 # File systems without hard links answer os.link with one of these.
 NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
@@ -93,6 +93,14 @@ def already_exists(path: Path) -> OutputError:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of the file's bytes, in hexadecimal."""
+    """The SHA-256 of the file's bytes, in hexadecimal.
+
+    Raises:
+        ImageError: a pipe or a device, which may never end.
+        OSError: the file cannot be opened.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder says what it is
+        raise ImageError(f"{path} is not a regular file", expected="a picture's file")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

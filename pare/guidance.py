@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pare.attention import Control, ControlledStep, Row
+from pare.errors import SettingError
 from pare.schedulers import Level, Prediction, interpret
 from pare.text import PromptEmbeddings
 from pare.unet import UNet
@@ -40,7 +41,14 @@ def predict(
         guidance: the scale of classifier-free guidance; at 1 the model runs once, not twice.
         rescale: see `guide`.
         control: attention's control; it is told `step` and what each row of the batch is.
+
+    Raises:
+        SettingError: not as many prompts as latents.
     """
+    if len(prompts) != len(x_t):
+        raise SettingError(
+            f"{len(prompts)} prompts are given for {len(x_t)} latents", expected="one each"
+        )
     branches: tuple[str, ...]
     if guidance == 1:
         batch, text, branches = x_t, prompts.cond, ("cond",)

@@ -588,7 +588,8 @@ def choose_device(device: str) -> torch.device:
         )
     if place.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("the device 'mps' is not on this machine", fix="use --device cpu or auto")
-    if place.type not in ("cpu", "cuda", "mps"):
+    one_only = place.type in ("cpu", "mps") and place.index in (None, 0)
+    if not one_only and place.type != "cuda":
         raise DeviceError(
             f"pare does not run on the device {device!r}", expected="auto, cpu, cuda or mps"
         )

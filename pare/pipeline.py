@@ -290,7 +290,7 @@ class Pipeline:
             control=control,
             progress=progress,
         )
-        return self.decode(x0)
+        return self.decode(x0, sliced=True)
 
     def img2img(
         self,
@@ -340,7 +340,7 @@ class Pipeline:
             noise=noise,
             progress=progress,
         )
-        return self.decode(x0)
+        return self.decode(x0, sliced=True)
 
     def require_channels(self, task: str) -> None:
         """Raise a ModelError for an inpainting model, whose UNet wants a mask as well."""

@@ -118,31 +118,34 @@ def encode(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Seque
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int = 77) -> Tensor:
-    """Prompts -> token ids (B, length), padded as the tokenizer pads (SD 1 and 2 differ)."""
-    for prompt in dict.fromkeys(prompts):
-        warn_if_truncated(tokenizer, prompt, length)
-    ids: Tensor = tokenizer(
-        list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    ).input_ids
-    return ids
+    """Prompts -> token ids (B, length): start, the words, end, and padding to `length`.
+
+    Start, end and padding are put on here.  A tokenizer that is asked to pad or truncate
+    changes its own settings, and two runs that share one would meet there.
+    """
+    words = {prompt: words_of(tokenizer, prompt, length - 2) for prompt in dict.fromkeys(prompts)}
+    rows = []
+    for prompt in prompts:
+        row = [tokenizer.bos_token_id, *words[prompt], tokenizer.eos_token_id]
+        rows.append(row + [tokenizer.pad_token_id] * (length - len(row)))  # SD 1 and 2 differ
+    return torch.tensor(rows)
 
 
-def warn_if_truncated(tokenizer: CLIPTokenizer, prompt: str, length: int) -> None:
-    """Say which words of the prompt the text encoder will not read."""
+def words_of(tokenizer: CLIPTokenizer, prompt: str, room: int) -> list[int]:
+    """The ids of the prompt's tokens, at most `room`; a warning shows what is cut off."""
     # Not verbose: transformers would warn too, in terms of indexing errors.
-    starts = tokenizer(
-        prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    ).offset_mapping
-    room = length - 2  # start and end of text
-    if len(starts) > room:
-        cut = prompt[starts[room][0] :].strip()
+    tokens = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids: list[int] = tokens.input_ids
+    if len(ids) > room:
+        cut = prompt[tokens.offset_mapping[room][0] :].strip()
         shown = cut if len(cut) <= 80 else cut[:79] + "…"
         warnings.warn(
-            f"the prompt has {len(starts)} tokens and the text encoder reads {room}: "
+            f"the prompt has {len(ids)} tokens and the text encoder reads {room}: "
             f"{shown!r} is cut off",
             PromptTruncated,
-            stacklevel=2,
+            stacklevel=3,
         )
+    return ids[:room]
 
 
 def paired(prompts: Sequence[str], negative: str | Sequence[str]) -> list[str]:

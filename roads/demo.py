@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 import pare.cli
+from pare.files import write_whole
 from roads import photo
 from roads.sheet import contact_sheet
 
@@ -40,7 +41,7 @@ WORLD = (
 )
 SCENE = 10
 STRIP = (  # the README's picture: four generated ones; two photographs, each with an edit
-    *("dppp2m.png", "world-0.png", "world-1.png", "world-3.png"),
+    *("dpmpp2m.png", "world-0.png", "world-1.png", "world-3.png"),
     *("photo.png", "clouds-poisson.png", "empty.png", "car-red.png"),
 )
 
@@ -85,11 +86,12 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.perf_counter()
     with chdir(out):
         sections = [by_scheduler(), by_prompt(), round_trip(), img2img(), blend(), add_car()]
+        seconds = time.perf_counter() - started
+        page = render_page(sections, seconds).encode("utf-8")
+        write_whole(Path("index.html"), lambda file: file.write(page), force=True)
         strip([*STRIP]).save("first-light.png")
-    seconds = time.perf_counter() - started
-    page = out / "index.html"
-    page.write_text(render_page(sections, seconds), encoding="utf-8")
-    print(f"{page}: {sum(len(s.figures) for s in sections)} pictures in {seconds:.0f} s")
+    pictures = sum(len(section.figures) for section in sections)
+    print(f"{out / 'index.html'}: {pictures} pictures in {seconds:.0f} s")
     return 0
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pare.errors import SettingError
+
 OVERLAP = 0.25
 
 
@@ -22,7 +24,15 @@ def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, *, tile: int, scal
     `tile` is the side of a tile in pixels of `x`; `scale` is how many pixels of the
     answer one pixel of `x` becomes (8 for decoding, 1/8 for encoding).  A picture that
     fits into one tile gets exactly `function(x)`.
+
+    Raises:
+        SettingError: tiles of less than 8 latents, or of no whole number of them.
     """
+    unit = max(1, round(1 / scale))
+    if isinstance(tile, bool) or not isinstance(tile, int) or tile < 8 * unit or tile % unit:
+        raise SettingError(
+            f"tile is {tile!r}", expected=f"a multiple of {unit}, at least {8 * unit}"
+        )
     height, width = x.shape[-2:]
     tops, lefts = tile_starts(height, tile, scale), tile_starts(width, tile, scale)
     if len(tops) == len(lefts) == 1:

@@ -23,7 +23,8 @@ class Distance:
     def between(cls, ours: Tensor, theirs: Tensor) -> Distance:
         if ours.shape != theirs.shape:
             return cls(math.inf, math.inf)
-        ours, theirs = ours.detach().double(), theirs.detach().double()
+        # On the CPU: MPS has no float64.
+        ours, theirs = ours.detach().cpu().double(), theirs.detach().cpu().double()
         absolute = float((ours - theirs).abs().max())
         scale = float(theirs.abs().max())
         return cls(absolute, absolute / scale if scale else absolute)
