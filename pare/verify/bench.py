@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pare.config import UNetConfig, VAEConfig
 from pare.hub import (
+    DTYPES,
     ModelSource,
     choose_device,
     choose_dtype,
@@ -256,7 +257,8 @@ def their_parts(
 ) -> Parts:
     diffusers = require_diffusers()
     if states is None:
-        pipeline = load_reference(ModelSource(model, str(find_folder(model))), device, dtype)
+        with quiet():
+            pipeline = load_reference(ModelSource(model, str(find_folder(model))), device, dtype)
         unet, vae = pipeline.unet, pipeline.vae
     else:
         with torch.device("meta"):
@@ -280,23 +282,28 @@ def fill(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 def memory_of_a_step(model: str, device: torch.device, dtype: torch.dtype) -> Measure:
     """Peak memory of a process that loads one side's model and takes one UNet step."""
-    threads = torch.get_num_threads()
+    given = [model, str(device), str(dtype).removeprefix("torch."), str(torch.get_num_threads())]
     peaks = []
     for side in ("pare", "diffusers"):
-        # One process each, started anew, so that neither sees the other's memory.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            peaks.append(pool.submit(peak_of_a_step, side, model, device, dtype, threads).result())
-    ours, theirs = (peak / 2**30 for peak in peaks)
+        # A new process for each, so that neither sees the other's memory.
+        command = [sys.executable, "-m", "pare.verify.bench", side, *given]
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        peaks.append(int(run.stdout.splitlines()[-1]) / 2**30)
+    ours, theirs = peaks
     return Measure("memory of a UNet step", "GiB", ours, theirs, ours / theirs, MEMORY_BOUND)
 
 
-def peak_of_a_step(
-    side: str, model: str, device: torch.device, dtype: torch.dtype, threads: int
-) -> int:
-    torch.set_num_threads(threads)
+@torch.no_grad()
+def peak_of_a_step(side: str, model: str, device: str, dtype: str, threads: str) -> int:
+    """Bytes.  What the processes above run, with what they were given as text."""
+    torch.set_num_threads(int(threads))
+    place, kind = torch.device(device), DTYPES[dtype]
     build = our_parts if side == "pare" else their_parts
-    with torch.no_grad():
-        parts = build(model, device, dtype, random_states(model, device, dtype))
-        x_t, text = inputs(model, device, dtype)
-        parts.unet(x_t, 981, text)
-    return peak_memory(device)
+    parts = build(model, place, kind, random_states(model, place, kind))
+    x_t, text = inputs(model, place, kind)
+    parts.unet(x_t, 981, text)
+    return peak_memory(place)
+
+
+if __name__ == "__main__":
+    print(peak_of_a_step(*sys.argv[1:]))
