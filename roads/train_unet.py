@@ -3,7 +3,7 @@
 x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps        arXiv:2006.11239, eq. 4
 loss = w(t) |eps - unet(x_t, t, text)|^2                      arXiv:2006.11239, eq. 14
 
-python -m roads.train unet --steps 4200
+python -m roads.train unet --steps 4700
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ SHEET_PROMPTS = (
 class UNetSettings:
     """What a run depends on, besides the data and the VAE."""
 
-    steps: int = 4200
+    steps: int = 4700
     batch: int = 24
     peak: float = 1e-3
     warm_up: int = 300
