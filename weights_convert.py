@@ -37,6 +37,7 @@ from pare.single_file import (
     Part,
     Row,
     SingleFile,
+    check_rows,
     inventory,
     load_single_file,
     make_plan,
@@ -45,6 +46,8 @@ from pare.single_file import (
 from pare.text import TextConfig
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
+
+__all__ = ["Converted", "check", "check_rows", "convert", "read_folder"]
 
 SINGLE_FILES = (".safetensors", ".ckpt")
 """How the names of single files end that this module writes."""
@@ -126,14 +129,16 @@ def convert(
     return Converted(target, model.kind, len(tensors), size, tuple(notes))
 
 
-def check(path: Path, *, ema: bool | None = None, only: str | None = None) -> list[Row]:
+def check(
+    path: Path, *, ema: bool | None = None, only: str | None = None, drop: Iterable[str] = ()
+) -> list[Row]:
     """Every tensor of a single file, with its shape, its type and what is thought of it.
 
     Raises:
         ModelError, WeightsError, ConfigError: no list can be made, as the file is damaged or
             another kind of model.
     """
-    return inventory(make_plan(open_checkpoint(path), ema=ema, only=only))
+    return inventory(make_plan(open_checkpoint(path), ema=ema, only=only, drop=tuple(drop)))
 
 
 # --- from a folder ------------------------------------------------------------------------
@@ -233,8 +238,8 @@ def fill_folder(
         return
     (folder / "tokenizer").mkdir()
     vocabulary = int(model.parts["text_encoder"].config["vocab_size"])
-    for file, content in tokenizer_files(model.kind, vocabulary, tokenizer).items():
-        (folder / "tokenizer" / file).write_bytes(content)
+    for file_name, content in tokenizer_files(model.kind, vocabulary, tokenizer).items():
+        (folder / "tokenizer" / file_name).write_bytes(content)
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", model.scheduler_config)
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline"}
@@ -380,7 +385,7 @@ def stream_safetensors(
     for name in order:
         # A view as bytes: no copy, unless the tensor does not lie in one piece.
         flat = in_type(name, tensors[name], dtype).detach().contiguous().reshape(-1)
-        file.write(memoryview(flat.view(torch.uint8).numpy()))
+        file.write(flat.view(torch.uint8).numpy().data)
 
 
 def stored_type(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
