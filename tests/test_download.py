@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
+from PIL import Image
 
 from pare.download import fetch_snapshot
-from pare.errors import PareError
+from pare.errors import ModelError, PareError, SettingError
+from pare.hub import find_model, load_model
+from pare.recipe import read_recipe
 from tests.hub_server import COMMIT, LARGE, OTHER_COMMIT, Hub, Repository
+from tests.tiny_model import write_tiny_model
 
 NAME = "somebody/tiny-diffusion"
 ROOT = Path(__file__).parent.parent
@@ -80,6 +87,8 @@ print(json.dumps(result))
 
 # The names are what is tested here, so the content is anything, and of some length.
 def content_of(name: str) -> bytes:
+    if name == "model_index.json":
+        return b"{}"
     return (f"<{name}>".encode() * 3000)[: 60_000 if name.endswith(LARGE) else 2000]
 
 
@@ -126,17 +135,21 @@ class User:
     def __init__(self, hub: Hub, home: Path) -> None:
         self.hub, self.home = hub, home
 
-    def fetch_in_process(self, name: str = NAME, limited: bool = False, **env: str) -> Result:
-        """Fetch as a user does: a process with the client's variables in its environment."""
+    def environment(self) -> dict[str, str]:
+        """The variables that the client reads, and none of this machine's own."""
         clean = {
             name: value
             for name, value in os.environ.items()
             if not name.upper().startswith(("HF_", "HUGGING", "TRANSFORMERS_", "HTTP"))
         }
         own = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.hub.url, "NO_PROXY": "*"}
+        return clean | own
+
+    def fetch_in_process(self, name: str = NAME, limited: bool = False, **env: str) -> Result:
+        """Fetch as a user does: a process with the client's variables in its environment."""
         command = [sys.executable, "-c", WORKER, name, "limited" if limited else ""]
         run = subprocess.run(
-            command, cwd=ROOT, env=clean | own | env, capture_output=True, text=True,
+            command, cwd=ROOT, env=self.environment() | env, capture_output=True, text=True,
             timeout=300, check=False,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
@@ -153,7 +166,6 @@ class User:
         **given: Any,
     ) -> Result:
         """Fetch here, with what the client has read from its environment replaced."""
-        endpoint = endpoint or self.hub.url
         seen: list[tuple[str, list[str]]] = []
 
         def check(stage: str) -> Callable[[Path], None]:
@@ -166,8 +178,27 @@ class User:
             return look
 
         output: dict[str, Any] = {"seen": seen}
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+        with self.client(token, offline, endpoint), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            try:
+                snapshot = fetch_snapshot(
+                    name,
+                    check_index=check("check_index"),
+                    check_configs=check("check_configs"),
+                    **given,
+                )
+                output |= {"folder": str(snapshot.folder), "revision": snapshot.revision}
+            except PareError as error:
+                output |= {"error": str(error), "kind": type(error).__name__}
+        return Result(output | {"warnings": [str(w.message) for w in caught]})
+
+    @contextmanager
+    def client(
+        self, token: str | None = None, offline: bool = False, endpoint: str | None = None
+    ) -> Iterator[None]:
+        """Replace what the client has read from its environment."""
+        endpoint = endpoint or self.hub.url
+        with pytest.MonkeyPatch.context() as patch:
             for variable, value in {
                 "ENDPOINT": endpoint,
                 "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + URL_TEMPLATE,
@@ -181,17 +212,7 @@ class User:
             patch.delenv("HF_TOKEN", raising=False)
             if token is not None:
                 patch.setenv("HF_TOKEN", token)
-            try:
-                snapshot = fetch_snapshot(
-                    name,
-                    check_index=check("check_index"),
-                    check_configs=check("check_configs"),
-                    **given,
-                )
-                output |= {"folder": str(snapshot.folder), "revision": snapshot.revision}
-            except PareError as error:
-                output |= {"error": str(error), "kind": type(error).__name__}
-        return Result(output | {"warnings": [str(w.message) for w in caught]})
+            yield
 
 
 @pytest.fixture
@@ -365,6 +386,43 @@ def test_the_branch_moves_on(hub: Hub, user: User) -> None:
     # The first commit is still to be had by its hash, and that needs no network.
     offline = user.fetch(revision=COMMIT, offline=True)
     assert offline.folder == first
+
+
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+}
+
+
+@pytest.mark.parametrize(
+    ("absent", "words"),
+    [
+        ([], "has a safety_checker and a feature_extractor, which pare leaves out: no picture"),
+        (["safety_checker"], "has a feature_extractor, which pare leaves out"),
+        (["safety_checker", "feature_extractor"], None),
+    ],
+)
+def test_what_is_left_out_is_said_once(
+    hub: Hub, user: User, absent: list[str], words: str | None
+) -> None:
+    index = INDEX | {part: [None, None] for part in absent}
+    hub.repositories[NAME] = Repository(files(*SMALL, *WEIGHTS))
+    hub.repositories[NAME].files["model_index.json"] = json.dumps(index).encode()
+    said = user.fetch().warnings
+    assert len(said) == (words is not None)
+    assert words is None or words in said[0]
+    assert user.fetch().warnings == []
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"", b"[]", b"\xff\xfe", b"[" * 100_000])
+def test_a_model_index_that_is_no_json(hub: Hub, user: User, content: bytes) -> None:
+    hub.repositories[NAME] = Repository(files(*SMALL, *WEIGHTS))
+    hub.repositories[NAME].files["model_index.json"] = content
+    result = user.fetch()
+    assert result.output["kind"] == "ConfigError"
+    assert "model_index.json" in result.error
+    assert not any(name.endswith(LARGE) for name in hub.fetched())
 
 
 # --- tokens -------------------------------------------------------------------------------
@@ -644,3 +702,101 @@ def test_a_cache_that_cannot_be_written(hub: Hub, user: User) -> None:
         user.fetch()
     assert caught.value.errno is not None
     assert str(user.home) in caught.value.filename
+
+
+# --- the whole way ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def test_a_model_on_the_hub_loads_as_its_folder_does(hub: Hub, user: User, tiny: Path) -> None:
+    hub.repositories[NAME] = Repository.of(tiny)
+    with user.client(), pytest.warns(UserWarning, match="leaves out"):
+        there = load_model(NAME, device="cpu")
+    here = load_model(tiny, device="cpu")
+    for one, other in ((there.unet, here.unet), (there.vae, here.vae)):
+        tensors = other.state_dict()
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in one.state_dict().items())
+    assert (there.source.name, there.source.revision) == (NAME, COMMIT)
+    assert here.source.revision is None
+    assert there.source.files == here.source.files
+    assert "safety_checker/model.safetensors" not in hub.fetched()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"_class_name": "StableDiffusionXLPipeline"}, "is a model of Stable Diffusion XL"),
+        ({"vae": ["diffusers", "AutoencoderTiny"]}, "AutoencoderTiny"),
+    ],
+)
+def test_another_kind_of_model_costs_one_small_file(
+    hub: Hub, user: User, tiny: Path, change: dict[str, Any], words: str
+) -> None:
+    hub.repositories[NAME] = repository = Repository.of(tiny)
+    index = json.loads(repository.files["model_index.json"]) | change
+    repository.files["model_index.json"] = json.dumps(index).encode()
+    with user.client(), pytest.raises(ModelError, match=words):
+        load_model(NAME, device="cpu")
+    assert hub.fetched() == ["model_index.json"]
+
+
+def test_an_unknown_config_costs_no_weights(hub: Hub, user: User, tiny: Path) -> None:
+    hub.repositories[NAME] = repository = Repository.of(tiny)
+    config = json.loads(repository.files["unet/config.json"]) | {"upcast_atention": True}
+    repository.files["unet/config.json"] = json.dumps(config).encode()
+    with user.client(), pytest.raises(PareError, match="upcast_atention"):
+        load_model(NAME, device="cpu")
+    assert not any(name.endswith(LARGE) for name in hub.fetched())
+
+
+def test_a_folder_goes_before_a_repository(
+    hub: Hub, user: User, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny, tmp_path / NAME)
+    with user.client():
+        assert find_model(NAME).folder == Path(NAME)
+        with pytest.raises(SettingError, match="the revision is 'main', and somebody/tiny-diff"):
+            find_model(NAME, revision="main")
+        for word in ("roads", str(tiny)):
+            with pytest.raises(SettingError, match="is not a model on the Hub; leave it out"):
+                find_model(word, revision="main")
+    assert hub.log == []
+
+
+def test_the_command_online_and_offline(hub: Hub, user: User, tiny: Path, tmp_path: Path) -> None:
+    hub.repositories[NAME] = Repository.of(tiny)
+
+    def generate(out: str, *more: str, **env: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pare", "generate", "a snowy road", "--steps", "1"]
+        command += ["--size", "64x64", "--device", "cpu", "--out", str(tmp_path / out), *more]
+        return subprocess.run(
+            command, cwd=ROOT, env=user.environment() | env, capture_output=True, text=True,
+            timeout=600, check=False,
+        )  # fmt: skip
+
+    online = generate("online.png", "--model", NAME)
+    assert (online.returncode, online.stdout) == (0, f"{tmp_path / 'online.png'}\n")
+    assert online.stderr == (
+        f"pare: warning: {NAME} has a safety_checker and a feature_extractor, which pare leaves "
+        "out: no picture is checked\n"
+    )
+    hub.log.clear()
+    offline = generate("offline.png", "--model", NAME, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert offline.stderr.count("\n") == 1
+    assert "using the copy in the cache" in offline.stderr
+    assert hub.log == []
+    pixels = [Image.open(tmp_path / name).tobytes() for name in ("online.png", "offline.png")]
+    assert pixels[0] == pixels[1]
+    assert read_recipe(tmp_path / "offline.png").model["revision"] == COMMIT
+
+    missing = generate("missing.png", "--model", "nobody/nothing")
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("pare: the Hub has no model nobody/nothing for you; check")
+    assert missing.stderr.count("\n") == 1
+    assert not (tmp_path / "missing.png").exists()
