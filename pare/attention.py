@@ -198,10 +198,11 @@ def attend(
 
 def attention_probabilities(query: Tensor, key: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) spelled out: (heads, queries, d), (heads, keys, d) ->
-    (heads, queries, keys), float32, each row summing to 1."""
-    # In float32, scaled before the product: in float16 the scores could overflow.
-    scaled = query.float() * query.shape[-1] ** -0.5
-    return (scaled @ key.float().transpose(-1, -2)).softmax(dim=-1)
+    (heads, queries, keys), in float32 or better, each row summing to 1."""
+    # Not in half precision, where the scores could overflow.
+    exact = torch.promote_types(query.dtype, torch.float32)
+    scaled = query.to(exact) * query.shape[-1] ** -0.5
+    return (scaled @ key.to(exact).transpose(-1, -2)).softmax(dim=-1)
 
 
 # Watching may hold this many probabilities at a time: 64 MiB in float32.

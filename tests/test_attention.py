@@ -278,3 +278,11 @@ def test_upcast_attention_is_exact_up_to_its_last_rounding(dtype: torch.dtype) -
     torch.testing.assert_close(
         layer(hidden, grid=GRID), exact.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6
     )
+
+
+def test_half_precision_scores_do_not_overflow() -> None:
+    """SD 2.1 makes products beyond float16's 65504; the fused kernel copes with them."""
+    query = torch.full((1, 2, 64), 60.0, dtype=torch.float16)
+    probabilities = attention_probabilities(query, query)
+    assert probabilities.isfinite().all()
+    torch.testing.assert_close(probabilities, torch.full((1, 2, 2), 0.5))
