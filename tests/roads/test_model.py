@@ -100,4 +100,5 @@ def test_prompts_set_weather_and_light() -> None:
     ground = [image[:, 96:, :].std(dim=0).mean() for image in (sunny, snowy)]  # colourfulness
     sky = sunny[:, :32].mean(dim=(1, 2))
     assert sky[2] > sky[0] + 0.15  # a blue sky
-    assert ground[1] < ground[0] or blueness[1] > blueness[0]
+    assert ground[1] < ground[0]  # snow is without colour
+    assert blueness[1] > blueness[0]  # and bluer than sand
