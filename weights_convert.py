@@ -154,8 +154,8 @@ def read_folder(folder: Path) -> SingleFile:
     parts = {}
     for name in WEIGHTS:
         config, where = hub.config_of(folder, name)
-        checkpoint = open_checkpoint(hub.find_weights(folder, name, torch.float32))
-        tensors = {today(name, key): tensor for key, tensor in checkpoint.tensors.items()}
+        with hub.open_weights(hub.find_weights(folder, name, torch.float32)) as stored:
+            tensors = {today(name, key): tensor.read() for key, tensor in stored.items()}
         parts[name] = Part(config, tensors)
         check_part(name, parts[name], where)
     scheduler, _ = hub.config_of(folder, "scheduler")

@@ -18,6 +18,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import tempfile
+import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ from pare.checkpoint import open_checkpoint
 from pare.config import UNetConfig, VAEConfig, read_json, short_json
 from pare.download import fetch_snapshot, looks_like_repository
 from pare.errors import ConfigError, DeviceError, ModelError, SettingError, WeightsError
+from pare.single_file import SingleFile, load_single_file, tokenizer_files
 from pare.text import TextConfig
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
@@ -90,12 +93,14 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Found:
-    """A model's folder on this machine, and what led to it."""
+    """A model's folder or file on this machine, and what led to it."""
 
     name: str
     folder: Path
     revision: str | None = None
     """The commit's hash, of a model on the Hub."""
+    single: SingleFile | None = None
+    """A model in one file, whose path `folder` is then."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +122,16 @@ def load_model(
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
+    tokenizer: Path | None = None,
 ) -> Components:
-    """Load a model: "roads", a folder in the Hub's layout, or `owner/name` on the Hub.
+    """Load a model: "roads", a folder in the Hub's layout, a file, or `owner/name` on the Hub.
 
     What can be wrong with a folder is looked for before anything slow happens: reading
     gigabytes, and importing transformers.
 
     Args:
         revision: a branch, a tag or a commit's hash of a model on the Hub.
+        tokenizer: a tokenizer's folder, for a single file that does not have CLIP's own tokens.
 
     Raises:
         ModelError: no such model, or one that is incomplete or of another kind.
@@ -136,6 +143,8 @@ def load_model(
     kind = choose_dtype(dtype, place)
     if not isinstance(model, Found):
         model = find_model(model, dtype=kind, revision=revision)
+    if model.single is not None:
+        return load_from_file(model, model.single, place, kind, tokenizer)
     folder = model.folder
     check_index(folder)
     scheduler_config, _ = config_of(folder, "scheduler")
@@ -154,7 +163,8 @@ def load_model(
         unet, vae = UNet(unet_config), AutoencoderKL(vae_config)
     load_weights(unet, files["unet"], kind)
     load_weights(vae, files["vae"], kind, vae_name)
-    text_encoder = load_text_encoder(text_config, files["text_encoder"], kind)
+    text_encoder = empty_text_encoder(text_config)
+    load_weights(text_encoder, files["text_encoder"], kind, text_name)
     return Components(
         unet.to(place),
         vae.to(place),
@@ -165,15 +175,55 @@ def load_model(
     )
 
 
+def load_from_file(
+    found: Found,
+    single: SingleFile,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokenizer: Path | None,
+) -> Components:
+    """As from a folder, where one file holds everything under other names."""
+    path = found.folder
+    unet_config = UNetConfig.read(single.parts["unet"].config, f"{path} (unet)")
+    vae_config = VAEConfig.read(single.parts["vae"].config, f"{path} (vae)")
+    text_config = TextConfig.read(single.parts["text_encoder"].config, f"{path} (text encoder)")
+    check_fit(path, unet_config, vae_config, text_config)
+    tokens = tokenizer_files(single.kind, text_config.vocab_size, tokenizer)
+
+    with torch.device("meta"):
+        unet, vae = UNet(unet_config), AutoencoderKL(vae_config)
+    text_encoder = empty_text_encoder(text_config)
+    modules: dict[str, nn.Module] = {"unet": unet, "vae": vae, "text_encoder": text_encoder}
+    for name, module in modules.items():
+        rename = text_name if name == "text_encoder" else same_name
+        fill(module, as_stored(single.parts[name].tensors), path, dtype, rename)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer").mkdir()
+        for name, content in tokens.items():
+            (Path(folder) / "tokenizer" / name).write_bytes(content)
+        check_tokenizer(Path(folder), text_config)
+        loaded_tokenizer = load_tokenizer(Path(folder), text_config)
+    return Components(
+        unet.to(device),
+        vae.to(device),
+        loaded_tokenizer,
+        text_encoder.to(device),
+        single.scheduler_config,
+        ModelSource(found.name, str(path), {path.name: fingerprint(path)}),
+    )
+
+
 def read_scheduler_config(model: str | Path | Found) -> tuple[dict[str, Any], str]:
     """A model's `scheduler_config.json` and its name, without loading the model.
 
     Raises:
         ModelError, ConfigError: as `load_model`.
     """
-    folder = model.folder if isinstance(model, Found) else find_folder(model)
-    check_index(folder)
-    return config_of(folder, "scheduler")
+    found = model if isinstance(model, Found) else find_model(model)
+    if found.single is not None:
+        return dict(found.single.scheduler_config), str(found.folder)
+    check_index(found.folder)
+    return config_of(found.folder, "scheduler")
 
 
 # --- where things are ---------------------------------------------------------------------
@@ -184,7 +234,7 @@ def find_model(
 ) -> Found:
     """The model of a built-in name, of a path, or of `owner/name` on the Hub.
 
-    A folder that exists goes before a repository of that name.  What the cache does not
+    A folder or file that exists goes before a repository of that name.  What the cache does not
     have of a repository is downloaded: no other file than one that is read, and no weights
     before the configs are known to be a model that pare runs.
 
@@ -205,12 +255,17 @@ def find_model(
         )
     if name in BUILT_IN:
         return Found(name, BUILT_IN[name])
+    if path.is_file():
+        single = load_single_file(path)
+        if single.guess:
+            warnings.warn(single.guess, stacklevel=2)
+        return Found(name, path, single=single)
     if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
+        what = "is neither a file nor a folder" if path.exists() else "does not exist"
         raise ModelError(
             f"the model {name!r} {what}",
             expected=f"{' or '.join(BUILT_IN)}, a model's folder in the Hub's layout, "
-            "or owner/name on the Hub",
+            "a single file, or owner/name on the Hub",
         )
     return Found(name, path)
 
@@ -389,12 +444,17 @@ def open_mapped(path: Path, stack: ExitStack) -> dict[str, Stored]:
 
 
 def open_bin(path: Path) -> dict[str, Stored]:
+    return as_stored(open_checkpoint(path).tensors)
+
+
+def as_stored(tensors: Mapping[str, Tensor]) -> dict[str, Stored]:
     names = {dtype: name for name, dtype in FLOATING.items()}
-    tensors = {}
-    for name, tensor in open_checkpoint(path).tensors.items():
-        kind = names.get(tensor.dtype, str(tensor.dtype))
-        tensors[name] = Stored(tuple(tensor.shape), kind, tensor.contiguous)
-    return tensors
+    return {
+        name: Stored(
+            tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype)), tensor.contiguous
+        )
+        for name, tensor in tensors.items()
+    }
 
 
 def same_name(name: str, wanted: Container[str]) -> str | None:
@@ -438,20 +498,31 @@ def load_weights(
     Raises:
         WeightsError: the file cannot be read, or its names, shapes or types do not match.
     """
+    with open_weights(path) as stored:
+        fill(module, stored, path, dtype, rename)
+
+
+def fill(
+    module: nn.Module,
+    stored: Mapping[str, Stored],
+    path: Path,
+    dtype: torch.dtype,
+    rename: Callable[[str, Container[str]], str | None],
+) -> None:
+    """Give a module on the meta device the tensors that `path` holds, every one."""
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     tensors: dict[str, Tensor] = {}
-    with open_weights(path) as stored:
-        keys: dict[str, str] = {}  # the module's name -> the file's
-        for key in stored:
-            name = rename(key, wanted)
-            if name is not None:
-                # Where the file has both, the old name stays what it is: unexpected.
-                keys[key if name in stored else name] = key
-        found = {name: stored[key].shape for name, key in keys.items()}
-        check_names(wanted, {n: squeeze(s, wanted.get(n)) for n, s in found.items()}, path)
-        for name, key in keys.items():
-            check_type(key, stored[key].dtype, path)
-            tensors[name] = stored[key].read().view(wanted[name]).to(dtype)
+    keys: dict[str, str] = {}  # the module's name -> the file's
+    for key in stored:
+        name = rename(key, wanted)
+        if name is not None:
+            # Where the file has both, the old name stays what it is: unexpected.
+            keys[key if name in stored else name] = key
+    found = {name: stored[key].shape for name, key in keys.items()}
+    check_names(wanted, {n: squeeze(s, wanted.get(n)) for n, s in found.items()}, path)
+    for name, key in keys.items():
+        check_type(key, stored[key].dtype, path)
+        tensors[name] = stored[key].read().view(wanted[name]).to(dtype)
     module.load_state_dict(tensors, strict=True, assign=True)
     module.eval().requires_grad_(False)
 
@@ -544,8 +615,8 @@ def load_tokenizer(folder: Path, config: TextConfig) -> CLIPTokenizer:
     return tokenizer
 
 
-def load_text_encoder(config: TextConfig, weights: Path, dtype: torch.dtype) -> CLIPTextModel:
-    """CLIP's text encoder: transformers' module with tensors read as strictly as the others.
+def empty_text_encoder(config: TextConfig) -> CLIPTextModel:
+    """transformers' module on the meta device, for tensors read as strictly as the others.
 
     Its own loader would set torch's default dtype meanwhile, for all threads of the process.
     """
@@ -554,8 +625,7 @@ def load_text_encoder(config: TextConfig, weights: Path, dtype: torch.dtype) -> 
 
     with torch.device("meta"):
         model = CLIPTextModel(CLIPTextConfig(**dataclasses.asdict(config)))
-    load_weights(model, weights, dtype, text_name)
-    # The positions' numbers are in no state dict, so they are still on the meta device.
+    # The positions' numbers are in no state dict: what is loaded later leaves them alone.
     for name, buffer in list(model.named_buffers()):
         if name.endswith("position_ids"):
             owner = model.get_submodule(name.rpartition(".")[0])

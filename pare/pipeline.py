@@ -75,15 +75,17 @@ class Pipeline:
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
+        tokenizer: Path | None = None,
         scheduler: str | None = None,
         **scheduler_options: Any,
     ) -> Self:
-        """Load a model: "roads" (built in), a folder in the Hub's layout, or a Hub repository.
+        """Load a model: "roads" (built in), a folder as on the Hub, a file, or a Hub repository.
 
         Args:
             device: "auto" is CUDA, MPS or the CPU, in this order.
             dtype: "auto" is float16 on CUDA and float32 elsewhere.
             revision: a branch, a tag or a commit's hash of a repository.
+            tokenizer: a folder, for a single file that does not have CLIP's own tokens.
             scheduler: a name from `pare.schedulers.SCHEDULERS`; None is the model's own.
             scheduler_options: see `build_scheduler`.
 
@@ -95,7 +97,7 @@ class Pipeline:
         found = find_model(model, dtype=kind, revision=revision)
         config, where = read_scheduler_config(found)
         solver = build_scheduler(config, where, scheduler, **scheduler_options)
-        return cls(load_model(found, device=device, dtype=kind), solver)
+        return cls(load_model(found, device=device, dtype=kind, tokenizer=tokenizer), solver)
 
     def with_scheduler(self, name: str | None, **options: Any) -> Self:
         """The same model, not copied, under another scheduler; None is the model's own."""

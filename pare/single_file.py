@@ -111,7 +111,9 @@ class SingleFile:
     """"unet", "vae" and "text_encoder"; fewer if the file has fewer."""
     scheduler_config: Mapping[str, Any]
     notes: tuple[str, ...]
-    """What was guessed or chosen, each in a sentence."""
+    """What was found or chosen, each in a sentence."""
+    guess: str = ""
+    """What was guessed and may be wrong, and what to do then."""
 
 
 @dataclass(frozen=True)
@@ -189,11 +191,15 @@ def load_single_file(
     }
     if "unet" not in parts:
         return SingleFile(path, plan.kind, parts, {}, plan.notes)
-    chosen, reason = choose_prediction(plan, parts["unet"], prediction)
+    chosen, reason, sure = choose_prediction(plan, parts["unet"], prediction)
     scheduler, schedule_notes = scheduler_config(plan.checkpoint, chosen)
     parts = trained_size(parts, 768 if chosen == "v_prediction" else 512)
-    notes = (*plan.notes, f"it predicts {chosen}: {reason}", *schedule_notes)
-    return SingleFile(path, plan.kind, parts, scheduler, notes)
+    found = f"the model predicts {chosen}: {reason}"
+    other = "eps" if chosen == "v_prediction" else "v"
+    advice = f"if its pictures are noise, `pare convert --prediction {other}`"
+    guess = "" if sure else f"{found}; {advice}"
+    notes = (*plan.notes, guess or found, *schedule_notes)
+    return SingleFile(path, plan.kind, parts, scheduler, notes, guess)
 
 
 def make_plan(
@@ -419,24 +425,24 @@ def dtype_name(tensor: Tensor) -> str:
 # --- what no tensor of a model says -------------------------------------------------------
 
 
-def choose_prediction(plan: Plan, unet: Part, prediction: str | None) -> tuple[str, str]:
-    """What the UNet predicts, "epsilon" or "v_prediction", and how that is known."""
+def choose_prediction(plan: Plan, unet: Part, prediction: str | None) -> tuple[str, str, bool]:
+    """What the UNet predicts, "epsilon" or "v_prediction"; how that is known; how surely."""
     if prediction is not None:
         if prediction not in PREDICTIONS:
             raise SettingError(f"--prediction is {prediction!r}", expected="eps or v")
-        return PREDICTIONS[prediction], "as asked"
+        return PREDICTIONS[prediction], "as asked", True
     extras, tensors = plan.checkpoint.extras, plan.checkpoint.tensors
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):
         noted = str(extras.get(key, "")).lower()
         if noted in PREDICTIONS:
-            return PREDICTIONS[noted], f"the file's metadata says so ({key})"
+            return PREDICTIONS[noted], f"the file's metadata says so ({key})", True
     if "v_pred" in tensors:
-        return "v_prediction", "the file carries the mark v_pred"
+        return "v_prediction", "the file carries the mark v_pred", True
     if plan.kind == "SD 1":
-        return "epsilon", "SD 1 models do; if pictures are noise, --prediction v"
+        return "epsilon", "SD 1 models do", True
     if extras.get("global_step") == 875_000:  # the SD 2.0 base model's number of steps
-        return "epsilon", "its 875000 training steps are those of the SD 2 base model"
-    return ask_unet(unet)
+        return "epsilon", "its 875000 training steps are those of the SD 2 base model", True
+    return (*ask_unet(unet), False)
 
 
 @torch.no_grad()
@@ -451,9 +457,8 @@ def ask_unet(part: Part) -> tuple[str, str]:
         unet = UNet(UNetConfig.read(part.config, "the checkpoint's UNet"))
     unet.load_state_dict(dict(part.tensors), strict=True, assign=True)
     dtype = unet.conv_in.weight.dtype
-    advice = "if pictures are noise, --prediction eps"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return "v_prediction", f"most SD 2 models do, and {dtype} cannot be tried; {advice}"
+        return "v_prediction", f"most SD 2 models do, and {dtype} cannot be tried"
     generator = torch.Generator().manual_seed(0)
     shape = (1, unet.config.in_channels, 16, 16)
     noise = torch.randn(shape, generator=generator).to(dtype)
@@ -463,9 +468,7 @@ def ask_unet(part: Part) -> tuple[str, str]:
     pair = torch.stack([answer.flatten(), seen.flatten()])
     likeness = float(torch.corrcoef(pair)[0, 1]) if answer.numel() == seen.numel() else 0.0
     how = f"shown pure noise, its answer and the noise correlate by {likeness:.2f}"
-    if likeness > 0.5:
-        return "epsilon", how
-    return "v_prediction", f"{how}; {advice}"
+    return ("epsilon" if likeness > 0.5 else "v_prediction"), how
 
 
 def scheduler_config(checkpoint: Checkpoint, prediction: str) -> tuple[dict[str, Any], list[str]]:
@@ -547,7 +550,7 @@ def tokenizer_files(kind: str, vocabulary: int, folder: Path | None = None) -> d
     if folder is None and vocabulary != 49_408:
         raise ModelError(
             f"the text encoder knows {vocabulary} tokens and CLIP has 49408",
-            fix="pass the model's own tokenizer: --tokenizer FOLDER",
+            fix="convert it with its own tokenizer: pare convert --tokenizer FOLDER",
         )
     place = folder or CLIP_TOKENIZER
     if folder is not None and (folder / "tokenizer").is_dir():

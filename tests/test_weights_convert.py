@@ -312,7 +312,7 @@ def test_our_writer_writes_what_safetensors_writes(tmp_path: Path) -> None:
         "c": torch.arange(3),
         "empty": torch.zeros(0, 4),
         "d": torch.randn(4, 6, generator=generator).t(),
-        "scalar": torch.tensor(2.5, dtype=torch.bfloat16),
+        "scalar": torch.tensor(2.5, dtype=torch.float64),
     }
     with open(tmp_path / "ours", "xb") as file:
         stream_safetensors(file, tensors)
@@ -373,7 +373,7 @@ def test_prediction(tmp_path: Path, originals: dict[str, dict[str, Tensor]]) -> 
     assert notes("a.ckpt", sd1)[0] == "epsilon"
     assert notes("b.ckpt", sd1, prediction="v") == (
         "v_prediction",
-        "it predicts v_prediction: as asked",
+        "the model predicts v_prediction: as asked",
     )
     told = notes("c.ckpt", {"state_dict": sd2, "global_step": 875_000})
     assert told[0] == "epsilon"
@@ -477,6 +477,60 @@ def test_a_vae_alone(tmp_path: Path, originals: dict[str, dict[str, Tensor]]) ->
     expected = hub_model("SD 1").parts["vae"].tensors
     assert stored.keys() == expected.keys()
     assert all(torch.equal(stored[name], expected[name]) for name in stored)
+
+
+# --- as a model, and as a command ---------------------------------------------------------
+
+
+def test_a_file_is_the_model_that_its_folder_is(tmp_path: Path, single: Path, kind: str) -> None:
+    from pare.hub import load_model, read_scheduler_config
+
+    convert(single, tmp_path / "folder")
+    if kind == "SD 2":
+        with pytest.warns(UserWarning, match="predicts v_prediction.*--prediction eps"):
+            file = load_model(single, device="cpu")
+    else:
+        file = load_model(single, device="cpu")
+    folder = load_model(tmp_path / "folder", device="cpu")
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = getattr(file, part).state_dict(), getattr(folder, part).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        assert {str(b.device) for b in getattr(file, part).buffers()} <= {"cpu"}
+    assert file.unet.config == folder.unet.config
+    assert file.vae.config == folder.vae.config
+    assert file.scheduler_config == read_scheduler_config(tmp_path / "folder")[0]
+    prompts = ["a photo of a cat", "!"]
+    ids = [
+        model.tokenizer(prompts, padding="max_length", max_length=77).input_ids
+        for model in (file, folder)
+    ]
+    assert ids[0] == ids[1]
+    assert list(file.source.files) == ["original.safetensors"]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pare.cli import main
+
+    source = tmp_path / "model.ckpt"
+    torch.save(original_checkpoint("SD 1"), source)
+    assert main(["convert", "--check", str(source)]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert "model.diffusion_model.out.2.bias  4  float32  ok" in listed
+    target = tmp_path / "folder"
+    assert main(["convert", str(source), str(target), "--dtype", "float16"]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{target}\n"
+    assert "predicts epsilon" in said.err
+    assert main(["convert", str(source), str(target)]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main(["convert", str(source)]) == 2
+    assert "TARGET" in capsys.readouterr().err
+    torch.save({"model.diffusion_model.double_blocks.0.x": torch.zeros(1)}, source)
+    assert main(["convert", str(source), str(tmp_path / "x")]) == 2
+    assert "is Flux" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "none"), str(tmp_path / "x")]) == 2
+    assert "no such file" in capsys.readouterr().err
 
 
 # --- the tokenizer ------------------------------------------------------------------------
