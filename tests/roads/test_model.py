@@ -96,9 +96,6 @@ def test_prompts_set_weather_and_light() -> None:
     images = pipe.generate(prompts, seeds=[1, 1, 1], steps=15, guidance=4.0)
     sunny, snowy, night = ((image + 1) / 2 for image in images)
     assert night.mean() < 0.5 * min(sunny.mean(), snowy.mean())
-    blueness = [float(image[2].mean() - image[0].mean()) for image in (sunny, snowy)]
-    ground = [image[:, 96:, :].std(dim=0).mean() for image in (sunny, snowy)]  # colourfulness
     sky = sunny[:, :32].mean(dim=(1, 2))
     assert sky[2] > sky[0] + 0.15  # a blue sky
-    assert ground[1] < ground[0]  # snow is without colour
-    assert blueness[1] > blueness[0]  # and bluer than sand
+    assert snowy[:, 80:].mean() > sunny[:, 80:].mean() + 0.05  # snow on the asphalt
