@@ -88,12 +88,18 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 model_options = options(
     click.option("--model", default="roads", show_default=True,
-                 help="`roads` (built in), or a model's folder in the Hub's layout."),
+                 help="`roads` (built in), a model's folder in the Hub's layout, or OWNER/NAME "
+                      "on the Hub."),
     click.option("--device", default="auto", show_default=True,
                  help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--dtype", default="auto", show_default=True, type=click.Choice(DTYPE_NAMES),
                  help="The number type of the weights; auto: float16 on a GPU, else float32."),
     click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads."),
+)  # fmt: skip
+
+revision_option = click.option(
+    "--revision", metavar="NAME",
+    help="A branch, a tag or a commit's hash of a model on the Hub; the main branch if not given.",
 )  # fmt: skip
 
 scheduler_options = options(
@@ -321,7 +327,11 @@ def load_pipeline(
     if "scheduler" not in chosen:
         chosen = {**(preferred or {}), **chosen}
     return Pipeline.from_pretrained(
-        given["model"], device=given["device"], dtype=given["dtype"], **chosen
+        given["model"],
+        device=given["device"],
+        dtype=given["dtype"],
+        revision=given["revision"],
+        **chosen,
     )
 
 
@@ -358,6 +368,7 @@ def sampling(given: Mapping[str, Any]) -> dict[str, Any]:
 @sampling_options
 @scheduler_options
 @model_options
+@revision_option
 @output_options
 def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
     """Make pictures from PROMPT."""
@@ -379,6 +390,7 @@ def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
 @sampling_options
 @scheduler_options
 @model_options
+@revision_option
 @output_options
 def img2img(
     image: Path, prompt: str, strength: float, size: tuple[int, int] | None, **given: Any
@@ -404,6 +416,7 @@ def img2img(
 @sampling_options
 @scheduler_options
 @model_options
+@revision_option
 @output_options
 def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any) -> None:
     """Repaint what the mask marks in IMAGE as PROMPT says; keep the rest.

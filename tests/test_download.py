@@ -795,8 +795,13 @@ def test_the_command_online_and_offline(hub: Hub, user: User, tiny: Path, tmp_pa
     assert pixels[0] == pixels[1]
     assert read_recipe(tmp_path / "offline.png").model["revision"] == COMMIT
 
-    missing = generate("missing.png", "--model", "nobody/nothing")
-    assert missing.returncode == 2
-    assert missing.stderr.startswith("pare: the Hub has no model nobody/nothing for you; check")
-    assert missing.stderr.count("\n") == 1
-    assert not (tmp_path / "missing.png").exists()
+    for options, words in (
+        (["--model", "nobody/nothing"], "the Hub has no model nobody/nothing for you; check"),
+        (["--model", NAME, "--revision", "v9"], f"{NAME} has no revision 'v9'; expected a branch"),
+        (["--revision", "v9"], "the revision is 'v9', and roads is not a model on the Hub"),
+    ):
+        refused = generate("refused.png", *options)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith(f"pare: {words}")
+        assert refused.stderr.count("\n") == 1
+        assert not (tmp_path / "refused.png").exists()
