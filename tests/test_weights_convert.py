@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -707,6 +709,27 @@ def test_truncated_files(
         path.write_bytes(whole[:size])
         with pytest.raises(WeightsError, match="whole"):
             load_single_file(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@given(data=st.data(), ending=st.sampled_from(["safetensors", "ckpt"]))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+def test_damaged_bytes_end_in_words(tmp_path: Path, data: st.DataObject, ending: str) -> None:
+    tensors = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4, 4)}
+    path = tmp_path / f"small.{ending}"
+    if ending == "ckpt":
+        torch.save({"state_dict": tensors, "epoch": 1}, path)
+    else:
+        save_file(tensors, path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 5))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        length = data.draw(st.sampled_from([0, 1, 8]))
+        content[place : place + length] = data.draw(st.binary(max_size=8))
+        content = content or bytearray(b"x")
+    path.write_bytes(content)
+    with pytest.raises(PareError):
+        load_single_file(path)
 
 
 def test_a_zip_that_is_no_checkpoint(tmp_path: Path) -> None:
