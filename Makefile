@@ -2,6 +2,8 @@
 # They use their own virtual environment (.venv), whatever else is active.
 
 PYTHON ?= python3
+# An index to take torch from; on Linux, PyTorch's CPU index saves gigabytes of CUDA.
+TORCH_INDEX ?=
 VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
@@ -30,5 +32,6 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "pare needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PY) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(if $(TORCH_INDEX),$(PY) -m pip install --quiet --index-url $(TORCH_INDEX) torch -c constraints.txt)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[verify,test,dev]'
 	@touch $@
