@@ -155,7 +155,7 @@ def img2img() -> Section:
     for strength in (0.4, 0.6, 0.8):
         file = f"img2img-{strength}.png"
         command = (
-            f'pare img2img photo.png "a snowy road at night" --strength {strength} --seed 3 '
+            f'pare img2img photo.png "a snowy road in the mountains" --strength {strength} --seed 3 '
             f"--out {file} --force"
         )
         run(command)
@@ -184,8 +184,8 @@ def blend() -> Section:
     return Section(
         "Clouds into the sky",
         "Blended latent diffusion: before every step, everything outside the mask is replaced "
-        "by the photograph, noised to the level of that step. `latent` keeps latents, and the "
-        "VAE still changes every pixel a little; `paste` and `poisson` keep the pixels exactly.",
+        "by the photograph, noised to the level of that step. Background latent keeps latents, "
+        "and the VAE still changes every pixel a little; paste and poisson keep the pixels.",
         commands,
         figures,
     )
