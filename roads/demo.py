@@ -155,8 +155,8 @@ def img2img() -> Section:
     for strength in (0.4, 0.6, 0.8):
         file = f"img2img-{strength}.png"
         command = (
-            f'pare img2img photo.png "a snowy road in the mountains" --strength {strength} --seed 3 '
-            f"--out {file} --force"
+            'pare img2img photo.png "a snowy road in the mountains" --seed 3 '
+            f"--strength {strength} --out {file} --force"
         )
         run(command)
         commands.append(command)
