@@ -88,13 +88,18 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 model_options = options(
     click.option("--model", default="roads", show_default=True,
-                 help="`roads` (built in), a model's folder in the Hub's layout, or OWNER/NAME "
-                      "on the Hub."),
+                 help="`roads` (built in), a model's folder in the Hub's layout, a single file, or "
+                      "OWNER/NAME on the Hub."),
     click.option("--device", default="auto", show_default=True,
                  help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--dtype", default="auto", show_default=True, type=click.Choice(DTYPE_NAMES),
                  help="The number type of the weights; auto: float16 on a GPU, else float32."),
     click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads."),
+)  # fmt: skip
+
+tokenizer_option = click.option(
+    "--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="For a single file that has not CLIP's own tokens.",
 )  # fmt: skip
 
 revision_option = click.option(
@@ -331,6 +336,7 @@ def load_pipeline(
         device=given["device"],
         dtype=given["dtype"],
         revision=given["revision"],
+        tokenizer=given["tokenizer"],
         **chosen,
     )
 
@@ -369,6 +375,7 @@ def sampling(given: Mapping[str, Any]) -> dict[str, Any]:
 @scheduler_options
 @model_options
 @revision_option
+@tokenizer_option
 @output_options
 def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
     """Make pictures from PROMPT."""
@@ -391,6 +398,7 @@ def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
 @scheduler_options
 @model_options
 @revision_option
+@tokenizer_option
 @output_options
 def img2img(
     image: Path, prompt: str, strength: float, size: tuple[int, int] | None, **given: Any
@@ -417,6 +425,7 @@ def img2img(
 @scheduler_options
 @model_options
 @revision_option
+@tokenizer_option
 @output_options
 def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any) -> None:
     """Repaint what the mask marks in IMAGE as PROMPT says; keep the rest.

@@ -145,6 +145,8 @@ def load_model(
         model = find_model(model, dtype=kind, revision=revision)
     if model.single is not None:
         return load_from_file(model, model.single, place, kind, tokenizer)
+    if tokenizer is not None:
+        raise SettingError(f"{model.name} has its own tokenizer", fix="leave out --tokenizer")
     folder = model.folder
     check_index(folder)
     scheduler_config, _ = config_of(folder, "scheduler")

@@ -550,7 +550,7 @@ def tokenizer_files(kind: str, vocabulary: int, folder: Path | None = None) -> d
     if folder is None and vocabulary != 49_408:
         raise ModelError(
             f"the text encoder knows {vocabulary} tokens and CLIP has 49408",
-            fix="convert it with its own tokenizer: pare convert --tokenizer FOLDER",
+            fix="pass the model's own tokenizer: --tokenizer FOLDER",
         )
     place = folder or CLIP_TOKENIZER
     if folder is not None and (folder / "tokenizer").is_dir():
