@@ -200,12 +200,14 @@ def fetch(repo_id: str, revision: str | None, name: str, folder: Path | None = N
         raise refused(error, repo_id, revision) from error
     except OSError as error:
         if error.errno is None:  # not the system's: what arrived is not what was announced
-            raise NotServedError(
-                f"the download of {name} from {repo_id} went wrong ({first_line(error)})",
-                fix="try again",
-            ) from error
+            raise went_wrong(name, repo_id, error) from error
         # A full disk does not say what it is full of.
         raise OSError(error.errno, error.strerror, error.filename or cache_folder()) from error
+    except RuntimeError as error:
+        # What hf_xet, which carries large files, raises for a lost connection.
+        if "hf_xet" not in sys.modules:
+            raise
+        raise went_wrong(name, repo_id, error) from error
     if folder is not None and path != folder / name:
         raise strange_answer(repo_id)
     return path
@@ -345,6 +347,12 @@ def refused(error: Exception, repo_id: str, revision: str | None) -> ModelError:
     return NotServedError(
         f"{ENDPOINT} cannot be reached for {repo_id} ({first_line(error)})",
         fix="the cache has no whole copy: connect, or name a model's folder",
+    )
+
+
+def went_wrong(name: str, repo_id: str, error: Exception) -> ModelError:
+    return NotServedError(
+        f"the download of {name} from {repo_id} went wrong ({first_line(error)})", fix="try again"
     )
 
 

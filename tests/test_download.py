@@ -69,6 +69,7 @@ CLUTTER = {
 WORKER = """
 import json, resource, sys, warnings
 from pare.download import fetch_snapshot
+from pare.errors import PareError
 
 name, limited = sys.argv[1:]
 if limited:
@@ -78,8 +79,9 @@ with warnings.catch_warnings(record=True) as caught:
     try:
         snapshot = fetch_snapshot(name)
         result = {"folder": str(snapshot.folder), "revision": snapshot.revision}
-    except OSError as error:
-        result = {"error": str(error), "kind": type(error).__name__, "filename": error.filename}
+    except (PareError, OSError) as error:
+        result = {"error": str(error), "kind": type(error).__name__}
+        result |= {"filename": getattr(error, "filename", None)}
 result |= {"warnings": [str(w.message) for w in caught], "torch": "torch" in sys.modules}
 print(json.dumps(result))
 """
@@ -554,6 +556,29 @@ def test_a_reset_connection_is_said_and_the_next_run_goes_on(hub: Hub, user: Use
     assert user.fetch().names == SMALL | WEIGHTS
     assert name in hub.fetched()
     assert len(hub.fetched()) <= 2  # what was whole is kept
+
+
+def test_a_lost_connection_to_the_store_of_large_files(hub: Hub, user: User) -> None:
+    pytest.importorskip("hf_xet")
+    hub.repositories[NAME] = Repository(files(*SMALL, *WEIGHTS), xet=True)
+    tries = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1", "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms"}
+    result = user.fetch_in_process(**tries)
+    assert result.output["kind"] == "ModelError"
+    assert f"the download of text_encoder/model.safetensors from {NAME} went wrong" in result.error
+    assert "\n" not in result.error
+
+
+def test_an_error_that_is_nobodys_fault_keeps_its_traceback(
+    hub: Hub, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> str:
+        raise RuntimeError("a bug")
+
+    hub.repositories[NAME] = Repository(files(*SMALL, *WEIGHTS))
+    monkeypatch.delitem(sys.modules, "hf_xet", raising=False)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        user.fetch()
 
 
 def test_offline_by_choice(hub: Hub, user: User) -> None:
