@@ -30,12 +30,7 @@ class EncoderBlock(nn.Module):
         self, in_channels: int, out_channels: int, layers: int, groups: int, *, last: bool
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock(
-                in_channels if i == 0 else out_channels, out_channels, groups=groups, eps=NORM_EPS
-            )
-            for i in range(layers)
-        )
+        self.resnets = resnets(in_channels, out_channels, layers, groups)
         self.downsamplers = nn.ModuleList([] if last else [PaddedDownsample(out_channels)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,12 +48,7 @@ class DecoderBlock(nn.Module):
         self, in_channels: int, out_channels: int, layers: int, groups: int, *, last: bool
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock(
-                in_channels if i == 0 else out_channels, out_channels, groups=groups, eps=NORM_EPS
-            )
-            for i in range(layers)
-        )
+        self.resnets = resnets(in_channels, out_channels, layers, groups)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(out_channels)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,6 +57,16 @@ class DecoderBlock(nn.Module):
         for upsample in self.upsamplers:
             x = upsample(x)
         return x
+
+
+def resnets(in_channels: int, out_channels: int, layers: int, groups: int) -> nn.ModuleList:
+    """A level's ResNet blocks; the first one changes the width."""
+    return nn.ModuleList(
+        ResnetBlock(
+            in_channels if i == 0 else out_channels, out_channels, groups=groups, eps=NORM_EPS
+        )
+        for i in range(layers)
+    )
 
 
 class PixelAttention(Attention):
