@@ -8,6 +8,8 @@ can also ask for it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from roads.scene import CARS, PLACES, WEATHERS, Scene
@@ -56,11 +58,19 @@ ABSENT: dict[str, tuple[str, ...]] = {
 }
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
+def caption(
+    scene: Scene,
+    rng: np.random.Generator,
+    unseen: Collection[str] = frozenset(),
+    present: float = 0.7,
+    absent: float = 0.2,
+) -> str:
     """One of many captions of `scene`.
 
-    Weather and place are named four times out of five, an object that is there three
-    times out of five, an object that is not there once in eight.
+    Weather and place are named four times out of five, an object that is there with odds
+    `present`, an object that is not there with odds `absent`.  `unseen` are objects that are
+    there but cannot be made out in the picture, like a sun behind a cloud: no caption says
+    a word about them, neither that they are there nor that they are not.
     """
 
     def chance(odds: float) -> bool:
@@ -84,7 +94,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
             noun = PLACE_ADJECTIVES[scene.place] + " " + noun
         else:
             after.insert(0 if chance(0.5) else len(after), pick(PLACE_WORDS[scene.place]))
-    things = named_things(scene, rng)
+    things = named_things(scene, rng, unseen, present, absent)
     if scene.car == "none" and chance(0.12):
         before.insert(0, "empty")
     words = " ".join(word for word in (*before, noun) if word)
@@ -99,7 +109,9 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return text
 
 
-def named_things(scene: Scene, rng: np.random.Generator) -> list[str]:
+def named_things(
+    scene: Scene, rng: np.random.Generator, unseen: Collection[str], present: float, absent: float
+) -> list[str]:
     """What a caption says about the objects of the scene."""
 
     def pick(options: tuple[str, ...]) -> str:
@@ -109,15 +121,17 @@ def named_things(scene: Scene, rng: np.random.Generator) -> list[str]:
     night = scene.weather == "night"
     phrases["car"] = (f"a {scene.car} car",) * 5 + ("a car",)
     phrases["orb"] = ("the moon", "a full moon") if night else ("the sun", "the sun in the sky")
-    absent = dict(ABSENT)
+    missing = dict(ABSENT)
     if night:
-        absent["orb"] = ("no moon",)
+        missing["orb"] = ("no moon",)
     things = []
     for thing in ("car", "streetlights", "clouds", "house", "orb"):
-        if scene.has(thing) and rng.random() < 0.6:
+        if thing in unseen:
+            continue
+        if scene.has(thing) and rng.random() < present:
             things.append(pick(phrases[thing]))
-        elif not scene.has(thing) and rng.random() < 0.125:
-            things.append(pick(absent[thing]))
+        elif not scene.has(thing) and rng.random() < absent:
+            things.append(pick(missing[thing]))
     return things
 
 

@@ -21,6 +21,7 @@ from roads.scene import OBJECTS, Scene, training_scenes, unseen_scenes
 
 WORLD = ("scene", "canvas", "light", "road", "sky", "places", "objects", "render")
 CHUNK = 250  # scenes that one process renders at a time
+VISIBLE = 24  # pixels of an object from which on it can be made out, out of 128 x 128
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,19 @@ class Data:
     scenes: Sequence[Scene]
     pixels: npt.NDArray[np.uint8]
     objects: npt.NDArray[np.uint8]
+
+    def unseen(self) -> list[frozenset[str]]:
+        """For every scene, the objects that are in it but hidden, in the main, by others."""
+        seen = [
+            np.stack([((bits >> k) & 1).sum() >= VISIBLE for k in range(len(OBJECTS))])
+            for bits in self.objects
+        ]
+        return [
+            frozenset(
+                name for name, out in zip(OBJECTS, row, strict=True) if scene.has(name) and not out
+            )
+            for scene, row in zip(self.scenes, seen, strict=True)
+        ]
 
 
 def source_fingerprint() -> str:

@@ -83,7 +83,8 @@ def train(options: argparse.Namespace, device: torch.device, given: dict[str, An
             psnr, inside, _pictures = round_trip_psnr(vae, unseen, device)
             print(f"round trip on held-out scenes: {psnr:.2f} dB; inside objects: {inside}")
     if options.stage in ("all", "unet"):
-        if first:
+        # Built once: a training that goes on must keep its tokens' numbers.
+        if first and not (options.folder / "tokenizer").exists():
             build_tokenizer(options.folder / "tokenizer")
         wait_for_workers()
         tokenizer = CLIPTokenizer.from_pretrained(options.folder / "tokenizer")

@@ -26,8 +26,7 @@ from pare.schedulers import Scheduler, add_noise, build_scheduler, interpret
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 from roads.captions import caption
-from roads.data import Data
-from roads.scene import Scene
+from roads.data import Data, source_fingerprint
 from roads.sheet import contact_sheet
 from roads.tokenizer import LENGTH
 from roads.train_vae import encode_all, new_vae, tensor_to_pixels
@@ -37,11 +36,13 @@ from roads.training import (
     attention_for,
     average_gradients,
     batch_random,
+    continued,
     learning_rate,
     load_checkpoint,
     optimizer_for,
     precision,
     save_checkpoint,
+    save_whole,
     seeded,
     set_learning_rate,
     share,
@@ -151,8 +152,8 @@ def train_unet(
     vae, scaling_factor, latents, unseen_latents = prepare_latents(
         data, unseen, folder, settings.dtype, device
     )
-    tokens = tokenize_captions(data.scenes, tokenizer, CAPTIONS_PER_SCENE)
-    unseen_tokens = tokenize_captions(unseen.scenes, tokenizer, 1)
+    tokens = tokenize_captions(data, tokenizer, CAPTIONS_PER_SCENE)
+    unseen_tokens = tokenize_captions(unseen, tokenizer, 1)
     empty = tokenize(tokenizer, [""])[0]
 
     model = new_model(tokenizer, settings.seed)
@@ -162,7 +163,8 @@ def train_unet(
     optimizer = optimizer_for(modules.values(), weight_decay=1e-2)
     average = Average(modules, settings.decay)
     checkpoint = folder / "unet.pt"
-    first = load_checkpoint(checkpoint, modules, average, optimizer)
+    first, runs = load_checkpoint(checkpoint, modules, average, optimizer)
+    runs = continued(runs, first, settings, len(data.scenes))
     scheduler = build_scheduler(SCHEDULER, "roads' scheduler", "ddim")
     alpha_bar = scheduler.schedule.alpha_bar.float()
     log = Log(folder / "unet.jsonl", every=50)
@@ -184,7 +186,7 @@ def train_unet(
         log.add(step, settings.batch, loss=loss.detach(), mse=plain)
         done = step + 1
         if done % settings.save_every == 0 or done == settings.steps:
-            save_checkpoint(checkpoint, done, modules, average, optimizer)
+            save_checkpoint(checkpoint, done, modules, average, optimizer, runs)
         if settings.sheet_every and done % settings.sheet_every == 0 and worker()[0] == 0:
             averaged = averaged_model(average, tokenizer, device)
             error = unseen_error(
@@ -234,7 +236,7 @@ def prepare_latents(
     vae = new_vae(0)
     vae.load_state_dict(saved["average"]["vae"])
     vae.to(device).eval()
-    path = folder / f"latents-{saved['step']}-{len(data.pixels)}.pt"
+    path = folder / f"latents-{saved['step']}-{len(data.pixels)}-{source_fingerprint()}.pt"
     if not path.exists():
         latents = encode_all(vae, data, device, dtype)
         # SD chose 0.18215 the same way: latents of the data get unit variance
@@ -244,7 +246,7 @@ def prepare_latents(
         wait_for_workers()  # or one that comes late would find what another one wrote
         if worker()[0] == 0:
             kept = {"train": latents, "unseen": unseen_latents, "factor": scaling_factor}
-            torch.save(kept, path)
+            save_whole(path, kept)
             (folder / "vae.json").write_text(json.dumps({"scaling_factor": scaling_factor}) + "\n")
     wait_for_workers()
     kept = torch.load(path, weights_only=True)
@@ -260,11 +262,15 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     return torch.as_tensor(ids)
 
 
-def tokenize_captions(scenes: Sequence[Scene], tokenizer: CLIPTokenizer, each: int) -> Tensor:
+def tokenize_captions(data: Data, tokenizer: CLIPTokenizer, each: int) -> Tensor:
     """`each` captions of every scene as token ids (N, each, 77) int16."""
     rng = np.random.default_rng(1)
-    texts = [caption(scene, rng) for scene in scenes for _ in range(each)]
-    return tokenize(tokenizer, texts).to(torch.int16).view(len(scenes), each, LENGTH)
+    texts = [
+        caption(scene, rng, unseen)
+        for scene, unseen in zip(data.scenes, data.unseen(), strict=True)
+        for _ in range(each)
+    ]
+    return tokenize(tokenizer, texts).to(torch.int16).view(len(data.scenes), each, LENGTH)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from roads.training import (
     Log,
     average_gradients,
     batch_random,
+    continued,
     gather,
     learning_rate,
     load_checkpoint,
@@ -86,7 +87,8 @@ def train_vae(
     optimizer = optimizer_for([vae], weight_decay=1e-3)
     average = Average(modules, settings.decay)
     checkpoint = folder / "vae.pt"
-    first = load_checkpoint(checkpoint, modules, average, optimizer)
+    first, runs = load_checkpoint(checkpoint, modules, average, optimizer)
+    runs = continued(runs, first, settings, len(data.scenes))
     log = Log(folder / "vae.jsonl", every=50)
 
     for step in range(first, settings.steps):
@@ -113,7 +115,7 @@ def train_vae(
         psnr = -10 * torch.log10(plain)
         log.add(step, settings.batch, loss=loss.detach(), kl=kl.detach(), psnr=psnr, rate=rate)
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-            save_checkpoint(checkpoint, step + 1, modules, average, optimizer)
+            save_checkpoint(checkpoint, step + 1, modules, average, optimizer, runs)
 
     vae.load_state_dict(average.weights["vae"])
     return vae.eval()

@@ -6,11 +6,13 @@ run needs no random state: it goes on where it stopped, bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+# One stretch of a training: its first step, settings, pictures, workers and commit.
+Run = dict[str, Any]
 
 
 def batch_random(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
@@ -174,21 +179,26 @@ def save_checkpoint(
     modules: Mapping[str, nn.Module],
     average: Average,
     optimizer: torch.optim.Optimizer,
+    runs: Sequence[Run],
 ) -> None:
-    """Write everything that step `step` needs to start; whole or not at all."""
+    """Write everything that step `step` needs to start, and how the run came there."""
     if worker()[0] != 0:
         return
+    content = {
+        "step": step,
+        "modules": {name: module.state_dict() for name, module in modules.items()},
+        "average": average.weights,
+        "optimizer": optimizer.state_dict(),
+        "runs": list(runs),
+    }
+    save_whole(path, content)
+
+
+def save_whole(path: Path, content: Mapping[str, Any]) -> None:
+    """`torch.save`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".partial-{os.getpid()}")
-    torch.save(
-        {
-            "step": step,
-            "modules": {name: module.state_dict() for name, module in modules.items()},
-            "average": average.weights,
-            "optimizer": optimizer.state_dict(),
-        },
-        partial,
-    )
+    torch.save(content, partial)
     os.replace(partial, path)
 
 
@@ -197,17 +207,47 @@ def load_checkpoint(
     modules: Mapping[str, nn.Module],
     average: Average,
     optimizer: torch.optim.Optimizer,
-) -> int:
-    """Put a checkpoint back; returns the step to go on with (0 where there is none)."""
+) -> tuple[int, list[Run]]:
+    """Put a checkpoint back; returns the step to go on with, and the runs up to there.
+
+    Where there is none: 0, and no runs.
+    """
     if not path.exists():
-        return 0
+        return 0, []
     saved = torch.load(path, map_location="cpu", weights_only=True)
     for name, module in modules.items():
         module.load_state_dict(saved["modules"][name])
         for key, value in saved["average"][name].items():
             average.weights[name][key].copy_(value)
     optimizer.load_state_dict(saved["optimizer"])
-    return int(saved["step"])
+    return int(saved["step"]), saved.get("runs", [])
+
+
+def continued(runs: Sequence[Run], first: int, settings: Any, pictures: int) -> list[Run]:
+    """The runs that led to step `first`, and this one, which goes on from there.
+
+    A training that was steered by hand cannot hide it: every change of settings, of the
+    number of pictures, of workers or of the code is one more entry, with its first step.
+    """
+    run: Run = {
+        "first_step": first,
+        "settings": dataclasses.asdict(settings),
+        "pictures": pictures,
+        "workers": worker()[1],
+        "commit": commit(),
+    }
+    same = bool(runs) and {**runs[-1], "first_step": first} == run
+    return list(runs) if same else [*runs, run]
+
+
+def commit() -> str:
+    """The commit of the code that runs, with a + where files were changed since."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        return "unknown"
+    return done.stdout.strip()
 
 
 class Log:
