@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from roads.scene import CARS, PLACES, WEATHERS, Scene
+from roads.scene import CARS, OBJECTS, PLACES, WEATHERS, Scene
 
 # Each phrasing is (before the noun, after the noun): "a snowy road", "a road in the snow".
 WEATHER_WORDS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -135,16 +135,17 @@ def named_things(
     return things
 
 
-def full_caption(scene: Scene) -> str:
-    """The caption that names everything that there is, in one fixed phrasing."""
+def full_caption(scene: Scene, unseen: Collection[str] = frozenset()) -> str:
+    """The caption that names everything that there is, but `unseen`, in one fixed phrasing."""
     weather = {"night": ""}.get(scene.weather, scene.weather + " ")
     text = f"a {weather}road {PLACE_WORDS[scene.place][0]}"
     if scene.weather == "night":
         text += " at night"
-    things = [PRESENT[name][0] for name in ("streetlights", "clouds", "house") if scene.has(name)]
-    if scene.car != "none":
+    named = [name for name in OBJECTS if scene.has(name) and name not in unseen]
+    things = [PRESENT[name][0] for name in ("streetlights", "clouds", "house") if name in named]
+    if "car" in named:
         things.insert(0, f"a {scene.car} car")
-    if scene.orb:
+    if "orb" in named:
         things.append("the moon" if scene.weather == "night" else "the sun")
     return text + (" with " + " and ".join(things) if things else "")
 
