@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pare.errors import ConfigError
+from pare.errors import ConfigError, ModelError
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
+# SD 1 and 2 differ from their kin in how many channels the UNet reads.
+OTHER_INPUTS = {
+    5: "SD 2's depth-to-image model",
+    7: "the x4 upscaler",
+    8: "InstructPix2Pix",
+}
+
 _SD1_DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
 _SD1_UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
 
@@ -185,7 +192,7 @@ class UNetConfig(HubConfig):
     sample_size: tuple[int, int]
     """Latent height and width that the model was trained at (512 pixels are 64)."""
     in_channels: int
-    """4; 9 for inpainting (latents, mask, masked latents)."""
+    """4; 9 for inpainting (noisy latents 4, mask 1, the masked picture's latents 4)."""
     out_channels: int
     block_out_channels: tuple[int, ...]
     down_block_types: tuple[str, ...]
@@ -260,6 +267,25 @@ class UNetConfig(HubConfig):
         "cross_attention_norm": Pin((None,), "that is DeepFloyd's"),
     }
     UNUSED: ClassVar[frozenset[str]] = frozenset({"addition_embed_type_num_heads"})
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the UNet reads a mask and the masked picture's latents beside x_t."""
+        return self.in_channels == 2 * self.out_channels + 1
+
+    def check_inputs(self, where: str) -> None:
+        """Raise a ModelError unless the UNet reads latents, or what an inpainting model does.
+
+        `where` names the model; the error says which other model this probably is.
+        """
+        if self.in_channels == self.out_channels or self.inpaints:
+            return
+        kin = OTHER_INPUTS.get(self.in_channels, "of an unknown kind")
+        raise ModelError(
+            f"{where} is {kin}: its UNet reads {self.in_channels} channels",
+            expected=f"{self.out_channels} (latents), or {2 * self.out_channels + 1} "
+            "(inpainting: latents, mask, the masked picture's latents)",
+        )
 
     @property
     def heads(self) -> tuple[int, ...]:

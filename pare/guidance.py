@@ -11,6 +11,8 @@ The same holds for v.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,7 @@ def predict(
     rescale: float = 0.0,
     control: Control | None = None,
     step: int = 0,
+    extra: Tensor | None = None,
 ) -> Prediction:
     """What the guided model makes of x_t: x0 and eps, float32, each (B, 4, h, w).
 
@@ -41,6 +44,8 @@ def predict(
         guidance: the scale of classifier-free guidance; at 1 the model runs once, not twice.
         rescale: see `guide`.
         control: attention's control; it is told `step` and what each row of the batch is.
+        extra: channels that an inpainting UNet reads beside x_t, the same in both branches:
+            the mask and the masked picture's latents, (B, 5, h, w) or (1, 5, h, w).
 
     Raises:
         SettingError: not as many prompts as latents.
@@ -49,21 +54,44 @@ def predict(
         raise SettingError(
             f"{len(prompts)} prompts are given for {len(x_t)} latents", expected="one each"
         )
-    branches: tuple[str, ...]
     if guidance == 1:
-        batch, text, branches = x_t, prompts.cond, ("cond",)
+        texts = {"cond": prompts.cond}
     else:
-        batch = torch.cat([x_t, x_t])
-        text = torch.cat([prompts.uncond, prompts.cond])
-        branches = ("uncond", "cond")
-    rows = tuple(Row(prompt, branch) for branch in branches for prompt in range(len(prompts)))
+        texts = {"uncond": prompts.uncond, "cond": prompts.cond}
+    seen = x_t if extra is None else torch.cat([x_t, extra.expand(len(x_t), -1, -1, -1)], dim=1)
+    answers = branch_outputs(unet, seen, level, texts, control=control, step=step)
+    output = answers["cond"]
+    if guidance != 1:
+        output = guide(answers["uncond"], output, guidance, rescale)
+    return interpret(output, x_t, level, prediction_type)
+
+
+def branch_outputs(
+    unet: UNet,
+    seen: Tensor,
+    level: Level,
+    texts: Mapping[str, Tensor],
+    *,
+    control: Control | None = None,
+    step: int = 0,
+) -> dict[str, Tensor]:
+    """The model's answers to several texts about the same latents, all from one batch.
+
+    Args:
+        seen: what the UNet reads, (B, channels, h, w), float32.
+        texts: (B, 77, C) for each branch by its name; the batch has them in this order.
+
+    Returns:
+        for each branch the UNet's output, (B, 4, h, w), float32.
+    """
+    count = len(seen)
+    rows = tuple(Row(prompt, branch) for branch in texts for prompt in range(count))
     seam = None if control is None else ControlledStep(control, step, rows)
     dtype = unet.conv_in.weight.dtype
+    batch = torch.cat([seen] * len(texts)) if len(texts) > 1 else seen
+    text = torch.cat(list(texts.values()))
     output = unet(batch.to(dtype), level.t, text.to(dtype), seam).float()
-    if guidance != 1:
-        uncond, cond = output.chunk(2)
-        output = guide(uncond, cond, guidance, rescale)
-    return interpret(output, x_t, level, prediction_type)
+    return dict(zip(texts, output.split(count), strict=True))
 
 
 def guide(uncond: Tensor, cond: Tensor, scale: float, rescale: float = 0.0) -> Tensor:

@@ -324,7 +324,13 @@ def read_configs(folder: Path) -> tuple[UNetConfig, VAEConfig, TextConfig]:
 
 
 def check_fit(folder: Path, unet: UNetConfig, vae: VAEConfig, text: TextConfig) -> None:
-    """Check that the parts speak to each other: what one puts out, the next takes in."""
+    """Check that the parts speak to each other: what one puts out, the next takes in.
+
+    Raises:
+        ModelError: a UNet for another task.
+        ConfigError: parts that are not of one model.
+    """
+    unet.check_inputs(str(folder))
     for one, width, other, wanted in (
         ("text encoder", text.hidden_size, "UNet's cross-attention", unet.cross_attention_dim),
         ("VAE", vae.latent_channels, "UNet's output", unet.out_channels),

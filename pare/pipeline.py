@@ -205,8 +205,11 @@ class Pipeline:
         rescale: float = 0.0,
         control: Control | None = None,
         step: int = 0,
+        extra: Tensor | None = None,
     ) -> Prediction:
         """One guided look of the model at x_t (B, 4, h, w): x0 and eps; see `guidance.predict`."""
+        if extra is None:
+            self.require_channels("this")
         return guiding.predict(
             self.unet,
             x_t,
@@ -217,6 +220,7 @@ class Pipeline:
             rescale=rescale,
             control=control,
             step=step,
+            extra=extra,
         )
 
     @torch.no_grad()
@@ -230,17 +234,26 @@ class Pipeline:
         rescale: float = 0.0,
         noise: Noise | None = None,
         control: Control | None = None,
+        extra: Tensor | None = None,
         progress: Progress = iter,
     ) -> Tensor:
         """x_t at the trajectory's first level -> x0 at its last, both (B, 4, h, w).
 
-        `noise` is needed by schedulers that are `stochastic`.
+        `noise` is needed by schedulers that are `stochastic`, `extra` by inpainting models
+        (see `guidance.predict`).
         """
         history: tuple[Tensor, ...] = ()
         for i in progress(range(len(trajectory))):
             level = trajectory.levels[i]
             prediction = self.predict(
-                x_t, level, prompts, guidance, rescale=rescale, control=control, step=i
+                x_t,
+                level,
+                prompts,
+                guidance,
+                rescale=rescale,
+                control=control,
+                step=i,
+                extra=extra,
             )
             fresh = self.fresh_noise(noise, x_t)
             x_t, history = self.scheduler.step(trajectory, i, x_t, prediction, history, fresh)
@@ -346,12 +359,12 @@ class Pipeline:
 
     def require_channels(self, task: str) -> None:
         """Raise a ModelError for an inpainting model, whose UNet wants a mask as well."""
-        channels = self.unet.config.in_channels
-        if channels != self.vae.config.latent_channels:
+        if self.unet.config.inpaints:
             raise ModelError(
-                f"{self.source.name} has a UNet of {channels} input channels",
-                expected=f"{self.vae.config.latent_channels} for {task}",
-                fix="take a text-to-image model",
+                f"{self.source.name} is an inpainting model: its UNet reads a mask and the masked "
+                "picture, too",
+                expected=f"a text-to-image model for {task}",
+                fix="`pare blend` gives it both",
             )
 
 

@@ -68,13 +68,6 @@ OTHER_MODELS = (
      "the text encoder of a model's folder on the Hub; name the folder"),
 )  # fmt: skip
 
-# SD 1 and 2 differ from their kin in how many channels the UNet reads.
-OTHER_CHANNELS = {
-    5: "SD 2's depth-to-image model",
-    7: "the x4 upscaler",
-    8: "InstructPix2Pix",
-}
-
 # What a file may hold beside the weights, and why it is not needed.
 NOT_NEEDED = (
     (r"(betas|(log_one_minus_)?alphas_cumprod\w*|sqrt_\w+|posterior_\w+|lvlb_weights|logvar)$",
@@ -248,6 +241,7 @@ def outline_unet(shapes: Shapes, prefix: str, ema: bool | None, path: Path) -> t
     use_average = averaged if ema is None else ema
     config = ldm.read_unet(without_prefix(shapes, prefix))
     read = UNetConfig.read(config, f"{path} (unet)")
+    read.check_inputs(str(path))
     with torch.device("meta"):
         wanted = shapes_of(UNet(read))
     places = {}
@@ -319,9 +313,6 @@ def check_kind(
     embedding = len(shapes) <= 2 and all(len(shape) <= 2 for shape in shapes.values())
     if what is None and embedding and prefixes["unet"] is None and shapes:
         what = "a textual-inversion embedding"
-    if what is None and prefixes["unet"] is not None:
-        name = f"{prefixes['unet']}input_blocks.0.0.weight"
-        what = OTHER_CHANNELS.get((*shapes[name], 0, 0)[1])
     if what is None and (*shapes.get("decoder.conv_in.weight", ()), 0, 0)[1] == 16:
         what = "Flux's or Stable Diffusion 3's VAE"
     if what is not None:
@@ -460,13 +451,14 @@ def ask_unet(part: Part) -> tuple[str, str]:
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return "v_prediction", f"most SD 2 models do, and {dtype} cannot be tried"
     generator = torch.Generator().manual_seed(0)
-    shape = (1, unet.config.in_channels, 16, 16)
-    noise = torch.randn(shape, generator=generator).to(dtype)
+    noise = torch.randn((1, unet.config.out_channels, 16, 16), generator=generator)
+    inputs = noise
+    if unet.config.inpaints:  # all is to be painted, and of the picture nothing is to be seen
+        inputs = torch.cat([noise, torch.ones_like(noise[:, :1]), torch.zeros_like(noise)], dim=1)
     text = torch.zeros(1, 77, unet.config.cross_attention_dim, dtype=dtype)
-    answer = unet.eval()(noise, 999, text).float()
-    seen = noise[:, : answer.shape[1]].float()
-    pair = torch.stack([answer.flatten(), seen.flatten()])
-    likeness = float(torch.corrcoef(pair)[0, 1]) if answer.numel() == seen.numel() else 0.0
+    answer = unet.eval()(inputs.to(dtype), 999, text).float()
+    pair = torch.stack([answer.flatten(), noise.flatten()])
+    likeness = float(torch.corrcoef(pair)[0, 1])
     how = f"shown pure noise, its answer and the noise correlate by {likeness:.2f}"
     return ("epsilon" if likeness > 0.5 else "v_prediction"), how
 

@@ -412,7 +412,7 @@ def test_an_inpainting_model_is_refused_by_name(folder: Path, tmp_path: Path) ->
     width = TINY_UNET["block_out_channels"][0]
     save_file(load_file(path) | {"conv_in.weight": torch.zeros(width, 9, 3, 3)}, path)
     inpainting = Pipeline.from_pretrained(copy, device="cpu")
-    with pytest.raises(ModelError, match=r"9 input channels; expected 4 for generate"):
+    with pytest.raises(ModelError, match=r"an inpainting model.*text-to-image model for generate"):
         inpainting.generate("a", [1])
-    with pytest.raises(ModelError, match="4 for img2img"):
+    with pytest.raises(ModelError, match="text-to-image model for img2img"):
         inpainting.img2img(IMAGE, "a", [1])
