@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pare.attention import Control, ControlledStep, Row
 from pare.errors import SettingError
+from pare.health import check_answer
 from pare.schedulers import Level, Prediction, interpret
 from pare.text import PromptEmbeddings
 from pare.unet import UNet
@@ -90,7 +91,15 @@ def branch_outputs(
     dtype = unet.conv_in.weight.dtype
     batch = torch.cat([seen] * len(texts)) if len(texts) > 1 else seen
     text = torch.cat(list(texts.values()))
-    output = unet(batch.to(dtype), level.t, text.to(dtype), seam).float()
+    inputs = batch.to(dtype), level.t, text.to(dtype)
+    output = unet(*inputs, seam).float()
+    check_answer(
+        f"the UNet's answer at step {step} (t = {level.t:g})",
+        output,
+        unet,
+        {"the latents": batch, "the prompts' embeddings": text},
+        lambda: unet(*inputs),
+    )
     return dict(zip(texts, output.split(count), strict=True))
 
 
