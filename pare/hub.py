@@ -20,7 +20,7 @@ import functools
 import hashlib
 import tempfile
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -520,12 +520,7 @@ def fill(
     """Give a module on the meta device the tensors that `path` holds, every one."""
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     tensors: dict[str, Tensor] = {}
-    keys: dict[str, str] = {}  # the module's name -> the file's
-    for key in stored:
-        name = rename(key, wanted)
-        if name is not None:
-            # Where the file has both, the old name stays what it is: unexpected.
-            keys[key if name in stored else name] = key
+    keys = own_names(stored, wanted, rename)
     found = {name: stored[key].shape for name, key in keys.items()}
     check_names(wanted, {n: squeeze(s, wanted.get(n)) for n, s in found.items()}, path)
     for name, key in keys.items():
@@ -533,6 +528,21 @@ def fill(
         tensors[name] = stored[key].read().view(wanted[name]).to(dtype)
     module.load_state_dict(tensors, strict=True, assign=True)
     module.eval().requires_grad_(False)
+
+
+def own_names(
+    stored: Collection[str],
+    wanted: Container[str],
+    rename: Callable[[str, Container[str]], str | None],
+) -> dict[str, str]:
+    """The module's name of each tensor in a file -> the file's."""
+    keys: dict[str, str] = {}
+    for key in stored:
+        name = rename(key, wanted)
+        if name is not None:
+            # Where the file has both, the old name stays what it is: unexpected.
+            keys[key if name in stored else name] = key
+    return keys
 
 
 def check_type(key: str, kind: str, path: Path) -> None:

@@ -422,18 +422,24 @@ def choose_prediction(plan: Plan, unet: Part, prediction: str | None) -> tuple[s
         if prediction not in PREDICTIONS:
             raise SettingError(f"--prediction is {prediction!r}", expected="eps or v")
         return PREDICTIONS[prediction], "as asked", True
+    noted = noted_prediction(plan)
+    return (*noted, True) if noted is not None else (*ask_unet(unet), False)
+
+
+def noted_prediction(plan: Plan) -> tuple[str, str] | None:
+    """What the UNet predicts, and how that is known, if the file tells without its weights."""
     extras, tensors = plan.checkpoint.extras, plan.checkpoint.tensors
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):
         noted = str(extras.get(key, "")).lower()
         if noted in PREDICTIONS:
-            return PREDICTIONS[noted], f"the file's metadata says so ({key})", True
+            return PREDICTIONS[noted], f"the file's metadata says so ({key})"
     if "v_pred" in tensors:
-        return "v_prediction", "the file carries the mark v_pred", True
+        return "v_prediction", "the file carries the mark v_pred"
     if plan.kind == "SD 1":
-        return "epsilon", "SD 1 models do", True
+        return "epsilon", "SD 1 models do"
     if extras.get("global_step") == 875_000:  # the SD 2.0 base model's number of steps
-        return "epsilon", "its 875000 training steps are those of the SD 2 base model", True
-    return (*ask_unet(unet), False)
+        return "epsilon", "its 875000 training steps are those of the SD 2 base model"
+    return None
 
 
 @torch.no_grad()

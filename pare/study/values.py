@@ -1,0 +1,99 @@
+"""The numbers in a file of weights, tensor by tensor: range, mean, spread, NaN and Inf.
+
+The file is read once from the front to the back, a few megabytes at a time: memory does
+not grow with the model.  Tensors that a broken file does not hold whole are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pare.checkpoint import open_checkpoint
+from pare.study.weight_files import ITEM_SIZES, TORCH_TYPES, Shape, StoredTensor, WeightFile
+
+AT_ONCE = 2**21
+"""Numbers that are looked at together: 16 MiB in float64."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a tensor's numbers are like.  Statistics are of the finite ones; NaN if none is."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+    """Of the population: sqrt(mean((x - mean)^2))."""
+    nan: int
+    """How many are not a number …"""
+    inf: int
+    """… and how many infinite."""
+
+    @property
+    def finite(self) -> bool:
+        return not self.nan and not self.inf
+
+
+def read_values(file: WeightFile, wanted: Callable[[str], bool] = bool) -> Iterator[Values]:
+    """The statistics of a file's tensors, in the order in which they lie in it.
+
+    Args:
+        wanted: which, by name.
+    """
+    chosen = [t for t in file.tensors if not t.problem and wanted(t.name)]
+    if file.kind == "ckpt":
+        tensors = open_checkpoint(file.path).tensors
+        for entry in chosen:
+            yield summarise(entry, tensors[entry.name].reshape(-1).split(AT_ONCE))
+        return
+    for entry in sorted(chosen, key=lambda t: t.begin or 0):
+        if entry.dtype in TORCH_TYPES:
+            yield summarise(entry, blocks(file.path, entry))
+
+
+def blocks(path: Path, entry: StoredTensor) -> Iterator[Tensor]:
+    """A tensor's numbers, `AT_ONCE` at a time."""
+    size, dtype = ITEM_SIZES[entry.dtype], TORCH_TYPES[entry.dtype]
+    left = entry.numbers
+    with path.open("rb") as file:
+        file.seek(entry.begin or 0)
+        while left > 0:
+            count = min(left, AT_ONCE)
+            yield torch.frombuffer(bytearray(file.read(count * size)), dtype=dtype)
+            left -= count
+
+
+def summarise(entry: StoredTensor, parts: Iterator[Tensor] | tuple[Tensor, ...]) -> Values:
+    """Count, mean and squared deviations of each block, joined to those of the whole.
+
+    Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+    sample variances" (1979), eq. 2.1: no cancellation, as sum(x^2) - sum(x)^2 has.
+    """
+    count, mean, squares = 0, 0.0, 0.0
+    low, high = math.inf, -math.inf
+    nan = inf = 0
+    for part in parts:
+        numbers = part.double()
+        nan += int(numbers.isnan().sum())
+        inf += int(numbers.isinf().sum())
+        numbers = numbers[numbers.isfinite()]
+        if not numbers.numel():
+            continue
+        n, part_mean = numbers.numel(), float(numbers.mean())
+        apart = part_mean - mean
+        squares += float((numbers - part_mean).square().sum()) + apart**2 * count * n / (count + n)
+        mean += apart * n / (count + n)
+        count += n
+        low, high = min(low, float(numbers.min())), max(high, float(numbers.max()))
+    none = math.nan
+    statistics = (low, high, mean, math.sqrt(squares / count)) if count else (none,) * 4
+    return Values(entry.name, entry.dtype, entry.shape, *statistics, nan, inf)
