@@ -25,8 +25,10 @@ from PIL import Image
 import pare.cli
 import pare.verify
 from pare.cli import main
+from pare.commands.options import SCHEDULER_NAMES
 from pare.errors import ModelError
 from pare.files import sha256
+from pare.pipeline import Pipeline
 from pare.recipe import read_recipe
 from pare.schedulers import SCHEDULERS
 from tests.conftest import ROOT, RunPare
@@ -37,7 +39,7 @@ from tests.fake_pipeline import FakePipeline
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakePipeline:
     """The commands run on a fake model, in an empty folder."""
     pipe = FakePipeline()
-    monkeypatch.setattr(pare.cli, "load_pipeline", lambda *_: pipe)
+    monkeypatch.setattr(Pipeline, "from_pretrained", lambda *_, **__: pipe)
     monkeypatch.chdir(tmp_path)
     return pipe
 
@@ -82,7 +84,7 @@ def test_the_help_comes_at_once(run_pare: RunPare) -> None:
 
 
 def test_the_help_names_the_schedulers_that_there_are() -> None:
-    assert set(pare.cli.SCHEDULER_NAMES) == set(SCHEDULERS) - {"ddim-inverse"}
+    assert set(SCHEDULER_NAMES) == set(SCHEDULERS) - {"ddim-inverse"}
 
 
 # --- what a user gets wrong --------------------------------------------------------------
@@ -189,7 +191,8 @@ sys.exit(pare.cli.main(sys.argv[1:]))
 def run_patched(tmp_path: Path, patch: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`pare ARGUMENTS` in a process in which something has been replaced."""
     fake = "from tests.fake_pipeline import FakePipeline\n"
-    fake += "pare.cli.load_pipeline = lambda *_: FakePipeline()\n"
+    fake += "from pare.pipeline import Pipeline\n"
+    fake += "Pipeline.from_pretrained = lambda *_, **__: FakePipeline()\n"
     return subprocess.run(
         [sys.executable, "-c", PATCHED.format(patch=fake + patch), *arguments],
         cwd=tmp_path,

@@ -1,0 +1,39 @@
+"""`pare bench`: speed and memory beside diffusers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pare.commands.options import json_option, model_options
+from pare.commands.printing import print_report, say_on_terminal
+from pare.commands.run import use_threads
+
+bench_options = click.option(
+    "--pairs", type=click.IntRange(1, 100), default=5, show_default=True,
+    help="How often both sides run, taking turns.",
+)  # fmt: skip
+
+
+@click.command()
+@model_options
+@bench_options
+@json_option
+def bench(pairs: int, as_json: bool, **given: Any) -> None:
+    """Measure speed and memory beside diffusers; exit code 1 if a bound is broken.
+
+    --model may also be sd1 or sd21: random weights at true size. The bounds are meant for a
+    machine that does nothing else. Needs the extra: pip install "pare[verify]".
+    """
+    from pare.verify.bench import run_bench
+
+    use_threads(given)
+    report = run_bench(
+        given["model"],
+        device=given["device"],
+        dtype=given["dtype"],
+        pairs=pairs,
+        progress=say_on_terminal(),
+    )
+    print_report(report, as_json)

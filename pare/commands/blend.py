@@ -1,0 +1,104 @@
+"""`pare blend`: what a mask marks, painted anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pare import settings
+from pare.commands.options import (
+    checked,
+    image_argument,
+    model_options,
+    options,
+    output_options,
+    prompt_argument,
+    revision_option,
+    sampling_options,
+    scheduler_options,
+    tokenizer_option,
+)
+from pare.commands.run import Run, load_pipeline, sampling, warn_of_size
+from pare.console import progress
+
+if TYPE_CHECKING:
+    from techniques.blended import Difference
+
+blend_options = options(
+    click.option("--mask", required=True, type=click.Path(path_type=Path),
+                 help="White is edited, black is kept; of IMAGE's shape, in any size and mode."),
+    click.option("--invert-mask", is_flag=True, help="Black is edited, white is kept."),
+    click.option("--strength", type=float, default=0.95, show_default=True,
+                 callback=checked(settings.check_strength),
+                 help="How much of the trajectory is run: 1 forgets what was under the mask."),
+    click.option("--background", type=click.Choice(["paste", "poisson", "latent"]),
+                 default="paste", show_default=True,
+                 help="Outside the mask: IMAGE's pixels, exactly, with a soft seam inside it "
+                      "(paste) or with the edit's gradients (poisson); or what the VAE makes of "
+                      "them (latent)."),
+    click.option("--feather", type=float, default=4.0, show_default=True,
+                 callback=checked(lambda width: settings.check_number("feather", width, 0, 1000)),
+                 help="Width of paste's seam in pixels; 0: hard."),
+    click.option("--shrink", type=click.IntRange(0, 16), default=0, show_default=True,
+                 help="For thin masks: begin with one that is larger by so many latent pixels."),
+    click.option("--cover", is_flag=True, help="Edit every latent pixel that the mask touches."),
+    click.option("--history", type=click.Choice(["keep", "drop"]), default="keep",
+                 show_default=True, help="Whether a multistep solver remembers across a blend."),
+    click.option("--rounding", type=click.Choice(["nearest", "up"]), default="nearest",
+                 show_default=True, help="Of steps x strength to whole steps."),
+    click.option("--sample", is_flag=True, help="Draw IMAGE's latents from the VAE's posterior."),
+)  # fmt: skip
+
+
+@click.command()
+@image_argument
+@prompt_argument
+@blend_options
+@sampling_options
+@scheduler_options
+@model_options
+@revision_option
+@tokenizer_option
+@output_options
+def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any) -> None:
+    """Repaint what the mask marks in IMAGE as PROMPT says; keep the rest.
+
+    The scheduler is dpm++2m with Karras sigmas if none is given.
+    """
+    from pare.image import load_image, load_mask, match_mask
+
+    run = Run.plan()
+    picture, marked = load_image(image), load_mask(mask, invert_mask)
+    match_mask(marked, picture.size)  # before the model loads; `blend` does it again
+
+    from techniques import blended
+
+    pipe = load_pipeline(given, blended.PREFERRED_SCHEDULER)
+    warn_of_size(pipe, picture, "shrink it first")
+    result = blended.blend(
+        pipe, picture, marked, prompt, run.seeds,
+        strength=given["strength"],
+        background=given["background"],
+        feather_radius=given["feather"],
+        shrink=given["shrink"],
+        cover=given["cover"],
+        history_choice=given["history"],
+        rounding=given["rounding"],
+        sample=given["sample"],
+        progress=progress(),
+        **sampling(given),
+    )  # fmt: skip
+    run.write(pipe, result.images, **result.report())
+    if result.outside and result.vae_alone:
+        for path, difference in zip(run.paths, result.outside, strict=True):
+            click.echo(f"{path}, outside the mask: {difference_in_words(difference)}", err=True)
+        alone = difference_in_words(result.vae_alone)
+        click.echo(f"(through the VAE and back, without an edit: {alone})", err=True)
+
+
+def difference_in_words(difference: Difference) -> str:
+    if difference.largest == 0:
+        return "IMAGE's pixels, exactly"
+    return f"{difference.psnr:.1f} dB from IMAGE, at most {difference.largest} of 255"

@@ -1,0 +1,48 @@
+"""`pare generate`: pictures from words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pare import settings
+from pare.commands.options import (
+    checked,
+    model_options,
+    output_options,
+    prompt_argument,
+    revision_option,
+    sampling_options,
+    scheduler_options,
+    tokenizer_option,
+)
+from pare.commands.run import Run, load_pipeline, sampling
+from pare.console import progress
+
+generate_options = click.option(
+    "--size", metavar="WxH", callback=checked(settings.parse_size),
+    help="Multiples of 8; the size that the model was trained at if not given.",
+)  # fmt: skip
+
+
+@click.command()
+@prompt_argument
+@generate_options
+@sampling_options
+@scheduler_options
+@model_options
+@revision_option
+@tokenizer_option
+@output_options
+def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
+    """Make pictures from PROMPT."""
+    from pare.image import to_pil
+
+    run = Run.plan()
+    pipe = load_pipeline(given)
+    width, height = size or (None, None)
+    images = pipe.generate(
+        prompt, run.seeds, width=width, height=height, progress=progress(), **sampling(given)
+    )
+    run.write(pipe, to_pil(images))

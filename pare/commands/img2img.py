@@ -1,0 +1,59 @@
+"""`pare img2img`: a picture made over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pare import settings
+from pare.commands.options import (
+    checked,
+    image_argument,
+    model_options,
+    options,
+    output_options,
+    prompt_argument,
+    revision_option,
+    sampling_options,
+    scheduler_options,
+    tokenizer_option,
+)
+from pare.commands.run import Run, load_pipeline, sampling, warn_of_size
+from pare.console import progress
+
+img2img_options = options(
+    click.option("--strength", type=float, default=0.8, show_default=True,
+                 callback=checked(settings.check_strength),
+                 help="How much of the trajectory is run: 1 keeps nothing of IMAGE."),
+    click.option("--size", metavar="WxH", callback=checked(settings.parse_size),
+                 help="Work at this size (multiples of 8); IMAGE's own if not given."),
+)  # fmt: skip
+
+
+@click.command()
+@image_argument
+@prompt_argument
+@img2img_options
+@sampling_options
+@scheduler_options
+@model_options
+@revision_option
+@tokenizer_option
+@output_options
+def img2img(
+    image: Path, prompt: str, strength: float, size: tuple[int, int] | None, **given: Any
+) -> None:
+    """Make IMAGE over, as PROMPT says; the result has IMAGE's size."""
+    from pare.image import fit, load_image, to_pil, to_tensor
+
+    run = Run.plan()
+    picture, restore = fit(load_image(image), size)
+    pipe = load_pipeline(given)
+    warn_of_size(pipe, picture, "--size works smaller")
+    images = pipe.img2img(
+        to_tensor(picture), prompt, run.seeds, strength=strength, progress=progress(),
+        **sampling(given),
+    )  # fmt: skip
+    run.write(pipe, [restore(made) for made in to_pil(images)])

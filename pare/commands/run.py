@@ -1,0 +1,164 @@
+"""A run: what is planned before the model works, and written after it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pare import settings
+from pare.commands.printing import plain
+from pare.errors import OutputError
+from pare.files import check_output, sha256, write_whole
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pare.pipeline import Pipeline
+    from pare.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command was given, and where its pictures go."""
+
+    command: str
+    arguments: Mapping[str, Any]
+    inputs: Mapping[str, Mapping[str, str]]
+    seeds: list[int]
+    paths: list[Path]
+    force: bool
+    as_json: bool
+    started: float
+
+    @classmethod
+    def plan(cls) -> Run:
+        """The run that the command line asks for, every output checked and input hashed.
+
+        Raises:
+            OutputError, SettingError: a file that cannot or must not be written; seeds that
+                cannot be.
+            OSError: an input that cannot be opened.
+        """
+        started = time.perf_counter()
+        context = click.get_current_context()
+        command, given = str(context.info_name), context.params
+        seeds = settings.consecutive_seeds(given["seed"], given["count"])
+        paths = output_paths(given["out"], command, seeds)
+        for path in paths:
+            check_output(path, force=given["force"])
+        inputs: dict[str, Mapping[str, str]] = {
+            name: {"path": str(given[name]), "sha256": sha256(given[name])}
+            for name in ("image", "mask")
+            if name in given
+        }
+        arguments = {name: plain(value) for name, value in given.items()}
+        return cls(
+            command, arguments, inputs, seeds, paths, given["force"], given["as_json"], started
+        )
+
+    def write(self, pipe: Pipeline, images: Sequence[Image.Image], **report: object) -> None:
+        """Write every picture with its recipe; print the paths, or all as a JSON object."""
+        from pare.recipe import save_png
+
+        seconds = time.perf_counter() - self.started
+        for index, (image, path) in enumerate(zip(images, self.paths, strict=True)):
+            recipe = self.recipe(pipe, index)
+            write_whole(path, functools.partial(save_png, image, recipe), force=self.force)
+            if not self.as_json:
+                click.echo(path)
+        if self.as_json:
+            pictures = [
+                {"path": str(path), "seed": seed, "width": image.width, "height": image.height}
+                for path, seed, image in zip(self.paths, self.seeds, images, strict=True)
+            ]
+            result = {"command": self.command, "pictures": pictures, "seconds": round(seconds, 3)}
+            click.echo(json.dumps(result | report, indent=2))
+
+    def recipe(self, pipe: Pipeline, index: int) -> Recipe:
+        """The recipe of the picture at `index` of the run."""
+        import torch
+
+        from pare.recipe import Recipe, current_versions
+
+        model = plain(pipe.source)
+        model.pop("path", None)  # where it lies on this machine is nobody else's business
+        return Recipe(
+            command=self.command,
+            arguments=self.arguments,
+            inputs=self.inputs,
+            model=model,
+            scheduler=pipe.scheduler.describe(),
+            seeds=self.seeds,
+            index=index,
+            device=str(pipe.device),
+            dtype=str(pipe.dtype).removeprefix("torch."),
+            threads=torch.get_num_threads(),
+            versions=current_versions(),
+        )
+
+
+def output_paths(out: Path, command: str, seeds: Sequence[int]) -> list[Path]:
+    """One file name a seed: in the folder `out`, or made from the name `out`."""
+    if out.is_dir():
+        return [out / f"{command}-{seed}.png" for seed in seeds]
+    if out.suffix.lower() != ".png":
+        raise OutputError(
+            f"--out is {out}",
+            expected="a name that ends in .png (which keeps the recipe), or a folder that exists",
+        )
+    if len(seeds) == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}-{seed}{out.suffix}") for seed in seeds]
+
+
+def load_pipeline(
+    given: Mapping[str, Any], preferred: Mapping[str, object] | None = None
+) -> Pipeline:
+    """The model and scheduler that the options name; `preferred` if they name no scheduler."""
+    from pare.pipeline import Pipeline
+
+    use_threads(given)
+    names = ("scheduler", "karras", "eta")
+    chosen = {name: given[name] for name in names if given[name] is not None}
+    if "scheduler" not in chosen:
+        chosen = {**(preferred or {}), **chosen}
+    return Pipeline.from_pretrained(
+        given["model"],
+        device=given["device"],
+        dtype=given["dtype"],
+        revision=given["revision"],
+        tokenizer=given["tokenizer"],
+        **chosen,
+    )
+
+
+def use_threads(given: Mapping[str, Any]) -> None:
+    import torch
+
+    if given["threads"] is not None:
+        torch.set_num_threads(given["threads"])
+
+
+def warn_of_size(pipe: Pipeline, picture: Image.Image, remedy: str) -> None:
+    """Say so if a picture is far larger than what the model has seen: slow, and repetitive."""
+    _, h, w = pipe.latent_shape()
+    width, height = w * settings.SIZE_STEP, h * settings.SIZE_STEP
+    if picture.width * picture.height > 8 * width * height:
+        warnings.warn(
+            f"the picture is {picture.width} x {picture.height}, and the model was trained at "
+            f"{width} x {height}: this will be slow and may repeat things; {remedy}",
+            stacklevel=2,
+        )
+
+
+def sampling(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling settings by the names that the pipeline gives them."""
+    return {name: given[name] for name in ("steps", "guidance", "rescale", "negative")}

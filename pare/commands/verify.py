@@ -1,0 +1,38 @@
+"""`pare verify`: the same weights in diffusers, and what differs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pare.commands.options import json_option, model_options
+from pare.commands.printing import print_report, say_on_terminal
+from pare.commands.run import use_threads
+
+verify_options = click.option(
+    "--only", multiple=True, metavar="GROUP",
+    help="text, unet, vae, schedulers, generate, img2img or blend; several if repeated.",
+)  # fmt: skip
+
+
+@click.command()
+@model_options
+@verify_options
+@json_option
+def verify(only: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Compare pare with diffusers on the same weights; exit code 1 if a bound is broken.
+
+    Needs the extra: pip install "pare[verify]".
+    """
+    from pare.verify import run_verify
+
+    use_threads(given)
+    report = run_verify(
+        given["model"],
+        device=given["device"],
+        dtype=given["dtype"],
+        only=only or None,
+        progress=say_on_terminal(),
+    )
+    print_report(report, as_json)
