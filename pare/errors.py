@@ -8,6 +8,12 @@ into words) is a bug in pare: it keeps its traceback and exits with code 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pare.health import BadLayer
+
 
 class PareError(ValueError):
     """Base of everything that a user can cause.
@@ -64,6 +70,17 @@ class OutputError(PareError):
 
 class RecipeError(PareError):
     """A picture without a recipe, or with one that cannot be read."""
+
+
+class NonFiniteError(PareError):
+    """A NaN or an infinity where a model's part should have answered with a number."""
+
+    find_layer: Callable[[], BadLayer | None] | None = None
+    """Runs the part again on the same inputs and says in which layer it begins."""
+
+
+class NotEnoughMemoryError(PareError):
+    """A run that needs more memory than there is."""
 
 
 class MissingExtraError(PareError):

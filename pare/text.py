@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pare.config import HubConfig, integer, number, one_of
 from pare.errors import ConfigError, SettingError
+from pare.health import check_answer
 from pare.settings import check_prompt
 
 if TYPE_CHECKING:
@@ -110,10 +111,15 @@ def encode(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Seque
 
     Raises:
         PromptError: a prompt that is no text, or far too long.
+        NonFiniteError: the embeddings hold NaN or infinities.
     """
     length = text_encoder.config.max_position_embeddings
     ids = tokenize(tokenizer, [check_prompt(prompt) for prompt in prompts], length)
-    embeddings: Tensor = text_encoder(ids.to(text_encoder.device)).last_hidden_state
+    ids = ids.to(text_encoder.device)
+    embeddings: Tensor = text_encoder(ids).last_hidden_state
+    check_answer(
+        "the text encoder's embeddings", embeddings, text_encoder, {}, lambda: text_encoder(ids)
+    )
     return embeddings
 
 

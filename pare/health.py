@@ -1,0 +1,317 @@
+"""Numbers that go wrong: a NaN or an infinity, noticed where it first shows, and why.
+
+One such number in a tensor spreads to all of the picture within a layer or two, so what a
+whole part of the model answers is all that has to be looked at: the text encoder's
+embeddings, the UNet's answer at each step, the VAE's at either end.  That is one look a
+step, and nothing is looked at inside.
+
+Only when something is wrong are the reasons looked for (`diagnose`): in the weights, in
+what the part was given, and else in its number type.  On request the part runs once more
+on the same inputs with every layer watched (`first_bad_layer`).  The hooks that this needs
+are there for the one run and gone after it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pare.errors import NonFiniteError
+
+
+class PrecisionWarning(UserWarning):
+    """Something had to be computed in another number type than was asked for."""
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether all of `x` are numbers.  On a GPU this waits for the result."""
+    return bool(x.isfinite().all())
+
+
+# --- numbers in words ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a tensor holds."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    low: float
+    """The smallest and the largest of the finite numbers; NaN if there is none."""
+    high: float
+    nan: int
+    infinite: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> Numbers:
+        x = x.detach()
+        values = x.float()
+        finite = values[values.isfinite()]
+        low, high = torch.aminmax(finite) if finite.numel() else [torch.tensor(torch.nan)] * 2
+        nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
+        return cls(tuple(x.shape), x.dtype, float(low), float(high), nan, infinite)
+
+    @property
+    def wrong(self) -> int:
+        return self.nan + self.infinite
+
+    def wrong_in_words(self) -> str:
+        """`3 NaN and 5 infinite of 4096 numbers`"""
+        counts = ((self.nan, "NaN"), (self.infinite, "infinite"))
+        named = " and ".join(f"{count} {what}" for count, what in counts if count)
+        return f"{named or 'no NaN'} of {torch.Size(self.shape).numel()} numbers"
+
+    def __str__(self) -> str:
+        spread = f"{self.low:.3g} to {self.high:.3g}"
+        wrong = f", {self.wrong_in_words()}" if self.wrong else ""
+        return f"{' x '.join(map(str, self.shape))} {type_name(self.dtype)}, {spread}{wrong}"
+
+
+def type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# --- the reason ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why a part answered with something that is no number."""
+
+    reason: str
+    """In words, to go on after "…, as "; "" where the part's number type is all there is."""
+    fix: str
+    overflowed: bool
+    """Weights and inputs are in order: what is computed between them outgrew the type."""
+
+
+def diagnose(module: nn.Module, inputs: Mapping[str, Tensor]) -> Diagnosis:
+    """Look for the reason, in the weights first, then in what the part was given.
+
+    `inputs` are named in words, as they were before they were cast to the part's type.
+    This reads all of the weights: gigabytes, but only when there is nothing left to lose.
+    """
+    dtype = next(module.parameters()).dtype
+    largest = torch.finfo(dtype).max
+    bad = non_finite_weights(module)
+    if bad:
+        worst = Numbers.of(module.get_parameter(bad[0]))
+        return Diagnosis(
+            f"the file has NaN or infinities in its weights: {len(bad)} tensors, the first being "
+            f"{bad[0]} ({worst.wrong_in_words()})",
+            "get the model again, or from somewhere else",
+            overflowed=False,
+        )
+    for name, x in inputs.items():
+        numbers = Numbers.of(x)
+        if numbers.wrong:
+            return Diagnosis(
+                f"{name} held {numbers.wrong_in_words()} already",
+                "lower --guidance if it is far above 20",
+                overflowed=False,
+            )
+        if max(-numbers.low, numbers.high) > largest:
+            return Diagnosis(
+                f"{name} reached {max(-numbers.low, numbers.high):.3g}, and {type_name(dtype)} "
+                f"ends at {largest:.3g}",
+                "lower --guidance if it is far above 20; or use --dtype float32",
+                overflowed=False,
+            )
+    return Diagnosis("", type_advice(module, dtype), overflowed=True)
+
+
+def non_finite_weights(module: nn.Module) -> list[str]:
+    """The names of the weights that hold a NaN or an infinity."""
+    return [name for name, weight in module.named_parameters() if not is_finite(weight)]
+
+
+def type_advice(module: nn.Module, dtype: torch.dtype) -> str:
+    """What to do when weights and inputs are in order, and the type is what is left."""
+    if dtype != torch.float16:
+        return "--find-nan names the layer in which it begins"
+    advice = "use --dtype float32, or bfloat16"
+    config = getattr(module, "config", None)
+    # SD 2's kind, without the key that SD 2.1's config has.
+    if getattr(config, "use_linear_projection", False) and not config.upcast_attention:
+        advice += ', or set "upcast_attention": true in unet/config.json, as SD 2.1 needs it'
+    return f"{advice}; --find-nan names the layer in which it begins"
+
+
+def error_of(
+    where: str, output: Tensor, module: nn.Module, diagnosis: Diagnosis, again: Callable[[], object]
+) -> NonFiniteError:
+    """The error for what a part answered, e.g. `where` = "the UNet's answer at step 3".
+
+    `again` runs the part on the same inputs, for `first_bad_layer`.
+    """
+    dtype = type_name(next(module.parameters()).dtype)
+    problem = f"{where} held {Numbers.of(output).wrong_in_words()}, in {dtype}"
+    if diagnosis.reason:
+        problem += f", as {diagnosis.reason}"
+    error = NonFiniteError(problem, fix=diagnosis.fix)
+    error.find_layer = lambda: first_bad_layer(module, again)
+    return error
+
+
+def check_answer(
+    where: str,
+    output: Tensor,
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    again: Callable[[], object],
+) -> None:
+    """Raise, with the reason, unless a part's answer is all numbers.
+
+    Raises:
+        NonFiniteError: it is not.
+    """
+    if not is_finite(output):
+        raise error_of(where, output, module, diagnose(module, inputs), again)
+
+
+# --- the layer ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BadLayer:
+    """The first layer whose output holds a NaN or an infinity though its inputs do not."""
+
+    name: str
+    """The module's path, which is the Hub's name for its tensors; "" for the whole model."""
+    kind: str
+    """The module's class."""
+    after: str
+    """The layer inside it that was the last to answer with numbers; "" if it has none."""
+    inputs: tuple[Numbers, ...]
+    weights: Mapping[str, Numbers]
+    """The module's own; a layer that holds others may have none."""
+    output: Numbers
+    """What it computed; of a layer that holds others, what it handed to the next of them."""
+
+    def table(self) -> str:
+        """Several lines for the terminal."""
+        after = f", after {self.after}" if self.after else ""
+        rows = [f"first in: {self.name or 'the input'} ({self.kind}){after}"]
+        rows += [f"  input   {numbers}" for numbers in self.inputs]
+        rows += [f"  {name:7} {numbers}" for name, numbers in self.weights.items()]
+        return "\n".join([*rows, f"  output  {self.output}"])
+
+
+def first_bad_layer(module: nn.Module, run: Callable[[], object]) -> BadLayer | None:
+    """Call `run`, which calls `module`, and say where the first NaN or infinity comes from.
+
+    Sums, products and attention itself are no modules: what goes wrong there is the fault
+    of the layer that computes it, and `BadLayer.after` says how far it had come.
+
+    Returns:
+        None if every layer answered with numbers: what went wrong depends on something that
+        `run` leaves out, such as an edit of the attention.
+    """
+    search = Search()
+    with watched(module, search.enter, search.leave), torch.no_grad():
+        run()
+    return search.found
+
+
+@dataclass
+class Entered:
+    """A layer that is being computed."""
+
+    name: str
+    module: nn.Module
+    inputs: list[Tensor]
+    last: str = ""
+    """The layer inside it that has answered last."""
+
+
+@dataclass
+class Search:
+    """Follows a run from layer to layer until a number goes wrong."""
+
+    stack: list[Entered] = field(default_factory=list)
+    found: BadLayer | None = None
+
+    def enter(self, name: str, module: nn.Module, inputs: list[Tensor]) -> None:
+        if self.found is None and self.stack:
+            self.blame(self.stack[-1], inputs)
+        self.stack.append(Entered(name, module, inputs))
+
+    def leave(self, outputs: list[Tensor]) -> None:
+        layer = self.stack.pop()
+        if self.found is None:
+            self.blame(layer, outputs)
+        if self.stack:
+            self.stack[-1].last = layer.name
+
+    def blame(self, layer: Entered, made: Sequence[Tensor]) -> None:
+        """Hold a layer responsible for what it made, if a number is wrong there."""
+        wrong = next((x for x in made if not is_finite(x)), None)
+        if wrong is None:
+            return
+        self.found = BadLayer(
+            layer.name,
+            type(layer.module).__name__,
+            layer.last,
+            tuple(Numbers.of(x) for x in layer.inputs),
+            {n: Numbers.of(w) for n, w in layer.module.named_parameters(recurse=False)},
+            Numbers.of(wrong),
+        )
+
+
+@contextmanager
+def watched(
+    module: nn.Module,
+    enter: Callable[[str, nn.Module, list[Tensor]], None],
+    leave: Callable[[list[Tensor]], None],
+) -> Iterator[None]:
+    """Within the context, tell of every layer before and after it is computed.
+
+    Of this thread's runs alone: another one may be using the model.  Nothing stays behind.
+    """
+    thread = threading.get_ident()
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: Any, named: Mapping[str, Any]) -> None:
+            if threading.get_ident() == thread:
+                enter(name, layer, list(floating(args)) + list(floating(named)))
+
+        return hook
+
+    def after(_layer: nn.Module, _args: Any, output: Any) -> None:
+        if threading.get_ident() == thread:
+            leave(list(floating(output)))
+
+    handles = []
+    try:
+        for name, layer in module.named_modules():
+            handles.append(layer.register_forward_pre_hook(before(name), with_kwargs=True))
+            handles.append(layer.register_forward_hook(after))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def floating(value: Any, name: str = "") -> Iterator[Tensor]:
+    """The floating-point tensors in a layer's inputs or outputs, which may be nested.
+
+    Not those of a mask: it may hold infinities that mean something.
+    """
+    if "mask" in name:
+        return
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from floating(inner, str(key))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from floating(inner)
