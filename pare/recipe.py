@@ -1,13 +1,16 @@
 """A picture carries the recipe that made it, as JSON in the PNG's text under "pare".
 
-Reading one is reading what a stranger wrote: every size and type is checked.
+Reading one is reading what a stranger wrote: every size and type is checked.  Whether
+the settings make sense is seen by whoever runs them again (`pare.rerun`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,7 +27,11 @@ from pare.settings import MAX_PICTURES, MAX_SEED
 KEY = "pare"
 FORMAT = 1  # raised when a reader of the old format would misunderstand the new one
 MAX_TEXT = 1_000_000  # characters
+MAX_DEPTH = 16  # objects and lists inside each other; pare writes 4
+MAX_FILE = 500_000_000  # bytes of the picture's file; the largest picture is 150 MB, unpacked
 RECORDED = ("torch", "transformers", "numpy", "pillow", "scipy")  # what can change a pixel
+DEVICE = re.compile(r"(cpu|cuda|mps)(:[0-9]{1,3})?")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,19 @@ class Recipe:
         return json.dumps(dataclasses.asdict(self), allow_nan=False)
 
 
-def current_versions() -> dict[str, str]:
-    """The versions of pare, Python and the libraries that can change a pixel."""
+def current_versions(device: str = "cpu") -> dict[str, str]:
+    """The versions of pare, Python and the libraries, and the kinds of processor, that can
+    change a pixel; of graphics cards the one that is `device`."""
+    import torch
+
     versions = {"pare": pare.__version__, "python": platform.python_version()}
     for name in RECORDED:
         versions[name] = metadata.version(name)
     versions["machine"] = platform.machine()
+    versions["cpu"] = torch.backends.cpu.get_cpu_capability()  # AVX2 and AVX512 round differently
+    if torch.device(device).type == "cuda":
+        versions["gpu"] = torch.cuda.get_device_name(device)
+        versions["cuda"] = str(torch.version.cuda)
     return versions
 
 
@@ -81,6 +95,8 @@ def read_recipe(path: Path | str) -> Recipe:
         ImageError: not a PNG.
         OSError: the file cannot be opened.
     """
+    if Path(path).stat().st_size > MAX_FILE:  # of a text Pillow would read all
+        raise RecipeError(f"{path} is larger than any picture that pare makes")
     with open_image(path, formats=("PNG",)) as image, readable(path):
         text = image.info.get(KEY)
     if text is None:
@@ -95,9 +111,11 @@ def parse_recipe(text: str, where: str) -> Recipe:
     if len(text) > MAX_TEXT:
         raise broken(where, f"it has {len(text)} characters, more than {MAX_TEXT}")
     try:
-        raw = json.loads(text, parse_constant=refuse_constant)
+        raw = json.loads(text, parse_constant=refuse_constant, parse_float=finite)
     except (ValueError, RecursionError) as error:  # json's own errors are ValueErrors
         raise broken(where, f"it is not JSON: {error}") from error
+    if too_deep(raw, MAX_DEPTH):
+        raise broken(where, "it is nested too deeply")
     if not isinstance(raw, dict):
         raise broken(where, "it is not a JSON object")
     if isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
@@ -111,8 +129,10 @@ def check_fields(raw: Mapping[str, Any], where: str) -> None:
     if set(raw) != names:
         odd = ", ".join(sorted(repr(key)[:40] for key in set(raw) ^ names)[:5])
         raise broken(where, f"missing or unknown: {odd}")
-    for name in ("command", "device", "dtype"):
-        require(isinstance(raw[name], str), name, where)
+    require(isinstance(raw["command"], str), "command", where)
+    device, dtype = raw["device"], raw["dtype"]
+    require(isinstance(device, str) and bool(DEVICE.fullmatch(device)), "device", where)
+    require(dtype in DTYPES, "dtype", where)
     for name in ("arguments", "model", "scheduler"):
         require(isinstance(raw[name], dict), name, where)
     for name in ("format", "threads"):
@@ -143,8 +163,21 @@ def require(good: bool, name: str, where: str) -> None:
         raise broken(where, f"its {name!r} is not what pare writes")
 
 
+def too_deep(value: object, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(too_deep(one, levels - 1) for one in inner)
+
+
 def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def finite(digits: str) -> float:
+    if not math.isfinite(float(digits)):
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return float(digits)
 
 
 def broken(where: str, reason: str) -> RecipeError:
