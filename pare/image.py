@@ -297,7 +297,7 @@ def mask_to_latents(mask: Image.Image, h: int, w: int) -> Tensor:
     return torch.from_numpy(edit.astype(np.float32))[None, None]
 
 
-def feather(mask: Image.Image, radius: float) -> NDArray[np.float32]:
+def feathered(mask: Image.Image, radius: float) -> NDArray[np.float32]:
     """Weights (H, W) in [0, 1] for the edited picture: a ramp *inside* the mask's edge.
 
     Outside the mask the weight is exactly 0, so that pasting keeps those pixels exactly;

@@ -30,7 +30,7 @@ from pare.image import (
     MASK_THRESHOLD,
     ImageWarning,
     check_mask,
-    feather,
+    feathered,
     fit_to_multiple,
     mask_channel,
     mask_to_latents,
@@ -176,10 +176,10 @@ def blend(
     rescale: float = 0.0,
     negative: str | Sequence[str] = "",
     background: Background = "paste",
-    feather_radius: float = 4.0,
+    feather: float = 4.0,
     shrink: int = 0,
     cover: bool = False,
-    history_choice: KeepOrDrop = "keep",
+    history: KeepOrDrop = "keep",
     rounding: Rounding = "nearest",
     sample: bool = False,
     progress: Progress = iter,
@@ -197,13 +197,13 @@ def blend(
         strength: how much of the trajectory runs.  At 1 next to nothing is left of what was
             under the mask.
         background: what stands outside the mask in the end.  "paste": the input's pixels,
-            exactly, with a seam of `feather_radius`.  "poisson": the input's pixels, exactly,
+            exactly, with a seam of `feather`.  "poisson": the input's pixels, exactly,
             and inside the edit's gradients, see `techniques.poisson`.  "latent": the decoded
             picture as it is, which the VAE has changed everywhere.
-        feather_radius: width in pixels of the soft seam of "paste", inside the mask; 0: hard.
+        feather: width in pixels of the soft seam of "paste", inside the mask; 0: hard.
         shrink: begin with the mask dilated by so many latent pixels, see `shrunken`.
         cover: edit every latent that the mask touches, not those whose middle it covers.
-        history_choice: "keep" or "drop" a multistep solver's, see `blend_latents`.
+        history: "keep" or "drop" a multistep solver's, see `blend_latents`.
         rounding: of the number of steps, steps * strength: "nearest", or "up" as
             `start = int(steps * (1 - strength))` does, which is also found.
         sample: draw the source's latents from the VAE's posterior instead of its mode.
@@ -215,7 +215,7 @@ def blend(
     """
     pipe.require_channels("blending")
     check_sampling(steps, guidance, rescale)
-    check_choices(pipe, background, history_choice, rounding, feather_radius, shrink)
+    check_choices(pipe, background, history, rounding, feather, shrink)
     trajectory = pipe.scheduler.trajectory(steps, first_step(steps, strength, rounding))
     mask = fitting_mask(mask, image.size)
 
@@ -238,7 +238,7 @@ def blend(
         guidance=guidance,
         rescale=rescale,
         shrink=shrink,
-        keep_history=history_choice == "keep",
+        keep_history=history == "keep",
         noise=noise,
         progress=progress,
     )
@@ -247,7 +247,7 @@ def blend(
     decoded = [restore(picture) for picture in to_pil(pipe.decode(latents))]
     through_vae = restore(to_pil(pipe.decode(source[:1]))[0])
     keep = ~is_edit(mask)
-    images = [put_back(original, new, mask, background, feather_radius) for new in decoded]
+    images = [put_back(original, new, mask, background, feather) for new in decoded]
     if not keep.any():
         return Blended(images, latents, None, None)
     outside = [difference(original, edited, keep) for edited in images]
@@ -257,23 +257,23 @@ def blend(
 def check_choices(
     pipe: Pipeline,
     background: str,
-    history_choice: str,
+    history: str,
     rounding: str,
-    feather_radius: float,
+    feather: float,
     shrink: int,
 ) -> None:
     for name, value, choices in (
         ("background", background, get_args(Background)),
-        ("history_choice", history_choice, get_args(KeepOrDrop)),
+        ("history", history, get_args(KeepOrDrop)),
         ("rounding", rounding, get_args(Rounding)),
     ):
         if value not in choices:
             raise SettingError(f"{name} is {value!r}", expected=" or ".join(choices))
-    settings.check_number("feather_radius", feather_radius, 0.0, 1000.0)
+    settings.check_number("feather", feather, 0.0, 1000.0)
     whole = isinstance(shrink, int) and not isinstance(shrink, bool)
     if not whole or not 0 <= shrink <= MAX_SHRINK:
         raise SettingError(f"shrink is {shrink!r}", expected=f"a whole number, 0 to {MAX_SHRINK}")
-    if history_choice == "drop" and pipe.scheduler.name == "pndm":
+    if history == "drop" and pipe.scheduler.name == "pndm":
         raise SettingError(
             "pndm cannot do without its history, which holds where a step began",
             fix="keep it, or take another scheduler",
@@ -374,7 +374,7 @@ def put_back(
     edited: Image.Image,
     mask: Image.Image,
     background: Background,
-    feather_radius: float,
+    feather: float,
 ) -> Image.Image:
     """The edited picture with the background that was asked for; all of one size."""
     if background == "latent":
@@ -383,7 +383,7 @@ def put_back(
     if background == "poisson":
         mixed = poisson_blend(old, new, is_edit(mask))
     else:
-        weight = feather(mask, feather_radius)[..., None]  # 0 outside: old + 0 is old, exactly
+        weight = feathered(mask, feather)[..., None]  # 0 outside: old + 0 is old, exactly
         mixed = old + weight * (new - old)
     return to_pil(torch.from_numpy(mixed).permute(2, 0, 1)[None])[0]
 

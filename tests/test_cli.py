@@ -453,7 +453,7 @@ def test_blend(blended: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFi
     arguments = ["blend", "a.png", "--mask", "m.png", "a moon", "--invert-mask", "--count", "2"]
     assert main([*arguments, "--history", "drop", "--feather", "0", "--out", "b.png"]) == 0
     assert (blended["prompt"], blended["seeds"]) == ("a moon", [0, 1])
-    assert (blended["history_choice"], blended["feather_radius"]) == ("drop", 0)
+    assert (blended["history"], blended["feather"]) == ("drop", 0)
     assert blended["image"].tobytes() == image.tobytes()
     assert blended["mask"].getpixel((0, 0)) == 255
     assert blended["mask"].getpixel((11, 7)) == 0

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from pare.errors import ImageError
 from pare.image import (
     ImageWarning,
-    feather,
+    feathered,
     fit_to_multiple,
     load_image,
     load_mask,
@@ -327,19 +327,19 @@ def test_feathering_stays_inside(seed: int, width: int, height: int, radius: int
     top, left = chance.integers(0, height), chance.integers(0, width)
     edit[top : top + chance.integers(1, 40), left : left + chance.integers(1, 40)] = True
     mask = Image.fromarray(edit.astype(np.uint8) * 255)
-    weights = feather(mask, radius)
+    weights = feathered(mask, radius)
     assert weights.shape == (height, width)
     assert (weights[~edit] == 0).all()
     assert (weights[edit] > 0).all()
     assert weights.max() <= 1
-    assert np.array_equal(feather(mask, 0), edit)
-    assert (feather(mask, radius + 1) <= weights).all()
+    assert np.array_equal(feathered(mask, 0), edit)
+    assert (feathered(mask, radius + 1) <= weights).all()
 
 
 def test_the_feather_rises_by_equal_steps() -> None:
     mask = Image.new("L", (9, 1))
     mask.paste(255, (2, 0, 9, 1))
-    assert np.allclose(feather(mask, 3), [[0, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1]])
+    assert np.allclose(feathered(mask, 3), [[0, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1]])
 
 
 # --- sizes and tensors -----------------------------------------------------------------

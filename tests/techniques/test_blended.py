@@ -217,7 +217,7 @@ def test_a_solver_of_order_1_has_no_history_to_drop(model: TinyModel) -> None:
 
 def test_pndm_cannot_drop_its_history(model: TinyModel) -> None:
     with pytest.raises(SettingError, match="pndm cannot do without its history"):
-        edit(model.pipe("pndm"), history_choice="drop")
+        edit(model.pipe("pndm"), history="drop")
 
 
 # --- randomness ----------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_outside_the_mask_not_one_bit_changes(
         warnings.simplefilter("ignore", ImageWarning)
         result = edit(
             pipe, image=image, mask=mask, steps=1, background=background,
-            feather_radius=radius, cover=True,
+            feather=radius, cover=True,
         )  # fmt: skip
     [edited] = result.images
     assert edited.size == (width, height)
@@ -361,7 +361,7 @@ def test_the_hard_seam_takes_the_whole_mask_from_the_edit(pipe: TinyPipeline) ->
     latent, hard, soft = (
         pixels(edit(pipe, **changes).images[0])
         for changes in (
-            {"background": "latent"}, {"feather_radius": 0.0}, {"feather_radius": 3.0},
+            {"background": "latent"}, {"feather": 0.0}, {"feather": 3.0},
         )
     )  # fmt: skip
     inside = pixels(MASK) >= 128
@@ -467,9 +467,9 @@ def test_both_roundings_of_strength(steps: int, strength: float) -> None:
         ({"guidance": math.inf}, "guidance is inf"),
         ({"rescale": 2}, "rescale is 2"),
         ({"background": "blur"}, "background is 'blur'"),
-        ({"history_choice": "forget"}, "history_choice is 'forget'"),
+        ({"history": "forget"}, "history is 'forget'"),
         ({"rounding": "down"}, "rounding is 'down'"),
-        ({"feather_radius": -1}, "feather_radius is -1"),
+        ({"feather": -1}, "feather is -1"),
         ({"shrink": -1}, "shrink is -1"),
         ({"shrink": 1.5}, "shrink is 1.5"),
         ({"shrink": 1000}, "shrink is 1000"),
