@@ -89,6 +89,8 @@ class ModelSource:
     """Weight file -> fingerprint (see `fingerprint`)."""
     revision: str | None = None
     """The commit's hash, of a model on the Hub."""
+    configs: Mapping[str, str] = field(default_factory=dict)
+    """Config or tokenizer file -> fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,9 @@ def load_model(
         load_tokenizer(folder, text_config),
         text_encoder.to(place),
         scheduler_config,
-        ModelSource(model.name, str(folder), fingerprints, model.revision),
+        ModelSource(
+            model.name, str(folder), fingerprints, model.revision, config_fingerprints(folder)
+        ),
     )
 
 
@@ -211,7 +215,12 @@ def load_from_file(
         loaded_tokenizer,
         text_encoder.to(device),
         single.scheduler_config,
-        ModelSource(found.name, str(path), {path.name: fingerprint(path)}),
+        ModelSource(
+            found.name,
+            str(path),
+            {path.name: fingerprint(path)},
+            configs=tokenizer_fingerprints(tokenizer) if tokenizer else {},
+        ),
     )
 
 
@@ -401,6 +410,20 @@ def fingerprint(path: Path) -> str:
                 file.seek((size - block) * k // (blocks - 1))
                 digest.update(file.read(block))
     return digest.hexdigest()
+
+
+def config_fingerprints(folder: Path) -> dict[str, str]:
+    """The fingerprints of a model's small files: they decide about a picture as weights do."""
+    names = (*layout.CONFIGS, *layout.TOKENIZER_EXTRAS)
+    return {name: fingerprint(folder / name) for name in names if (folder / name).is_file()}
+
+
+def tokenizer_fingerprints(folder: Path) -> dict[str, str]:
+    """The same for a tokenizer's folder, or a model's whole folder that stands for it."""
+    whole = (folder / "tokenizer").is_dir()
+    names = [name for name in (*layout.CONFIGS, *layout.TOKENIZER_EXTRAS) if "tokenizer/" in name]
+    paths = {name: folder / (name if whole else Path(name).name) for name in names}
+    return {name: fingerprint(path) for name, path in paths.items() if path.is_file()}
 
 
 # --- tensors ------------------------------------------------------------------------------
