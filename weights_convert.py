@@ -31,7 +31,7 @@ from pare import hub, ldm
 from pare.checkpoint import open_checkpoint
 from pare.config import UNetConfig, VAEConfig
 from pare.errors import OutputError, SettingError, WeightsError
-from pare.files import check_output, write_whole
+from pare.files import check_output, exchange, write_whole
 from pare.ldm import Place
 from pare.single_file import (
     Part,
@@ -263,24 +263,17 @@ def old_vae_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def move_folder(building: Path, target: Path, *, force: bool) -> None:
-    """Give a finished folder its name.  An old one under it makes room first, if `force`."""
+    """Give a finished folder its name.  An old one under it, if `force`, takes the other name."""
     sync_folder(building)
-    if not (force and target.exists()):
-        try:
-            os.rename(building, target)
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise exists(target) from error
-            raise
+    if force and target.exists():
+        exchange(building, target)
         return
-    aside = target.with_name(f".pare-{secrets.token_hex(8)}.old")
-    os.rename(target, aside)
     try:
         os.rename(building, target)
-    except BaseException:
-        os.rename(aside, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise exists(target) from error
         raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,11 +7,13 @@ file or the new one, never a part, whatever happens in between.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +22,9 @@ from pare.errors import ImageError, OutputError
 
 # File systems without hard links answer os.link with one of these.
 NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+
+# And those that cannot exchange two names with one of these.
+NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], None], *, force: bool = False) -> None:
@@ -59,6 +64,43 @@ def name_new_file(temporary: Path, target: Path) -> None:
         if target.exists():
             raise already_exists(target) from error
         os.replace(temporary, target)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two names in one folder change places, in one step where the system can do that.
+
+    Where it cannot, there is an instant in which `other` stands for nothing.
+
+    Raises:
+        OSError: a name that does not exist, a folder that cannot be written, ….
+    """
+    if exchanged_at_once(one, other):
+        return
+    third = other.with_name(f".pare-{secrets.token_hex(8)}.part")
+    os.rename(other, third)
+    try:
+        os.rename(one, other)
+    except BaseException:
+        os.rename(third, other)
+        raise
+    os.rename(third, one)
+
+
+def exchanged_at_once(one: Path, other: Path) -> bool:
+    """Ask the system itself, as Python has no call for it; False where it cannot."""
+    library = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "linux" and hasattr(library, "renameat2"):
+        here, swap = -100, 2  # AT_FDCWD: relative to the current folder; RENAME_EXCHANGE
+        failed = library.renameat2(here, names[0], here, names[1], swap)
+    elif sys.platform == "darwin":
+        failed = library.renamex_np(*names, 2)  # RENAME_SWAP
+    else:
+        return False
+    code = ctypes.get_errno()
+    if failed and code not in NO_EXCHANGE:
+        raise OSError(code, os.strerror(code), str(one), None, str(other))
+    return not failed
 
 
 def check_output(path: Path, *, force: bool = False) -> Path:

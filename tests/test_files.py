@@ -12,7 +12,8 @@ from typing import BinaryIO
 import pytest
 
 from pare.errors import OutputError
-from pare.files import check_output, sha256, write_whole
+from pare import files
+from pare.files import check_output, exchange, sha256, write_whole
 
 
 def write_new(file: BinaryIO) -> None:
@@ -111,6 +112,24 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(OutputError, match="exists"):
         write_whole(tmp_path / "b.png", write)
     assert (tmp_path / "b.png").read_bytes() == b"somebody else's"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_names_change_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    if not at_once:
+        monkeypatch.setattr(files, "exchanged_at_once", lambda one, other: False)
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    exchange(one, other)
+    assert ((one / "name").read_text(), (other / "name").read_text()) == ("other", "one")
+    with pytest.raises(FileNotFoundError):
+        exchange(tmp_path / "nobody", other)
+    assert (other / "name").read_text() == "one"
+    assert names(tmp_path) == ["one", "other"]
 
 
 def test_follows_links_and_leaves_them_links(tmp_path: Path) -> None:
