@@ -1,0 +1,220 @@
+"""How often the judge is right, and whether it knows when it is not.
+
+    python -m roads.train_judge --report
+
+Layouts that nobody trained on; the combinations that the generator never saw are among
+them.  What cannot be seen (`judge_data.py`) is asked of nobody.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.ndimage import binary_dilation
+
+from pare.files import write_whole
+from pare.vae import AutoencoderKL
+from roads import data
+from roads.data import VISIBLE, Data, render_chunk
+from roads.judge import ATTRIBUTES, GRID, Judge, Verdict, load_judge, presence
+from roads.judge_data import COVERED, degrade, joined, load_round_trips
+from roads.render import SIZE, render
+from roads.scene import OBJECTS, Scene, held_out_scenes
+from roads.sheet import contact_sheet
+from roads.train_vae import pixels_to_tensor
+
+SCENES = 512
+PER_COMBINATION = 32
+REGION_SCENES = 256
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question about one picture."""
+
+    attribute: str
+    picture: int
+    truth: str
+    said: str
+    sure: float  # the probability that the judge gave its answer
+
+    @property
+    def right(self) -> bool:
+        return self.said == self.truth
+
+
+def report_data(vae: AutoencoderKL, renders: Path, folder: Path) -> dict[str, Data]:
+    """The four columns of the report: the same scenes, seen in four ways."""
+    scenes = list(held_out_scenes(PER_COMBINATION))
+    whole = joined(data.load("test", SCENES, renders), Data(scenes, *render_chunk(scenes)))
+    trips = load_round_trips(vae, whole, "report", folder, "float32", ("mode", "sample"))
+    return {
+        "renders": whole,
+        "round trips": trips,
+        "degraded renders": degraded(whole, seed=1),
+        "degraded round trips": degraded(trips, seed=2),
+    }
+
+
+def degraded(pictures: Data, seed: int) -> Data:
+    copies = [degrade(p, np.random.default_rng([seed, k])) for k, p in enumerate(pictures.pixels)]
+    return dataclasses.replace(pictures, pixels=np.stack(copies))
+
+
+def look(judge: Judge, pictures: Data) -> list[Verdict]:
+    """The verdicts on all pictures."""
+    verdicts = []
+    for start in range(0, len(pictures.scenes), 64):
+        verdicts += judge(pixels_to_tensor(pictures.pixels[start : start + 64]))
+    return verdicts
+
+
+def answers(verdicts: Sequence[Verdict], pictures: Data) -> list[Answer]:
+    """What the judge said of everything that can be seen, or could be if it were there."""
+    found = []
+    for k, (verdict, scene, unseen) in enumerate(
+        zip(verdicts, pictures.scenes, pictures.unseen(), strict=True)
+    ):
+        for name in ATTRIBUTES:
+            if name not in unseen:
+                truth, said = str(getattr(scene, name)), str(getattr(verdict, name))
+                found.append(Answer(name, k, truth, said, verdict.probability[name]))
+    return found
+
+
+def region_answers(verdicts: Sequence[Verdict], pictures: Data) -> list[Answer]:
+    """The same of regions: is the object here?
+
+    Asked where the object is; of absent objects, where they would be; and of those that are
+    there, in the mirror image of their place, as far as they do not reach it.
+    """
+    found = []
+    for k, (verdict, scene) in enumerate(zip(verdicts, pictures.scenes, strict=True)):
+        for name in OBJECTS:
+            for region, truth in regions(scene, name):
+                odds = presence(verdict, name, region)
+                said, sure = odds > 0.5, max(odds, 1 - odds)
+                found.append(Answer(name, k, str(truth), str(said), sure))
+    return found
+
+
+def regions(scene: Scene, thing: str) -> Iterable[tuple[npt.NDArray[np.bool_], bool]]:
+    """Regions of one picture, and whether `thing` is in them."""
+    there = scene.has(thing)
+    shown = scene if there else scene.replace(**{thing: "red" if thing == "car" else True})
+    mask = render(shown).masks[thing]
+    if mask.sum() < VISIBLE:
+        return
+    if not there:
+        yield mask, False
+        return
+    cell = SIZE // GRID
+    counts = mask.reshape(GRID, cell, GRID, cell).sum(axis=(1, 3))
+    here = mask & enlarged(counts >= COVERED)
+    elsewhere = mask[:, ::-1] & ~enlarged(binary_dilation(counts > 0, np.ones((3, 3))))
+    if here.any():
+        yield here, True
+    if elsewhere.sum() >= VISIBLE:
+        yield elsewhere, False
+
+
+def enlarged(cells: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Cells (16, 16) as a region (128, 128)."""
+    return np.kron(cells, np.ones((SIZE // GRID, SIZE // GRID), bool))
+
+
+def accuracy(found: Iterable[Answer], attribute: str) -> float:
+    """The share of right answers; nan without any question."""
+    marks = [answer.right for answer in found if answer.attribute == attribute]
+    return float(np.mean(marks)) if marks else float("nan")
+
+
+def calibration_error(found: Sequence[Answer], bins: int = 10) -> float:
+    """Expected calibration error (arXiv:1706.04599, eq. 3), bins of equal width."""
+    sure = np.array([answer.sure for answer in found])
+    right = np.array([answer.right for answer in found], dtype=float)
+    which = np.minimum((sure * bins).astype(int), bins - 1)
+    gaps = [abs(sure[which == b].sum() - right[which == b].sum()) for b in range(bins)]
+    return float(sum(gaps) / len(found))
+
+
+def confusions(found: Iterable[Answer], most: int = 4) -> dict[str, str]:
+    """Attribute -> its commonest mistakes, "truth -> said: how often"."""
+    wrong = Counter((a.attribute, a.truth, a.said) for a in found if not a.right)
+    words: dict[str, list[str]] = {name: [] for name in ATTRIBUTES}
+    for (name, truth, said), count in wrong.most_common():
+        if name in OBJECTS[1:]:
+            words[name].append(f"{'missed' if truth == 'True' else 'imagined'} {count}")
+        else:
+            words[name].append(f"{truth} -> {said} {count}")
+    return {name: ", ".join(lines[:most]) or "none" for name, lines in words.items()}
+
+
+def print_report(
+    folder: Path,
+    vae: AutoencoderKL,
+    renders: Path,
+    cache: Path,
+    device: torch.device,
+    sheet: Path | None,
+) -> None:
+    """Print the judge's report card as tables."""
+    judge = load_judge(folder, str(device))
+    columns = report_data(vae, renders, cache)
+    verdicts = {name: look(judge, pictures) for name, pictures in columns.items()}
+    found = {name: answers(verdicts[name], columns[name]) for name in columns}
+    print(f"Right, in %, on {len(columns['renders'].scenes)} held-out pictures each:\n")
+    print_table(found, ATTRIBUTES)
+    some = {
+        name: dataclasses.replace(
+            pictures,
+            scenes=pictures.scenes[:REGION_SCENES],
+            pixels=pictures.pixels[:REGION_SCENES],
+            objects=pictures.objects[:REGION_SCENES],
+        )
+        for name, pictures in columns.items()
+    }
+    there = {name: region_answers(verdicts[name][:REGION_SCENES], some[name]) for name in some}
+    print("\nThe same in regions: where it is, where it would be, and opposite:\n")
+    print_table(there, OBJECTS)
+    everything = [answer for column in found.values() for answer in column]
+    print("\nMistakes, all columns:\n")
+    for name, words in confusions(everything).items():
+        print(f"- {name}: {words}")
+    if sheet is not None:
+        write_sheet(sheet, columns, found)
+
+
+def print_table(found: Mapping[str, Sequence[Answer]], attributes: Sequence[str]) -> None:
+    """Per attribute the share of right answers in every column, and the calibration error."""
+    everything = [answer for column in found.values() for answer in column]
+    print("| | " + " | ".join(found) + " | calibration error |")
+    print("|---" * (len(found) + 2) + "|")
+    for name in attributes:
+        figures = [f"{100 * accuracy(column, name):.1f}" for column in found.values()]
+        error = calibration_error([a for a in everything if a.attribute == name])
+        print(f"| {name} | " + " | ".join(figures) + f" | {100 * error:.1f} |")
+
+
+def write_sheet(
+    path: Path, columns: Mapping[str, Data], found: Mapping[str, Sequence[Answer]]
+) -> None:
+    """The misjudged pictures on one page, in the order that is printed."""
+    pictures = []
+    for name, column in found.items():
+        for answer in column:
+            if not answer.right:
+                place = f"{len(pictures) // 12 + 1}.{len(pictures) % 12 + 1}"
+                print(f"{place} {name} {answer}")
+                pictures.append(np.asarray(columns[name].pixels[answer.picture]))
+    if pictures:
+        page = contact_sheet(pictures, columns=12)
+        write_whole(path, functools.partial(page.save, format="PNG"), force=True)
