@@ -290,6 +290,7 @@ class Pipeline:
             SettingError: a setting out of range, or prompts and seeds that do not pair.
         """
         self.require_channels("generate")
+        self.require_denoising("generate")
         check_sampling(steps, guidance, rescale)
         noise, shape = self.noise(seeds), self.latent_shape(height, width)
         trajectory = self.scheduler.trajectory(steps)
@@ -335,6 +336,7 @@ class Pipeline:
             ImageError: a picture of sides that are not multiples of 8.
         """
         self.require_channels("img2img")
+        self.require_denoising("img2img")
         check_sampling(steps, guidance, rescale)
         noise = self.noise(seeds)
         if len(image) not in (1, len(noise)):
@@ -365,6 +367,15 @@ class Pipeline:
                 "picture, too",
                 expected=f"a text-to-image model for {task}",
                 fix="`pare blend` gives it both",
+            )
+
+    def require_denoising(self, task: str) -> None:
+        """Raise a SettingError for a scheduler that goes from a picture to its noise."""
+        if not self.scheduler.makes_pictures:
+            raise SettingError(
+                f"the scheduler {self.scheduler.name} goes from a picture to its noise, and "
+                f"{task} the other way",
+                fix="choose another, or give `denoise` a picture's latents",
             )
 
 

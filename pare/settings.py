@@ -21,10 +21,10 @@ MAX_PROMPT = 20_000  # characters; 77 tokens are never more than a few hundred
 SIZE_STEP = 8  # a VAE of four levels halves three times
 
 
-def check_steps(steps: int) -> int:
-    """The number of sampling steps, 1 to 1000."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-        raise SettingError(f"steps is {steps!r}", expected=f"a whole number from 1 to {MAX_STEPS}")
+def check_steps(steps: int, most: int = MAX_STEPS) -> int:
+    """The number of sampling steps, 1 to `most`, the model's number of training timesteps."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
+        raise SettingError(f"steps is {steps!r}", expected=f"a whole number from 1 to {most}")
     return steps
 
 

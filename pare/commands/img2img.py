@@ -26,7 +26,8 @@ from pare.console import progress
 img2img_options = options(
     click.option("--strength", type=float, default=0.8, show_default=True,
                  callback=checked(settings.check_strength),
-                 help="How much of the trajectory is run: 1 keeps nothing of IMAGE."),
+                 help="How much of the trajectory is run, from IMAGE under the noise where it starts: 1 is "
+                      "all of it, and leaves a trace of IMAGE's light and colours."),
     click.option("--size", metavar="WxH", callback=checked(settings.parse_size),
                  help="Work at this size (multiples of 8); IMAGE's own if not given."),
 )  # fmt: skip

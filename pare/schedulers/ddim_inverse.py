@@ -27,6 +27,7 @@ class DDIMInverse(Scheduler):
     name: ClassVar[str] = "ddim-inverse"
     hub_class: ClassVar[str] = "DDIMInverseScheduler"
     config_type: ClassVar[type[SchedulerConfig]] = DDIMConfig
+    makes_pictures: ClassVar[bool] = False
 
     config: DDIMConfig
 

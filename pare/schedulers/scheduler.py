@@ -23,7 +23,8 @@ from torch import Tensor
 from pare.errors import SchedulerError, SettingError
 from pare.schedulers.config import PREDICTION_TYPES, SPACINGS, SchedulerConfig
 from pare.schedulers.schedule import Level, NoiseSchedule, Prediction
-from pare.schedulers.trajectory import Trajectory, check_steps
+from pare.schedulers.trajectory import Trajectory, check_start
+from pare.settings import check_steps
 
 History = tuple[Tensor, ...]
 
@@ -42,6 +43,7 @@ class Scheduler(ABC):
         "prediction_type": "prediction_type",
     }
     highest_order: ClassVar[int] = 1
+    makes_pictures: ClassVar[bool] = True  # from noise; else it goes from a picture to its noise
 
     config: SchedulerConfig
     schedule: NoiseSchedule
@@ -61,7 +63,8 @@ class Scheduler(ABC):
         Raises:
             SettingError: `steps` is not in 1 .. T or `start` not in 0 .. steps-1.
         """
-        check_steps(steps, start, self.config.num_train_timesteps)
+        check_steps(steps, self.config.num_train_timesteps)
+        check_start(start, steps)
         levels = self.levels(steps)[start:]
         return Trajectory(levels, self.initial_scale(levels[0]), first=start)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pare.errors import SettingError
 from pare.schedulers.config import SchedulerConfig
 from pare.schedulers.schedule import Level
+from pare.settings import check_strength
 
 
 @dataclass(frozen=True)
@@ -71,28 +72,16 @@ def karras_sigmas(steps: int, largest: float, smallest: float) -> list[float]:
 def start_index(steps: int, strength: float) -> int:
     """The step index at which a run of `steps` starts to change a picture by `strength`.
 
-    Strength 1 starts at index 0, from pure noise; at least one step is always left.
+    Strength 1 starts at index 0, with the most noise; at least one step is always left.
 
     Raises:
         SettingError: `strength` is not in (0, 1].
     """
-    good = isinstance(strength, int | float) and not isinstance(strength, bool)
-    if not good or not 0 < strength <= 1:
-        raise SettingError(
-            f"strength is {strength!r}",
-            expected="a number above 0 and at most 1",
-            fix="1 repaints everything",
-        )
-    return steps - max(1, round(steps * strength))
+    return steps - max(1, round(steps * check_strength(strength)))
 
 
-def check_steps(steps: int, start: int, most: int) -> None:
-    """Raise a SettingError unless 1 <= `steps` <= `most` and 0 <= `start` < `steps`."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
-        raise SettingError(
-            f"steps is {steps!r}",
-            expected=f"a whole number from 1 to {most}, the model's training timesteps",
-        )
+def check_start(start: int, steps: int) -> None:
+    """Raise a SettingError unless 0 <= `start` < `steps`."""
     if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < steps:
         raise SettingError(
             f"the run starts at step {start!r}", expected=f"a whole number from 0 to {steps - 1}"
