@@ -9,6 +9,7 @@ import click
 
 from pare import settings
 from pare.commands.options import (
+    InputFile,
     checked,
     image_argument,
     model_options,
@@ -20,14 +21,14 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import Run, load_pipeline, sampling, warn_of_size
+from pare.commands.run import PictureCommand, Run, load_pipeline, sampling, warn_of_size
 from pare.console import progress
 
 if TYPE_CHECKING:
     from techniques.blended import Difference
 
 blend_options = options(
-    click.option("--mask", required=True, type=click.Path(path_type=Path),
+    click.option("--mask", required=True, type=InputFile(),
                  help="White is edited, black is kept; of IMAGE's shape, in any size and mode."),
     click.option("--invert-mask", is_flag=True, help="Black is edited, white is kept."),
     click.option("--strength", type=float, default=0.95, show_default=True,
@@ -52,7 +53,7 @@ blend_options = options(
 )  # fmt: skip
 
 
-@click.command()
+@click.command(cls=PictureCommand)
 @image_argument
 @prompt_argument
 @blend_options
@@ -93,9 +94,9 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
     run.write(pipe, result.images, **result.report())
     if result.outside and result.vae_alone:
         for path, difference in zip(run.paths, result.outside, strict=True):
-            click.echo(f"{path}, outside the mask: {difference_in_words(difference)}", err=True)
+            run.say(f"{path}, outside the mask: {difference_in_words(difference)}")
         alone = difference_in_words(result.vae_alone)
-        click.echo(f"(through the VAE and back, without an edit: {alone})", err=True)
+        run.say(f"(through the VAE and back, without an edit: {alone})")
 
 
 def difference_in_words(difference: Difference) -> str:

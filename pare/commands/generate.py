@@ -17,7 +17,7 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import Run, load_pipeline, sampling
+from pare.commands.run import PictureCommand, Run, load_pipeline, sampling
 from pare.console import progress
 
 generate_options = click.option(
@@ -26,7 +26,7 @@ generate_options = click.option(
 )  # fmt: skip
 
 
-@click.command()
+@click.command(cls=PictureCommand)
 @prompt_argument
 @generate_options
 @sampling_options

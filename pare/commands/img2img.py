@@ -20,7 +20,7 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import Run, load_pipeline, sampling, warn_of_size
+from pare.commands.run import PictureCommand, Run, load_pipeline, sampling, warn_of_size
 from pare.console import progress
 
 img2img_options = options(
@@ -33,7 +33,7 @@ img2img_options = options(
 )  # fmt: skip
 
 
-@click.command()
+@click.command(cls=PictureCommand)
 @image_argument
 @prompt_argument
 @img2img_options

@@ -92,5 +92,13 @@ output_options = options(
     json_option,
 )  # fmt: skip
 
+
+class InputFile(click.Path):
+    """The name of a file that a picture is made from: the recipe keeps its SHA-256."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+
 prompt_argument = click.argument("prompt", callback=checked(settings.check_prompt))
-image_argument = click.argument("image", type=click.Path(path_type=Path))
+image_argument = click.argument("image", type=InputFile())

@@ -7,13 +7,14 @@ import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pare import settings
+from pare.commands.options import InputFile
 from pare.commands.printing import plain
 from pare.errors import OutputError
 from pare.files import check_output, sha256, write_whole
@@ -21,8 +22,24 @@ from pare.files import check_output, sha256, write_whole
 if TYPE_CHECKING:
     from PIL import Image
 
+    from pare.hub import Found
     from pare.pipeline import Pipeline
     from pare.recipe import Recipe
+    from pare.schedulers import Scheduler
+
+
+class PictureCommand(click.Command):
+    """A command whose pictures carry a recipe: `pare rerun` can run it again."""
+
+
+@dataclass
+class Again:
+    """What `pare rerun` has the command that it runs do otherwise; the context's object."""
+
+    scheduler: Scheduler
+    model: Found | None  # None: the one that the options name
+    made: list[tuple[Image.Image, Recipe]] = field(default_factory=list)
+    """What the command would have written."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,7 @@ class Run:
     force: bool
     as_json: bool
     started: float
+    again: Again | None = None
 
     @classmethod
     def plan(cls) -> Run:
@@ -49,25 +67,32 @@ class Run:
         """
         started = time.perf_counter()
         context = click.get_current_context()
+        assert isinstance(context.command, PictureCommand)
         command, given = str(context.info_name), context.params
+        again = context.find_object(Again)
         seeds = settings.consecutive_seeds(given["seed"], given["count"])
         paths = output_paths(given["out"], command, seeds)
-        for path in paths:
-            check_output(path, force=given["force"])
+        if again is None:
+            for path in paths:
+                check_output(path, force=given["force"])
         inputs: dict[str, Mapping[str, str]] = {
             name: {"path": str(given[name]), "sha256": sha256(given[name])}
-            for name in ("image", "mask")
-            if name in given
+            for name in input_names(context.command)
+            if given[name] is not None
         }
-        arguments = {name: plain(value) for name, value in given.items()}
         return cls(
-            command, arguments, inputs, seeds, paths, given["force"], given["as_json"], started
-        )
+            command, plain(given), inputs, seeds, paths, given["force"], given["as_json"], started,
+            again,
+        )  # fmt: skip
 
     def write(self, pipe: Pipeline, images: Sequence[Image.Image], **report: object) -> None:
         """Write every picture with its recipe; print the paths, or all as a JSON object."""
         from pare.recipe import save_png
 
+        if self.again is not None:
+            recipes = [self.recipe(pipe, index) for index in range(len(images))]
+            self.again.made.extend(zip(images, recipes, strict=True))
+            return
         seconds = time.perf_counter() - self.started
         for index, (image, path) in enumerate(zip(images, self.paths, strict=True)):
             recipe = self.recipe(pipe, index)
@@ -81,6 +106,11 @@ class Run:
             ]
             result = {"command": self.command, "pictures": pictures, "seconds": round(seconds, 3)}
             click.echo(json.dumps(result | report, indent=2))
+
+    def say(self, words: str) -> None:
+        """Tell something about the pictures that were written."""
+        if self.again is None:
+            click.echo(words, err=True)
 
     def recipe(self, pipe: Pipeline, index: int) -> Recipe:
         """The recipe of the picture at `index` of the run."""
@@ -101,8 +131,15 @@ class Run:
             device=str(pipe.device),
             dtype=str(pipe.dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
-            versions=current_versions(),
+            versions=current_versions(str(pipe.device)),
         )
+
+
+def input_names(command: click.Command) -> list[str]:
+    """The arguments and options of a command that name files to make a picture from."""
+    return [
+        str(parameter.name) for parameter in command.params if isinstance(parameter.type, InputFile)
+    ]
 
 
 def output_paths(out: Path, command: str, seeds: Sequence[int]) -> list[Path]:
@@ -123,9 +160,20 @@ def load_pipeline(
     given: Mapping[str, Any], preferred: Mapping[str, object] | None = None
 ) -> Pipeline:
     """The model and scheduler that the options name; `preferred` if they name no scheduler."""
+    from pare.hub import load_model
     from pare.pipeline import Pipeline
 
     use_threads(given)
+    again = click.get_current_context().find_object(Again)
+    if again is not None:
+        components = load_model(
+            again.model or given["model"],
+            device=given["device"],
+            dtype=given["dtype"],
+            revision=given["revision"],
+            tokenizer=given["tokenizer"],
+        )
+        return Pipeline(components, again.scheduler)
     names = ("scheduler", "karras", "eta")
     chosen = {name: given[name] for name in names if given[name] is not None}
     if "scheduler" not in chosen:
