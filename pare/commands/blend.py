@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pare import settings
+from pare.commands.examples import examples
 from pare.commands.options import (
     InputFile,
     checked,
@@ -53,7 +54,13 @@ blend_options = options(
 )  # fmt: skip
 
 
-@click.command(cls=PictureCommand)
+EXAMPLES = examples(
+    'pare blend photo.jpg "a red car" --mask mask.png --out car.png',
+    'pare blend photo.jpg "a tree" --mask mask.png --count 4 --background poisson --out trees.png',
+)
+
+
+@click.command(cls=PictureCommand, epilog=EXAMPLES)
 @image_argument
 @prompt_argument
 @blend_options

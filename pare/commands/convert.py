@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from pare.commands.examples import examples
 from pare.commands.options import DTYPE_NAMES, json_option, options
 from pare.commands.printing import plain
 
@@ -34,7 +35,14 @@ convert_options = options(
 )  # fmt: skip
 
 
-@click.command()
+EXAMPLES = examples(
+    'pare convert --check model.ckpt',
+    'pare convert model.ckpt converted',
+    'pare convert model single.safetensors --dtype float16',
+)
+
+
+@click.command(epilog=EXAMPLES)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path), required=False)
 @convert_options

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pare import settings
+from pare.commands.examples import examples
 from pare.commands.options import (
     checked,
     model_options,
@@ -26,7 +27,13 @@ generate_options = click.option(
 )  # fmt: skip
 
 
-@click.command(cls=PictureCommand)
+EXAMPLES = examples(
+    'pare generate "a snowy road in the forest" --seed 7',
+    'pare generate "a red car by the sea" --count 4 --scheduler ddim --out cars.png',
+)
+
+
+@click.command(cls=PictureCommand, epilog=EXAMPLES)
 @prompt_argument
 @generate_options
 @sampling_options

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pare import settings
+from pare.commands.examples import examples
 from pare.commands.options import (
     checked,
     image_argument,
@@ -26,14 +27,19 @@ from pare.console import progress
 img2img_options = options(
     click.option("--strength", type=float, default=0.8, show_default=True,
                  callback=checked(settings.check_strength),
-                 help="How much of the trajectory is run, from IMAGE under the noise where it starts: 1 is "
-                      "all of it, and leaves a trace of IMAGE's light and colours."),
+                 help="How much of the trajectory is run, from IMAGE under the noise where it "
+                      "starts: 1 is all of it, and leaves a trace of IMAGE's light and colours."),
     click.option("--size", metavar="WxH", callback=checked(settings.parse_size),
                  help="Work at this size (multiples of 8); IMAGE's own if not given."),
 )  # fmt: skip
 
 
-@click.command(cls=PictureCommand)
+EXAMPLES = examples(
+    'pare img2img photo.jpg "a road in winter" --strength 0.6 --out winter.png',
+)
+
+
+@click.command(cls=PictureCommand, epilog=EXAMPLES)
 @image_argument
 @prompt_argument
 @img2img_options

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from pare.commands.examples import examples
 from pare.commands.options import json_option, model_options
 from pare.commands.printing import print_report, say_on_terminal
 from pare.commands.run import use_threads
@@ -16,7 +17,12 @@ verify_options = click.option(
 )  # fmt: skip
 
 
-@click.command()
+EXAMPLES = examples(
+    'pare verify --only unet --only vae',
+)
+
+
+@click.command(epilog=EXAMPLES)
 @model_options
 @verify_options
 @json_option
