@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import pytest
 
-from pare.errors import OutputError
 from pare import files
+from pare.errors import OutputError
 from pare.files import check_output, exchange, sha256, write_whole
 
 
