@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pare.config import UNetConfig
 from pare.errors import NonFiniteError
 
 
@@ -138,8 +139,8 @@ def type_advice(module: nn.Module, dtype: torch.dtype) -> str:
         return "--find-nan names the layer in which it begins"
     advice = "use --dtype float32, or bfloat16"
     config = getattr(module, "config", None)
-    # SD 2's kind, without the key that SD 2.1's config has.
-    if getattr(config, "use_linear_projection", False) and not config.upcast_attention:
+    sd2 = config if isinstance(config, UNetConfig) and config.use_linear_projection else None
+    if sd2 is not None and not sd2.upcast_attention:
         advice += ', or set "upcast_attention": true in unet/config.json, as SD 2.1 needs it'
     return f"{advice}; --find-nan names the layer in which it begins"
 

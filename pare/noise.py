@@ -7,6 +7,7 @@ means the same noise on every device and at every precision.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -34,6 +35,12 @@ class Noise:
 
     def __len__(self) -> int:
         return len(self.generators)
+
+    def __getitem__(self, rows: slice) -> Noise:
+        """The streams of some of the pictures: the same generators, not copies."""
+        some = copy.copy(self)
+        some.generators = self.generators[rows]
+        return some
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """The next noise: (B, *shape), float32, each row from its own picture's generator."""

@@ -35,6 +35,15 @@ from pare.hub import (
     load_model,
     read_scheduler_config,
 )
+from pare.memory import (
+    Plan,
+    decoder_bytes,
+    decoder_tile,
+    encoder_tile,
+    fitting_count,
+    free_bytes,
+    plan_run,
+)
 from pare.noise import Noise
 from pare.schedulers import (
     Level,
@@ -46,6 +55,8 @@ from pare.schedulers import (
     start_index,
 )
 from pare.text import PromptEmbeddings, encode, paired
+from pare.vae import Posterior
+from pare.vae.precision import run_vae
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 """Wraps the step indices of a loop, as tqdm does."""
@@ -150,16 +161,41 @@ class Pipeline:
         A side that is not given is the one that the model was trained at.
 
         Raises:
-            SettingError: a side that is not a multiple of 8, or too long.
+            SettingError: a side that is not a multiple of the VAE's factor (8 for SD), or too
+                long.
         """
         factor = self.vae.config.factor
         trained_height, trained_width = (side * factor for side in self.unet.config.sample_size)
         height = trained_height if height is None else height
         width = trained_width if width is None else width
-        settings.check_size(width, height)
-        if width % factor or height % factor:
-            raise SettingError(f"the size is {width} x {height}", expected=f"multiples of {factor}")
+        settings.check_size(width, height, factor)
         return self.vae.config.latent_channels, height // factor, width // factor
+
+    def plan(
+        self,
+        count: int,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        guidance: float = 7.5,
+        batch: int | None = None,
+        tile: int | None = None,
+    ) -> Plan:
+        """How a run of `count` pictures fits into the memory that is free now.
+
+        What is given is kept; what is None is chosen, and a warning says so where that is
+        not simply all pictures together and whole.
+
+        Raises:
+            SettingError: a size, batch or tile that cannot be.
+            NotEnoughMemoryError: not even one picture fits, on a CPU.
+        """
+        _, h, w = self.latent_shape(height, width)
+        rows = 1 if guidance == 1 else 2
+        return plan_run(
+            self.unet.config, self.vae.config, (h, w), count, rows,
+            device=self.device, dtype=self.dtype, batch=batch, tile=tile,
+        )  # fmt: skip
 
     @torch.no_grad()
     def encode(
@@ -170,7 +206,26 @@ class Pipeline:
         The posterior's mode; with a `generator` a sample from it.
 
         Raises:
+            ImageError, SettingError, NonFiniteError: as `posterior`.
+        """
+        posterior = self.posterior(image, tile=tile)
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        return latents.float() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def posterior(self, image: Tensor, *, tile: int | None = None) -> Posterior:
+        """image (B, 3, H, W) in [-1, 1] -> what the VAE makes of it, unscaled (B, 4, H/8, W/8).
+
+        In float32 where the VAE overflows in float16, with a warning.
+
+        Args:
+            tile: side of the tiles in pixels; None: whole, or tiles where that needs too much
+                memory (with a warning).
+
+        Raises:
             ImageError: not of this shape, or of sides that are not multiples of 8.
+            SettingError: a `tile` that is no multiple of 8, or less than 64.
+            NonFiniteError: the answer holds NaN or infinities.
         """
         factor = self.vae.config.factor
         if image.ndim != 4 or image.shape[1] != self.vae.config.in_channels:
@@ -183,16 +238,50 @@ class Pipeline:
                 expected=f"multiples of {factor}",
                 fix="see pare.image.fit_to_multiple",
             )
-        image = image.to(self.device, self.dtype)
-        posterior = self.vae.encode(image, tile=tile)
-        latents = posterior.mode() if generator is None else posterior.sample(generator)
-        return latents.float() * self.vae.config.scaling_factor
+        if tile is None:
+            tile = encoder_tile(
+                self.vae.config, image.shape[2], image.shape[3], self.device, self.dtype
+            )
+        moments = run_vae(
+            self.vae,
+            image.to(self.device),
+            lambda vae, x: vae.moments(x, tile=tile),
+            what="the VAE's encoding",
+            given="the picture",
+        )
+        return Posterior.from_moments(moments)
 
     @torch.no_grad()
     def decode(self, x0: Tensor, *, sliced: bool = False, tile: int | None = None) -> Tensor:
-        """scaled latents (B, 4, h, w) -> image (B, 3, 8h, 8w), about [-1, 1], float32, CPU."""
-        latents = (x0 / self.vae.config.scaling_factor).to(self.device, self.dtype)
-        return self.vae.decode(latents, sliced=sliced, tile=tile).float().cpu()
+        """scaled latents (B, 4, h, w) -> image (B, 3, 8h, 8w), about [-1, 1], float32, CPU.
+
+        In float32 where the VAE overflows in float16, with a warning.
+
+        Args:
+            sliced: one picture at a time, as also happens where all need too much memory.
+            tile: as for `posterior`; pixels of the picture here, too.
+
+        Raises:
+            SettingError, NonFiniteError: as `posterior`.
+        """
+        config, factor = self.vae.config, self.vae.config.factor
+        latents = (x0 / config.scaling_factor).to(self.device)
+        height, width = (factor * side for side in latents.shape[2:])
+        if tile is None:
+            tile = decoder_tile(config, height, width, self.device, self.dtype)
+        need = decoder_bytes(config, height, width, self.dtype)
+        fit = fitting_count(need, free_bytes(self.device), len(latents))
+        pictures = []
+        for some in latents.chunk(len(latents) if sliced or fit < len(latents) else 1):
+            picture = run_vae(
+                self.vae,
+                some,
+                lambda vae, x: vae.decode(x, tile=tile),
+                what="the VAE's decoding",
+                given="the latents",
+            )
+            pictures.append(picture.float().cpu())
+        return torch.cat(pictures)
 
     # Not under no_grad: techniques differentiate through it.
     def predict(
@@ -279,6 +368,8 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         control: Control | None = None,
+        batch: int | None = None,
+        tile: int | None = None,
         progress: Progress = iter,
     ) -> Tensor:
         """Prompts -> pictures (B, 3, height, width) in about [-1, 1], float32 on the CPU.
@@ -286,27 +377,41 @@ class Pipeline:
         One seed a picture; a single prompt serves all seeds.  The sizes are those that the
         model was trained at if not given.
 
+        Args:
+            control: sees all pictures of the run together, so that there is one batch.
+            batch: pictures that go through the UNet together, which changes them by rounding
+                alone; None: as many as fit, see `plan`.
+            tile: see `posterior`.
+
         Raises:
             SettingError: a setting out of range, or prompts and seeds that do not pair.
+            NotEnoughMemoryError: not even one picture fits, on a CPU.
+            NonFiniteError: the model answers with NaN or infinities.
         """
         self.require_channels("generate")
         self.require_denoising("generate")
         check_sampling(steps, guidance, rescale)
-        noise, shape = self.noise(seeds), self.latent_shape(height, width)
+        shape = self.latent_shape(height, width)
         trajectory = self.scheduler.trajectory(steps)
+        noise = self.noise(seeds)
         embeddings = self.encode_prompts(one_a_seed(prompts, seeds), negative)
-        x_t = noise.draw(shape) * trajectory.initial_scale
-        x0 = self.denoise(
-            x_t,
-            trajectory,
-            embeddings,
-            guidance=guidance,
-            rescale=rescale,
-            noise=noise,
-            control=control,
-            progress=progress,
-        )
-        return self.decode(x0, sliced=True)
+        together = batch if control is None else len(noise)
+        plan = self.plan(len(noise), height, width, guidance=guidance, batch=together, tile=tile)
+        pictures = []
+        for some in plan.batches:
+            x_t = noise[some].draw(shape) * trajectory.initial_scale
+            x0 = self.denoise(
+                x_t,
+                trajectory,
+                embeddings[some],
+                guidance=guidance,
+                rescale=rescale,
+                noise=noise[some],
+                control=control,
+                progress=progress,
+            )
+            pictures.append(self.decode(x0, sliced=True, tile=plan.tile))
+        return torch.cat(pictures)
 
     def img2img(
         self,
@@ -319,6 +424,8 @@ class Pipeline:
         guidance: float = 7.5,
         rescale: float = 0.0,
         negative: str | Sequence[str] = "",
+        batch: int | None = None,
+        tile: int | None = None,
         progress: Progress = iter,
     ) -> Tensor:
         """Repaint a picture: noise it to mid-trajectory, then denoise (arXiv:2108.01073).
@@ -326,6 +433,7 @@ class Pipeline:
         Args:
             image: (1, 3, H, W) in [-1, 1], for all seeds, or (B, 3, H, W).
             strength: how much of the trajectory runs, above 0 and at most 1.
+            batch, tile: as for `generate`.
 
         Returns:
             pictures (B, 3, H, W) in about [-1, 1], float32 on the CPU.
@@ -334,6 +442,7 @@ class Pipeline:
             SettingError: a setting out of range, or prompts, pictures and seeds that do not
                 pair.
             ImageError: a picture of sides that are not multiples of 8.
+            NotEnoughMemoryError, NonFiniteError: as `generate`.
         """
         self.require_channels("img2img")
         self.require_denoising("img2img")
@@ -346,18 +455,23 @@ class Pipeline:
             )
         trajectory = self.scheduler.trajectory(steps, start_index(steps, strength))
         embeddings = self.encode_prompts(one_a_seed(prompts, seeds), negative)
-        source = self.encode(image).expand(len(noise), -1, -1, -1)
-        x_t = add_noise(source, noise.draw(tuple(source.shape[1:])), trajectory.levels[0].alpha_bar)
-        x0 = self.denoise(
-            x_t,
-            trajectory,
-            embeddings,
-            guidance=guidance,
-            rescale=rescale,
-            noise=noise,
-            progress=progress,
-        )
-        return self.decode(x0, sliced=True)
+        height, width = image.shape[-2:]
+        source = self.encode(image, tile=tile).expand(len(noise), -1, -1, -1)
+        plan = self.plan(len(noise), height, width, guidance=guidance, batch=batch, tile=tile)
+        pictures = []
+        for some in plan.batches:
+            fresh = noise[some].draw(tuple(source.shape[1:]))
+            x0 = self.denoise(
+                add_noise(source[some], fresh, trajectory.levels[0].alpha_bar),
+                trajectory,
+                embeddings[some],
+                guidance=guidance,
+                rescale=rescale,
+                noise=noise[some],
+                progress=progress,
+            )
+            pictures.append(self.decode(x0, sliced=True, tile=plan.tile))
+        return torch.cat(pictures)
 
     def require_channels(self, task: str) -> None:
         """Raise a ModelError for an inpainting model, whose UNet wants a mask as well."""

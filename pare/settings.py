@@ -98,14 +98,21 @@ def consecutive_seeds(seeds: Sequence[int], count: int) -> list[int]:
     return check_seeds(seeds)
 
 
-def check_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height in pixels: multiples of 8, at most 8192."""
+def check_batch(batch: int) -> int:
+    """How many pictures may go through the model together."""
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise SettingError(f"batch is {batch!r}", expected="a whole number, at least 1")
+    return batch
+
+
+def check_size(width: int, height: int, step: int = SIZE_STEP) -> tuple[int, int]:
+    """Width and height in pixels: multiples of `step`, the VAE's factor, at most 8192."""
     for name, side in (("width", width), ("height", height)):
         good = isinstance(side, int) and not isinstance(side, bool)
-        if not good or not SIZE_STEP <= side <= MAX_SIDE or side % SIZE_STEP:
+        if not good or not step <= side <= MAX_SIDE or side % step:
             raise SettingError(
                 f"the {name} is {side!r}",
-                expected=f"a multiple of {SIZE_STEP} from {SIZE_STEP} to {MAX_SIDE}",
+                expected=f"a multiple of {step} from {step} to {MAX_SIDE}",
             )
     return width, height
 

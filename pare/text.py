@@ -101,6 +101,9 @@ class PromptEmbeddings:
     def __len__(self) -> int:
         return self.cond.shape[0]
 
+    def __getitem__(self, rows: slice) -> PromptEmbeddings:
+        return PromptEmbeddings(self.cond[rows], self.uncond[rows])
+
 
 @torch.no_grad()
 def encode(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> Tensor:

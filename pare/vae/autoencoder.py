@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pare.config import VAEConfig
 from pare.vae.decoder import Decoder
 from pare.vae.encoder import Encoder
-from pare.vae.tiling import in_tiles
+from pare.vae.tiling import in_tiles, tile_in_latents
 
 
 @dataclass(frozen=True)
@@ -72,22 +72,32 @@ class AutoencoderKL(nn.Module):
         """image (B, 3, H, W) in [-1, 1], H and W multiples of 8 -> posterior over (B, 4, H/8, W/8).
 
         Two ways to need less memory: `sliced` works one picture of the batch at a time;
-        `tile` is the side in pixels (a multiple of 8) of overlapping tiles.  Tiles do not
-        see each other, so the result differs a little from the whole picture's.
-        """
-        return Posterior.from_moments(
-            piecewise(self.encode_moments, image, sliced, tile, 1 / self.config.factor)
-        )
+        `tile` is the side of overlapping tiles, in pixels of the picture (a multiple of 8, at
+        least 64).  Tiles do not see each other, so the result differs a little from the
+        whole picture's.
 
-    def encode_moments(self, image: Tensor) -> Tensor:
+        Raises:
+            SettingError: a `tile` that is not so.
+        """
+        return Posterior.from_moments(self.moments(image, sliced=sliced, tile=tile))
+
+    def moments(self, image: Tensor, *, sliced: bool = False, tile: int | None = None) -> Tensor:
+        """As `encode`: the posterior's mean and log-variance, one after the other, unclamped."""
+        factor = self.config.factor
+        side = None if tile is None else factor * tile_in_latents(tile, factor)
+        return piecewise(self.moments_whole, image, sliced, side, 1 / factor)
+
+    def moments_whole(self, image: Tensor) -> Tensor:
         return self.quant_conv(self.encoder(image))
 
     def decode(self, latents: Tensor, *, sliced: bool = False, tile: int | None = None) -> Tensor:
         """latents (B, 4, h, w), unscaled -> image (B, 3, 8h, 8w), about [-1, 1].
 
-        `sliced` and `tile` as in `encode`; `tile` counts latents here.
+        `sliced` and `tile` as in `encode`; `tile` counts pixels of the picture here, too.
         """
-        return piecewise(self.decode_whole, latents, sliced, tile, self.config.factor)
+        factor = self.config.factor
+        side = None if tile is None else tile_in_latents(tile, factor)
+        return piecewise(self.decode_whole, latents, sliced, side, factor)
 
     def decode_whole(self, latents: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(latents))
@@ -100,7 +110,10 @@ class AutoencoderKL(nn.Module):
 def piecewise(
     function: Callable[[Tensor], Tensor], x: Tensor, sliced: bool, tile: int | None, scale: float
 ) -> Tensor:
-    """`function(x)`, all at once, picture by picture, or tile by tile."""
+    """`function(x)`, all at once, picture by picture, or tile by tile.
+
+    `tile` counts pixels of `x`, each of which becomes `scale` x `scale`.
+    """
     if sliced and x.shape[0] > 1:
         return torch.cat(
             [piecewise(function, one, False, tile, scale) for one in x.chunk(x.shape[0])]

@@ -8,6 +8,7 @@ answer to the other's.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,21 @@ from torch import Tensor
 from pare.errors import SettingError
 
 OVERLAP = 0.25
+SMALLEST = 8  # latents along the side of a tile
+
+
+def tile_in_latents(tile: int, factor: int) -> int:
+    """The side in latents of a tile of `tile` pixels of the picture.
+
+    Raises:
+        SettingError: no whole number of latents, or less than 8 of them.
+    """
+    whole = isinstance(tile, int) and not isinstance(tile, bool)
+    if not whole or tile < SMALLEST * factor or tile % factor:
+        raise SettingError(
+            f"tile is {tile!r}", expected=f"a multiple of {factor}, at least {SMALLEST * factor}"
+        )
+    return tile // factor
 
 
 def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, *, tile: int, scale: float) -> Tensor:
@@ -24,33 +40,26 @@ def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, *, tile: int, scal
     `tile` is the side of a tile in pixels of `x`; `scale` is how many pixels of the
     answer one pixel of `x` becomes (8 for decoding, 1/8 for encoding).  A picture that
     fits into one tile gets exactly `function(x)`.
-
-    Raises:
-        SettingError: tiles of less than 8 latents, or of no whole number of them.
     """
-    unit = max(1, round(1 / scale))
-    if isinstance(tile, bool) or not isinstance(tile, int) or tile < 8 * unit or tile % unit:
-        raise SettingError(
-            f"tile is {tile!r}", expected=f"a multiple of {unit}, at least {8 * unit}"
-        )
     height, width = x.shape[-2:]
     tops, lefts = tile_starts(height, tile, scale), tile_starts(width, tile, scale)
     if len(tops) == len(lefts) == 1:
         return function(x)
 
-    corners = [(top, left) for top in tops for left in lefts]
-    parts = [function(x[..., top : top + tile, left : left + tile]) for top, left in corners]
-
-    shape = (*parts[0].shape[:2], round(height * scale), round(width * scale))
-    total = torch.zeros(shape, dtype=torch.float32, device=x.device)
-    weights = total.new_zeros(shape[-2:])
-    for (top, left), part in zip(corners, parts, strict=True):
+    size = round(height * scale), round(width * scale)
+    weights = torch.zeros(size, dtype=torch.float32, device=x.device)
+    total: Tensor | None = None
+    for top, left in itertools.product(tops, lefts):
+        part = function(x[..., top : top + tile, left : left + tile])
+        if total is None:
+            total = weights.new_zeros(*part.shape[:2], *size)
         rows, columns = part.shape[-2:]
         window = ramp(rows, x.device)[:, None] * ramp(columns, x.device)[None, :]
         vertical = slice(round(top * scale), round(top * scale) + rows)
         horizontal = slice(round(left * scale), round(left * scale) + columns)
         total[..., vertical, horizontal] += part * window
         weights[vertical, horizontal] += window
+    assert total is not None  # there is at least one tile
     return (total / weights).to(x.dtype)
 
 

@@ -31,7 +31,7 @@ def test_one_tile_is_the_whole_bit_for_bit() -> None:
     image, latents = normal(1, 3, 16, 12), normal(1, 4, 8, 6, seed=2)
     with torch.no_grad():
         assert torch.equal(vae.encode(image, tile=16).mean, vae.encode(image).mean)
-        assert torch.equal(vae.decode(latents, tile=8), vae.decode(latents))
+        assert torch.equal(vae.decode(latents, tile=16), vae.decode(latents))
 
 
 @pytest.mark.parametrize("sliced", [False, True])
@@ -39,7 +39,7 @@ def test_tiles_have_the_shape_of_the_whole(sliced: bool) -> None:
     vae, _ = vae_pair(TINY_VAE)
     with torch.no_grad():
         assert vae.encode(normal(2, 3, 40, 28), sliced=sliced, tile=16).mean.shape == (2, 4, 20, 14)
-        assert vae.decode(normal(2, 4, 20, 14), sliced=sliced, tile=8).shape == (2, 3, 40, 28)
+        assert vae.decode(normal(2, 4, 20, 14), sliced=sliced, tile=16).shape == (2, 3, 40, 28)
 
 
 @pytest.mark.parametrize("size", [(17, 9), (64, 40), (8, 31), (33, 33)])
