@@ -19,6 +19,7 @@ import json
 import math
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,13 +197,8 @@ def read_header(text: bytes) -> tuple[Sequence[tuple[str, Any]], list[str]]:
         return salvage(text), [f"the header is not JSON ({reason})"]
     if not isinstance(header, dict):
         return [], ["the header is not a JSON object"]
-    twice = sorted({name for name, _ in pairs if len(header) < len(pairs)} & doubled(pairs))
-    return pairs, [f"{name} is listed twice" for name in twice]
-
-
-def doubled(pairs: Sequence[tuple[str, Any]]) -> set[str]:
-    seen: set[str] = set()
-    return {name for name, _ in pairs if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
+    times = Counter(name for name, _ in pairs)
+    return pairs, [f"{name} is listed {n} times" for name, n in times.items() if n > 1]
 
 
 ENTRY = re.compile(r'"((?:[^"\\]|\\.){1,300})"\s*:\s*(\{[^{}]{1,2000}\})')
@@ -256,9 +252,7 @@ def check_place(tensor: StoredTensor, size: int) -> StoredTensor:
     return dataclasses.replace(tensor, problem=f"cut off after {there:.0%} of it")
 
 
-def check_layout(
-    tensors: list[StoredTensor], header: int
-) -> tuple[list[StoredTensor], list[str]]:
+def check_layout(tensors: list[StoredTensor], header: int) -> tuple[list[StoredTensor], list[str]]:
     """Which tensors lie on one another, and where there are gaps between them."""
     problems = []
     checked = dict(enumerate(tensors))

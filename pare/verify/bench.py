@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pare.architectures import UNETS, VAE
 from pare.config import UNetConfig, VAEConfig
 from pare.hub import (
     DTYPES,
@@ -37,25 +38,6 @@ from pare.verify.clock import in_turns
 from pare.verify.memory import peak_memory
 from pare.verify.reference import load_reference, quiet, require_diffusers
 from pare.verify.report import aligned
-
-# Random weights at true size, for who has not downloaded the model: speed does not depend
-# on what a weight is.  What is not said here is the same in all of SD 1 and 2.
-UNETS: dict[str, dict[str, Any]] = {
-    "sd1": {"cross_attention_dim": 768},
-    "sd21": {
-        "cross_attention_dim": 1024,
-        "attention_head_dim": [5, 10, 20, 20],
-        "use_linear_projection": True,
-        "upcast_attention": True,
-    },
-}
-VAE: dict[str, Any] = {
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "sample_size": 512,
-}
 
 BATCH = 2  # a picture under guidance
 SPEED_BOUND = 1.03

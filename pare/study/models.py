@@ -1,0 +1,470 @@
+"""What a model is: its parts, their configs and files, all that is wrong; no weights read.
+
+    model = describe("roads")
+    model.parts["unet"].parameters
+
+A loader stops at the first thing that is wrong.  Here every part is looked at by itself,
+so that a broken model's page says which part is whole and which is not, and why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pare import architectures, hub, layout, ldm, single_file
+from pare.checkpoint import Checkpoint, open_checkpoint
+from pare.config import UNetConfig, VAEConfig, read_json
+from pare.download import looks_like_repository
+from pare.errors import ModelError, PareError, SettingError
+from pare.schedulers import build_scheduler
+from pare.study.remote import find_repository
+from pare.study.weight_files import ITEM_SIZES, Shape, WeightFile, as_checkpoint, look_at
+from pare.text import TextConfig
+from pare.unet import UNet
+from pare.vae import AutoencoderKL
+
+Config = UNetConfig | VAEConfig | TextConfig
+
+CLASSES = {
+    "text_encoder": "CLIPTextModel",
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+}
+READERS: dict[str, Callable[[Mapping[str, Any], str], Config]] = {
+    "text_encoder": TextConfig.read,
+    "unet": UNetConfig.read,
+    "vae": VAEConfig.read,
+}
+RENAMES = {"text_encoder": hub.text_name, "unet": hub.same_name, "vae": hub.vae_name}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The text encoder, the UNet or the VAE."""
+
+    name: str
+    kind: str
+    """Its class on the Hub."""
+    config: Config | None = None
+    """None if it cannot be read."""
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The JSON object that the config was read from."""
+    parameters: int = 0
+    """By the config; by the files if there is none."""
+    files: tuple[WeightFile, ...] = ()
+    """None where the model has no weights at hand: an architecture, a repository's pickle."""
+    bytes: int = 0
+    """What its tensors take in the files."""
+    dtypes: Mapping[str, int] = field(default_factory=dict)
+    """The types of the numbers in the files, and how many there are of each."""
+    stored: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The Hub's name of each tensor -> the name that it has in the file."""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class Model:
+    """All that can be said of a model without reading its weights."""
+
+    name: str
+    form: str
+    """"folder", "single file", "repository" or "architecture"."""
+    place: str
+    """The folder, the file, or the repository."""
+    parts: Mapping[str, Part]
+    """By name; those that it has."""
+    kind: str = ""
+    """"Stable Diffusion 1", "Stable Diffusion 2", or what a file is instead."""
+    revision: str | None = None
+    file: WeightFile | None = None
+    """A single file, whatever is in it."""
+    prediction: str = ""
+    """What the UNet predicts: "epsilon", "v_prediction", "sample"; "" if nothing tells."""
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    tokens: int = 0
+    """How many the tokenizer knows; 0 if there is none."""
+    skipped: tuple[str, ...] = ()
+    """Parts that pare does not load: the safety checker."""
+    notes: tuple[str, ...] = ()
+    """What was found or guessed."""
+    problems: tuple[str, ...] = ()
+    """What is wrong beside the parts' own problems."""
+
+    @property
+    def all_problems(self) -> tuple[str, ...]:
+        return (*self.problems, *(p for part in self.parts.values() for p in part.problems))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels that it was trained at.
+
+        Raises:
+            ModelError: its UNet's config cannot be read, or its VAE's.
+        """
+        unet, vae = self.config("unet"), self.config("vae")
+        height, width = unet.sample_size
+        return width * vae.factor, height * vae.factor
+
+    def config(self, part: str) -> Any:
+        """A part's config: `UNetConfig`, `VAEConfig`, `TextConfig`.
+
+        Raises:
+            ModelError: there is none that can be read.
+        """
+        found = self.parts.get(part)
+        if found is None or found.config is None:
+            why = found.problems[0] if found and found.problems else f"{self.name} has no {part}"
+            raise ModelError(f"the layers of the {part} are not known: {why}")
+        return found.config
+
+
+def describe(model: str | Path, *, revision: str | None = None) -> Model:
+    """Say what a model is.
+
+    Args:
+        model: what `load_model` takes, and "sd1" or "sd21" for those architectures without
+            weights.  Of a repository on the Hub only the configs are fetched, and of each file
+            of weights the header.
+
+    Raises:
+        ModelError: there is no such model.  What is wrong with one that is there is in its
+            `problems` instead.
+        OSError: a file that is there and cannot be opened.
+    """
+    name, path = str(model), Path(model)
+    if name in architectures.UNETS and not path.exists():
+        return describe_architecture(name)
+    if not path.exists() and looks_like_repository(name):
+        found = find_repository(name, revision)
+        model_there = describe_folder(name, found.folder, found.revision, found.weights)
+        return dataclasses.replace(model_there, form="repository", place=name)
+    if revision is not None:
+        raise SettingError(f"the revision is {revision!r}, and {name} is not on the Hub")
+    if name in hub.BUILT_IN:
+        return describe_folder(name, hub.BUILT_IN[name])
+    if path.is_file():
+        return describe_file(name, path)
+    if path.is_dir():
+        return describe_folder(name, path)
+    raise ModelError(
+        f"the model {name!r} does not exist",
+        expected=f"{' or '.join([*hub.BUILT_IN, *architectures.UNETS])}, a model's folder in the "
+        "Hub's layout, a single file, or owner/name on the Hub",
+    )
+
+
+@contextlib.contextmanager
+def noting(problems: list[str]) -> Iterator[None]:
+    """Note what is wrong instead of stopping at it."""
+    try:
+        yield
+    except PareError as error:
+        problems.append(str(error).rstrip())
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        problems.append(f"{error.filename}: {error.strerror.lower()}")
+
+
+# --- an architecture ----------------------------------------------------------------------
+
+
+def describe_architecture(name: str) -> Model:
+    latents = architectures.LATENT_SIZES[name]
+    raws: dict[str, Mapping[str, Any]] = {
+        "text_encoder": TextConfig.HUB_DEFAULTS | architectures.TEXTS[name],
+        "unet": architectures.UNETS[name] | {"sample_size": latents},
+        "vae": architectures.VAE | {"sample_size": 8 * latents},
+    }
+    parts = {}
+    for part, raw in raws.items():
+        config = READERS[part](raw, name)
+        parameters = sum(map(math.prod, wanted_shapes(part, config, raw).values()))
+        parts[part] = Part(part, CLASSES[part], config, raw, parameters)
+    scheduler = architectures.SCHEDULERS[name]
+    return Model(
+        name,
+        "architecture",
+        name,
+        parts,
+        kind=generation(parts),
+        prediction=str(scheduler["prediction_type"]),
+        scheduler_config=scheduler,
+        tokens=49_408,
+    )
+
+
+def generation(parts: Mapping[str, Part]) -> str:
+    """Stable Diffusion 2 enters its transformers by linear layers, 1 by convolutions."""
+    part = parts.get("unet")
+    config = part.config if part is not None else None
+    if not isinstance(config, UNetConfig):
+        return ""
+    kind = f"Stable Diffusion {2 if config.use_linear_projection else 1}"
+    return f"{kind}, for inpainting" if config.in_channels == 9 else kind
+
+
+# --- a folder -----------------------------------------------------------------------------
+
+Weights = Callable[[str], Sequence[WeightFile]]
+"""A part's name -> what is in its files of weights; empty if they are not at hand."""
+
+
+def describe_folder(
+    name: str, folder: Path, revision: str | None = None, weights: Weights | None = None
+) -> Model:
+    """A model in the Hub's layout, part by part."""
+    problems: list[str] = []
+    index: Mapping[str, Any] = {}
+    with noting(problems):
+        hub.check_index(folder)
+    with noting([]):  # what is wrong with it has just been said
+        index = read_json(folder / layout.INDEX)
+    look = weights or (lambda part: weights_in(folder, part))
+    parts = {part: folder_part(folder, part, look) for part in CLASSES}
+    scheduler: dict[str, Any] = {}
+    prediction = ""
+    with noting(problems):
+        scheduler, where = hub.config_of(folder, "scheduler")
+        prediction = build_scheduler(scheduler, where).prediction_type
+    tokens = 0
+    text = parts["text_encoder"].config
+    with noting(problems):
+        tokens = len(read_json(hub.part_file(folder, "tokenizer", "vocab.json")))
+        if isinstance(text, TextConfig):
+            hub.check_tokenizer(folder, text)
+    with noting(problems):
+        configs = [parts[part].config for part in ("unet", "vae", "text_encoder")]
+        if None not in configs:
+            hub.check_fit(folder, *configs)  # type: ignore[arg-type]
+    return Model(
+        name,
+        "folder",
+        str(folder),
+        parts,
+        kind=generation(parts),
+        revision=revision,
+        prediction=prediction,
+        scheduler_config=scheduler,
+        tokens=tokens,
+        skipped=skipped_parts(index),
+        problems=tuple(problems),
+    )
+
+
+def skipped_parts(index: Mapping[str, Any]) -> tuple[str, ...]:
+    named = hub.SKIPPED - {"scheduler"}
+    return tuple(sorted(p for p in named if isinstance(index.get(p), list) and any(index[p])))
+
+
+def weights_in(folder: Path, part: str) -> Sequence[WeightFile]:
+    path = hub.find_weights(folder, part, torch.float32)
+    return [look_at(file) for file in hub.weight_files(path)]
+
+
+def folder_part(folder: Path, part: str, look: Weights) -> Part:
+    """One part of a folder: its config, its files, and whether they belong together."""
+    problems: list[str] = []
+    raw: Mapping[str, Any] = {}
+    config: Config | None = None
+    files: Sequence[WeightFile] = ()
+    shapes: Mapping[str, Shape] = {}
+    stored: Mapping[str, str] = {}
+    with noting(problems):
+        raw, where = hub.config_of(folder, part)
+        config = READERS[part](raw, where)
+        shapes = wanted_shapes(part, config, raw)
+    with noting(problems):
+        files = look(part)
+    problems += [f"{file.path}: {problem}" for file in files for problem in file.problems]
+    readable = [file for file in files if file.tensors]
+    if config is not None and readable:
+        stored = check_stored(part, shapes, readable, problems)
+    by_file = {tensor.name: tensor for file in files for tensor in file.tensors}
+    dtypes: dict[str, int] = {}
+    for file in files:
+        for dtype, count in file.dtypes.items():
+            dtypes[dtype] = dtypes.get(dtype, 0) + count
+    parameters = sum(map(math.prod, shapes.values()))
+    return Part(
+        part,
+        CLASSES[part],
+        config,
+        raw,
+        parameters or sum(tensor.numbers for tensor in by_file.values() if not tensor.problem),
+        tuple(files),
+        sum(file.size for file in files),
+        dtypes,
+        stored,
+        tuple(problems),
+    )
+
+
+def wanted_shapes(part: str, config: Config, raw: Mapping[str, Any]) -> dict[str, Shape]:
+    """The names on the Hub and the shapes of a part's tensors."""
+    if isinstance(config, TextConfig):
+        return ldm.text_shapes(dataclasses.asdict(config))
+    return single_file.shapes_of(empty_module(config))
+
+
+def empty_module(config: UNetConfig | VAEConfig) -> UNet | AutoencoderKL:
+    with torch.device("meta"):
+        return UNet(config) if isinstance(config, UNetConfig) else AutoencoderKL(config)
+
+
+def check_stored(
+    part: str, shapes: Mapping[str, Shape], files: Sequence[WeightFile], problems: list[str]
+) -> dict[str, str]:
+    """The Hub's name of each tensor -> the file's; what does not fit is noted."""
+    found: dict[str, Shape] = {}
+    for file in files:
+        found |= {tensor.name: tensor.shape for tensor in file.tensors}
+        for tensor in file.tensors:
+            with noting(problems):
+                if not tensor.name.endswith("position_ids") and not tensor.problem:
+                    hub.check_type(tensor.name, tensor.dtype, file.path)
+    names = hub.own_names(found, shapes, RENAMES[part])
+    fitted = {name: hub.squeeze(found[key], shapes.get(name)) for name, key in names.items()}
+    for name in sorted(shapes.keys() - names.keys()):
+        problems.append(f"{part}: {name} {spaced(shapes[name])} is missing")
+    for name in sorted(names.keys() - shapes.keys()):
+        problems.append(f"{part}: {name} {spaced(fitted[name])} is not expected")
+    for name in sorted(names.keys() & shapes.keys()):
+        if fitted[name] != shapes[name]:
+            problems.append(
+                f"{part}: {name} has the shape {spaced(fitted[name])} instead of "
+                f"{spaced(shapes[name])}"
+            )
+    return {name: key for name, key in names.items() if name in shapes}
+
+
+def spaced(shape: Shape) -> str:
+    return " ".join(map(str, shape)) or "()"
+
+
+# --- a single file ------------------------------------------------------------------------
+
+
+def describe_file(name: str, path: Path) -> Model:
+    """A file: a whole checkpoint, a part of one, or something else altogether."""
+    file = look_at(path)
+    problems = list(file.problems)
+    model = Model(name, "single file", str(path), {}, file.looks_like, file=file)
+    checkpoint = whole_checkpoint(file)
+    for only in parts_to_plan(file):
+        plan = None
+        with noting(problems):
+            plan = single_file.make_plan(checkpoint, ema=None, only=only)
+        if plan is not None:
+            model = with_plan(model, plan, file)
+    return dataclasses.replace(model, problems=tuple(problems) + model.problems)
+
+
+def whole_checkpoint(file: WeightFile) -> Checkpoint:
+    """The mapped tensors of a whole file, or those of a broken one without their numbers."""
+    if not file.problems and file.tensors:
+        return open_checkpoint(file.path)
+    empty = as_checkpoint(file)
+    # Notes, which would be read: only whole files can tell what they say.
+    notes = ("scale_factor", "betas")
+    tensors = {name: tensor for name, tensor in empty.tensors.items() if name not in notes}
+    return Checkpoint(file.path, tensors, empty.extras)
+
+
+def parts_to_plan(file: WeightFile) -> list[str | None]:
+    """What to look for in a file: everything (None), or the UNet or the VAE by itself."""
+    if file.looks_like.startswith("a Stable Diffusion"):
+        return [None]
+    if not file.looks_like.startswith("a part of"):
+        return []
+    shapes = file.shapes
+    return [part for part in ("unet", "vae") if single_file.find_prefix(shapes, part) is not None]
+
+
+def with_plan(model: Model, plan: single_file.Plan, file: WeightFile) -> Model:
+    """The model with the parts that a plan found in its file."""
+    rows = [row for row in single_file.inventory(plan) if not row.fine]
+    entries = {tensor.name: tensor for tensor in file.tensors}
+    parts = dict(model.parts)
+    problems = list(model.problems)
+    unplaced = {row.name: row for row in rows}
+    for name, outline in plan.outlines.items():
+        places = {hub_name: place.name for hub_name, place in outline.places.items()}
+        mine = [row for row in rows if row.name in set(places.values())]
+        for row in mine:
+            unplaced.pop(row.name, None)
+        there = [entries[key] for key in dict.fromkeys(places.values()) if key in entries]
+        dtypes: dict[str, int] = {}
+        for tensor in there:
+            dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.numbers
+        problem_list: list[str] = []
+        config: Config | None = None
+        with noting(problem_list):
+            config = READERS[name](outline.config, f"{model.place} ({name})")
+        parts[name] = Part(
+            name,
+            CLASSES[name],
+            config,
+            outline.config,
+            sum(math.prod(s) for n, s in outline.shapes.items() if n != ldm.POSITION_IDS),
+            (file,),
+            sum(stored_bytes(tensor.numbers, tensor.dtype) for tensor in there),
+            dtypes,
+            places,
+            tuple(problem_list) + tuple(row_problem(row) for row in mine),
+        )
+    problems += [row_problem(row) for row in unplaced.values()]
+    if plan.outlines.keys() < CLASSES.keys():
+        return dataclasses.replace(model, parts=parts, problems=tuple(problems))
+    noted = single_file.noted_prediction(plan)
+    prediction, how = noted or ("", "")
+    scheduler, more = single_file.scheduler_config(plan.checkpoint, prediction or "v_prediction")
+    pixels = 512 if prediction == "epsilon" else 768
+    parts = {n: trained_at(part, pixels) for n, part in parts.items()}
+    notes = [*plan.notes, f"the model predicts {prediction}: {how}" if noted else NOT_TOLD]
+    notes += [*more, "the architecture is read off the tensors' names and shapes"]
+    return dataclasses.replace(
+        model,
+        parts=parts,
+        kind=generation(parts),
+        prediction=prediction,
+        scheduler_config=scheduler,
+        notes=tuple(notes),
+        problems=tuple(problems),
+    )
+
+
+NOT_TOLD = "eps or v is not told by names: loading the model asks the UNet, shown pure noise"
+
+
+def stored_bytes(numbers: int, dtype: str) -> int:
+    return numbers * ITEM_SIZES.get(dtype, 0)
+
+
+def row_problem(row: single_file.Row) -> str:
+    return f"{row.name} {spaced(row.shape)}: {row.status}"
+
+
+def trained_at(part: Part, pixels: int) -> Part:
+    """The part with the pictures' size that models of its kind were trained at."""
+    if isinstance(part.config, UNetConfig):
+        side = pixels // 8
+    elif isinstance(part.config, VAEConfig):
+        side = pixels
+    else:
+        return part
+    return dataclasses.replace(
+        part, config=dataclasses.replace(part.config, sample_size=(side, side))
+    )
