@@ -63,7 +63,9 @@ def run_in_words(body: Callable[[], int]) -> int:
         except click.ClickException as error:
             code = complain(usage_sentence(error))
         except PareError as error:
-            code = complain(str(error))
+            code = complain(error.args[0])
+            for row in error.table:
+                click.echo(printable(row), err=True)
         except KeyboardInterrupt:
             complain("interrupted")
             code = INTERRUPTED
@@ -87,7 +89,11 @@ def complain(sentence: str, prefix: str = "pare: ") -> int:
 
 def one_line(text: str) -> str:
     """`text` without line breaks and without anything that would steer a terminal."""
-    text = " ".join(text.split())
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """`text` with everything that is no character of a line spelled out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -8,7 +8,7 @@ into words) is a bug in pare: it keeps its traceback and exits with code 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class PareError(ValueError):
 
     def __init__(self, problem: str, *, expected: str = "", fix: str = "") -> None:
         self.problem, self.expected, self.fix = problem, expected, fix
+        self.table: Sequence[str] = ()  # of what the sentence only counts
         sentence = problem
         if expected:
             sentence += f"; expected {expected}"
@@ -49,7 +50,19 @@ class ModelError(PareError):
 
 
 class WeightsError(PareError):
-    """Tensors that are missing, unexpected, misshapen or unreadable."""
+    """Tensors that are missing, unexpected, misshapen or unreadable.
+
+    Where many are, the sentence says how many, and `table` has a line for each.
+    """
+
+    def __init__(
+        self, problem: str, *, expected: str = "", fix: str = "", table: Sequence[str] = ()
+    ) -> None:
+        super().__init__(problem, expected=expected, fix=fix)
+        self.table = table
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__() + (":" if self.table else ""), *self.table])
 
 
 class SchedulerError(PareError):

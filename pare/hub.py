@@ -596,11 +596,12 @@ def check_names(
     ]
     if not rows:
         return
-    lines = [f"  {problem:12} {name}  {' '.join(map(str, s))}" for problem, name, s in sorted(rows)]
-    if len(lines) > 20:
-        lines = [*lines[:20], f"  … and {len(lines) - 20} more"]
-    table = "\n".join(lines)
-    raise WeightsError(f"{path} does not fit its config.json in {len(rows)} tensors:\n{table}")
+    table = [f"  {problem:12} {name}  {' '.join(map(str, s))}" for problem, name, s in sorted(rows)]
+    if len(table) > 20:
+        table = [*table[:20], f"  … and {len(table) - 20} more"]
+    raise WeightsError(
+        f"{path} does not fit its config.json in {len(rows)} tensors", table=table
+    )
 
 
 # --- the text encoder ---------------------------------------------------------------------

@@ -395,17 +395,17 @@ def check_rows(path: Path, rows: list[Row]) -> None:
     wrong = [row for row in rows if not row.fine]
     if not wrong:
         return
-    lines = [f"  {row.status:12} {row.name}  {' '.join(map(str, row.shape))}" for row in wrong]
-    if len(lines) > 20:
-        lines = [*lines[:20], f"  … and {len(lines) - 20} more"]
+    table = [f"  {row.status:12} {row.name}  {' '.join(map(str, row.shape))}" for row in wrong]
+    table.sort()
+    if len(table) > 20:
+        table = [*table[:20], f"  … and {len(table) - 20} more"]
     strange = {row.name.split(".")[0] for row in wrong if row.status == "unexpected"}
     raise WeightsError(
-        f"{path} differs from its architecture in {len(wrong)} tensors:\n"
-        + "\n".join(lines)
-        + "\n",
+        f"{path} differs from its architecture in {len(wrong)} tensors",
         fix=f"if you know that they do not matter, --drop {min(strange)}"
         if strange and all(row.status == "unexpected" for row in wrong)
         else "",
+        table=table,
     )
 
 
