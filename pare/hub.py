@@ -599,9 +599,7 @@ def check_names(
     table = [f"  {problem:12} {name}  {' '.join(map(str, s))}" for problem, name, s in sorted(rows)]
     if len(table) > 20:
         table = [*table[:20], f"  … and {len(table) - 20} more"]
-    raise WeightsError(
-        f"{path} does not fit its config.json in {len(rows)} tensors", table=table
-    )
+    raise WeightsError(f"{path} does not fit its config.json in {len(rows)} tensors", table=table)
 
 
 # --- the text encoder ---------------------------------------------------------------------

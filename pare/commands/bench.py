@@ -18,7 +18,7 @@ bench_options = click.option(
 
 
 EXAMPLES = examples(
-    'pare bench --device cpu --pairs 2',
+    "pare bench --device cpu --pairs 2",
 )
 
 

@@ -36,9 +36,9 @@ convert_options = options(
 
 
 EXAMPLES = examples(
-    'pare convert --check model.ckpt',
-    'pare convert model.ckpt converted',
-    'pare convert model single.safetensors --dtype float16',
+    "pare convert --check model.ckpt",
+    "pare convert model.ckpt converted",
+    "pare convert model single.safetensors --dtype float16",
 )
 
 

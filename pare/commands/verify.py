@@ -18,7 +18,7 @@ verify_options = click.option(
 
 
 EXAMPLES = examples(
-    'pare verify --only unet --only vae',
+    "pare verify --only unet --only vae",
 )
 
 
