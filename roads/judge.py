@@ -266,10 +266,9 @@ def prepare(images: Tensor | Sequence[Image.Image]) -> Tensor:
 
 
 def resized(image: Tensor) -> Tensor:
-    if image.shape[-2:] == (SIZE, SIZE):
-        return image
-    small = F.interpolate(image, (SIZE, SIZE), mode="bilinear", antialias=True)
-    return small.clamp(-1, 1)
+    if image.shape[-2:] != (SIZE, SIZE):
+        image = F.interpolate(image, (SIZE, SIZE), mode="bilinear", antialias=True)
+    return image.clamp(-1, 1)  # a VAE's answer may be a little outside
 
 
 def decide(logits: Logits) -> list[Verdict]:
