@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
-from pare.errors import ImageError, ModelError, SettingError
+from pare.errors import ImageError, SettingError
 from pare.image import ImageWarning, to_pil, to_tensor
 from pare.schedulers import Level, Prediction, Scheduler, interpret
 from techniques.blended import (
@@ -233,7 +233,7 @@ def test_noise_comes_in_the_documented_order(
         latents: Tensor = arguments[3]
         return latents
 
-    monkeypatch.setattr("techniques.blended.blend_latents", record)
+    monkeypatch.setattr("techniques.blended.pictures.blend_latents", record)
     edit(pipe, sample=True, seeds=[7, 9])
     source, _, foreground, background = seen
     for row, seed in enumerate((7, 9)):
@@ -481,15 +481,6 @@ def test_settings_out_of_range(pipe: TinyPipeline, changes: dict[str, Any], prob
     with pytest.raises(SettingError) as caught:
         edit(pipe, **changes)
     assert problem in str(caught.value)
-
-
-def test_an_inpainting_model_is_refused(
-    pipe: TinyPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = replace(pipe.unet.config, in_channels=9)
-    monkeypatch.setattr(pipe.unet, "config", config)
-    with pytest.raises(ModelError, match="9 input channels; expected 4 for blending"):
-        edit(pipe)
 
 
 def test_progress_sees_every_step(pipe: TinyPipeline) -> None:

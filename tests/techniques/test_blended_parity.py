@@ -18,6 +18,7 @@ from torch import Tensor
 import pare.guidance
 import pare.pipeline
 import techniques.blended
+import techniques.blended.loop
 from pare.pipeline import Pipeline
 from pare.schedulers import Trajectory
 from tests.conftest import ROADS
@@ -70,10 +71,10 @@ def both(
     strength: float = 0.95,
     guidance: float = 12.0,
 ) -> tuple[Tensor, Tensor]:
-    """Edited latents by `module`'s blend (techniques.blended, or a mutant) and the reference."""
+    """Edited latents by `module`'s loop (the real one, or a mutant) and the reference's."""
     ours, their_class, their_options = SOLVERS[solver]
     pipe = model.pipe(**ours)
-    start = module.first_step(steps, strength, "up")
+    start = techniques.blended.first_step(steps, strength, "up")
     trajectory: Trajectory = pipe.scheduler.trajectory(steps, start)
     edited = module.blend_latents(
         pipe,
@@ -112,13 +113,13 @@ def test_latents_are_the_reference_s(
         strength = 1.0  # midway, the reference's reach for a history that is not there
     if solver in ("euler", "lms karras"):
         steps = max(steps, 2)  # the reference's single step starts at the clean end
-    edited, reference = both(model, techniques.blended, solver, steps, strength)
+    edited, reference = both(model, techniques.blended.loop, solver, steps, strength)
     assert distance(edited, reference) < BOUND
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5])
 def test_guidance_is_the_reference_s(model: TinyModel, guidance: float) -> None:
-    edited, reference = both(model, techniques.blended, steps=7, guidance=guidance)
+    edited, reference = both(model, techniques.blended.loop, steps=7, guidance=guidance)
     assert distance(edited, reference) < BOUND
 
 
@@ -164,7 +165,7 @@ def test_a_mutated_blend_is_noticed(
     model: TinyModel, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = MUTATIONS[name]
-    module = mutant(techniques.blended, old, new, tmp_path, monkeypatch)
+    module = mutant(techniques.blended.loop, old, new, tmp_path, monkeypatch)
     edited, reference = both(model, module)
     assert distance(edited, reference) > 100 * BOUND
 
@@ -172,10 +173,11 @@ def test_a_mutated_blend_is_noticed(
 def test_the_wrong_order_of_the_guidance_s_rows_is_noticed(
     model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = "uncond, cond = output.chunk(2)"
-    module = mutant(pare.guidance, old, "cond, uncond = output.chunk(2)", tmp_path, monkeypatch)
+    old = "zip(texts, output.split(count), strict=True)"
+    new = "zip(reversed(texts), output.split(count), strict=True)"
+    module = mutant(pare.guidance, old, new, tmp_path, monkeypatch)
     monkeypatch.setattr(pare.pipeline, "guiding", module)
-    edited, reference = both(model, techniques.blended)
+    edited, reference = both(model, techniques.blended.loop)
     assert distance(edited, reference) > 100 * BOUND
 
 
@@ -183,7 +185,8 @@ def test_an_unchanged_copy_of_the_module_passes(
     model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that what the mutants fail on is the mutation."""
-    edited, reference = both(model, mutant(techniques.blended, LEVEL, LEVEL, tmp_path, monkeypatch))
+    module = mutant(techniques.blended.loop, LEVEL, LEVEL, tmp_path, monkeypatch)
+    edited, reference = both(model, module)
     assert distance(edited, reference) < BOUND
 
 

@@ -1,0 +1,37 @@
+"""Blended latent diffusion: repaint what a mask marks, keep the rest (arXiv:2206.02779).
+
+`loop` is the algorithm.  Around it: `canvas` fits picture and mask to each other, `pictures`
+goes from pictures to pictures, `background` decides what stands outside the mask in the end
+(`decoder` tunes a decoder for it), `inpaint` runs models that read the mask themselves,
+`ranking` sorts many candidates, `history` measures what a multistep solver should remember.
+"""
+
+from techniques.blended.background import Background, Difference, difference
+from techniques.blended.canvas import Canvas, mask_on_grid
+from techniques.blended.decoder import decode_tuned
+from techniques.blended.history import HistoryRow, measure_history
+from techniques.blended.inpaint import inpaint_latents
+from techniques.blended.loop import blend_latents, shrunken
+from techniques.blended.pictures import PREFERRED_SCHEDULER, Blended, Method, blend, first_step
+from techniques.blended.ranking import Rank, at_mask
+
+__all__ = [
+    "PREFERRED_SCHEDULER",
+    "Background",
+    "Blended",
+    "Canvas",
+    "Difference",
+    "HistoryRow",
+    "Method",
+    "Rank",
+    "at_mask",
+    "blend",
+    "blend_latents",
+    "decode_tuned",
+    "difference",
+    "first_step",
+    "inpaint_latents",
+    "mask_on_grid",
+    "measure_history",
+    "shrunken",
+]

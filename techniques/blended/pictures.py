@@ -1,0 +1,263 @@
+"""From a picture, a mask and words to edited pictures, with a report of what else changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pare import settings
+from pare.errors import ModelError, SettingError
+from pare.image import to_pil
+from pare.noise import Noise
+from pare.pipeline import Pipeline, Progress, check_sampling, one_a_seed
+from pare.schedulers import start_index
+from techniques.blended.background import Background, Difference, decode, difference
+from techniques.blended.canvas import Canvas
+from techniques.blended.decoder import TUNING_STEPS
+from techniques.blended.inpaint import inpaint_latents, masked_picture
+from techniques.blended.loop import blend_latents
+from techniques.blended.ranking import Rank, scores_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Method = Literal["blend", "inpaint", "both"]
+KeepOrDrop = Literal["keep", "drop"]
+Rounding = Literal["nearest", "up"]
+
+# The solver that suits the technique: few steps, and smooth ones.  `pare blend` starts from it.
+PREFERRED_SCHEDULER: Mapping[str, object] = {"scheduler": "dpm++2m", "karras": True}
+
+# An inpainting model is told what stays, and was trained to begin with nothing of the rest.
+USUAL_STRENGTH: Mapping[Method, float] = {"blend": 0.95, "inpaint": 1.0, "both": 1.0}
+
+MAX_SHRINK = 16  # latent pixels; a dilation by more fills any picture
+MAX_DECODER_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class Blended:
+    """Edited pictures, and what the edit did to what it was to leave alone."""
+
+    images: list[Image.Image]  # one a seed, RGB, of the input's size
+    latents: Tensor  # (B, 4, h, w), scaled
+    outside: list[Difference] | None  # one a picture, to the input; None: the mask is full
+    vae_alone: Difference | None  # what the way through the VAE costs there, without any edit
+    scores: list[float] | None = None  # what `rank` gave, one a picture
+
+    @property
+    def order(self) -> list[int]:
+        """The pictures' indices, the best first; as they come where nothing ranked them."""
+        scores = self.scores or [0.0] * len(self.images)
+        return sorted(range(len(scores)), key=lambda index: -scores[index])
+
+    def report(self) -> dict[str, object]:
+        """The errors outside the mask, and the scores if there are any, fit for JSON."""
+        found: dict[str, object] = {
+            "outside": self.outside and [difference.report() for difference in self.outside],
+            "vae_alone": self.vae_alone and self.vae_alone.report(),
+        }
+        return found if self.scores is None else found | {"scores": self.scores}
+
+
+def blend(
+    pipe: Pipeline,
+    image: Image.Image,
+    mask: Image.Image,
+    prompts: str | Sequence[str],
+    seeds: Sequence[int] = (0,),
+    *,
+    method: Method | None = None,
+    strength: float | None = None,
+    steps: int = 25,
+    guidance: float = 7.5,
+    rescale: float = 0.0,
+    negative: str | Sequence[str] = "",
+    size: tuple[int, int] | None = None,
+    background: Background = "paste",
+    feather: float = 4.0,
+    decoder_steps: int = TUNING_STEPS,
+    shrink: int = 0,
+    cover: bool = False,
+    history: KeepOrDrop = "keep",
+    rounding: Rounding = "nearest",
+    sample: bool = False,
+    rank: Rank | None = None,
+    progress: Progress = iter,
+) -> Blended:
+    """Repaint the masked part of a picture as the prompt says, under `pipe.scheduler`.
+
+    From each picture's own generator come, in this order: the foreground's noise, the
+    background's, the encoder's (with `sample`: the source's, then the masked picture's), then
+    that of each step (if the scheduler wants any).
+
+    Args:
+        image: any size; worked at the next multiple of 8 and handed back at its own.
+        mask: white = edit, black = keep; any mode, and any size of the picture's shape.
+        prompts: one for all seeds, or one each.
+        method: "blend" puts the original's latents back before each step.  "inpaint" gives
+            mask and masked picture to an inpainting model, and puts nothing back.  "both"
+            does both.  None: "inpaint" with an inpainting model, else "blend".
+        strength: how much of the trajectory runs.  At 1 next to nothing is left of what was
+            under the mask.  None: 0.95, and 1 with an inpainting model.
+        size: (width, height) to work at, multiples of 8.
+        background: what stands outside the mask in the end.  "paste": the input's pixels,
+            exactly, with a seam of `feather`.  "poisson": the input's pixels, exactly, and
+            inside the edit's gradients, see `techniques.poisson`.  "decoder": what a decoder
+            gives that is tuned to the picture for `decoder_steps`, see `decode_tuned`.
+            "latent": the decoded picture as it is, which the VAE has changed everywhere.
+        feather: width in pixels of the soft seam of "paste", inside the mask; 0: hard.
+        shrink: begin with the mask dilated by so many latent pixels, see `shrunken`.
+        cover: edit every latent that the mask touches, not those whose middle it covers.
+        history: "keep" or "drop" a multistep solver's, see `blend_latents`.
+        rounding: of the number of steps, steps * strength: "nearest", or "up" as
+            `start = int(steps * (1 - strength))` does, which is also found.
+        sample: draw the encoder's latents from the VAE's posterior instead of its mode.
+        rank: judges the pictures, one a seed; see `techniques.blended.ranking`.
+
+    Raises:
+        SettingError: a setting out of range.
+        ImageError: a mask that marks nothing, or of another shape than the picture.
+        ModelError: a method that the model cannot do.
+    """
+    method = chosen_method(pipe, method)
+    check_sampling(steps, guidance, rescale)
+    check_choices(background, history, rounding)
+    check_numbers(feather, shrink, decoder_steps, size)
+    check_history(pipe, method, history, shrink)
+    strength = USUAL_STRENGTH[method] if strength is None else strength
+    trajectory = pipe.scheduler.trajectory(steps, first_step(steps, strength, rounding))
+    prompts = one_a_seed(prompts, seeds)
+    canvas = Canvas.prepare(image, mask, factor=pipe.vae.config.factor, size=size, cover=cover)
+
+    noise = pipe.noise(seeds)
+    shape = pipe.vae.config.latent_channels, *canvas.grid.shape[2:]
+    foreground_noise, background_noise = noise.draw(shape), noise.draw(shape)
+    source = encode(pipe, canvas.picture, noise, sample)
+    grid = canvas.grid.to(source)
+    extra = None if method == "blend" else inpainting_inputs(pipe, canvas, noise, sample)
+    run: dict[str, Any] = {"guidance": guidance, "rescale": rescale, "noise": noise}
+    run |= {"extra": extra, "progress": progress}
+    embeddings = pipe.encode_prompts(prompts, negative)
+    if method == "inpaint":
+        latents = inpaint_latents(pipe, trajectory, embeddings, source, foreground_noise, **run)
+    else:
+        noises = foreground_noise, background_noise
+        run |= {"shrink": shrink, "keep_history": history == "keep"}
+        latents = blend_latents(pipe, trajectory, embeddings, source, grid, *noises, **run)
+
+    images = decode(
+        pipe, canvas, latents, background,
+        feather=feather, decoder_steps=decoder_steps, progress=progress,
+    )  # fmt: skip
+    return Blended(
+        images,
+        latents,
+        *errors_outside(pipe, canvas, source, images),
+        None if rank is None else scores_of(images, prompts, rank),
+    )
+
+
+def encode(pipe: Pipeline, picture: Tensor, noise: Noise, sample: bool) -> Tensor:
+    """picture (1, 3, H, W) -> scaled latents (B, 4, h, w): the mode for all, or a sample each."""
+    if sample:
+        rows = [pipe.encode(picture, generator=generator) for generator in noise.generators]
+        return torch.cat(rows)
+    return pipe.encode(picture).expand(len(noise), -1, -1, -1)
+
+
+def inpainting_inputs(pipe: Pipeline, canvas: Canvas, noise: Noise, sample: bool) -> Tensor:
+    """What an inpainting model reads beside x_t: mask and masked picture, (B, 5, h, w)."""
+    masked = encode(pipe, masked_picture(canvas.picture, canvas.edit), noise, sample)
+    return torch.cat([canvas.grid.to(masked).expand(len(masked), -1, -1, -1), masked], dim=1)
+
+
+def errors_outside(
+    pipe: Pipeline, canvas: Canvas, source: Tensor, images: Sequence[Image.Image]
+) -> tuple[list[Difference] | None, Difference | None]:
+    """Of the pictures, and of the way through the VAE alone; None if nothing is outside."""
+    keep = canvas.keep
+    if not keep.any():
+        return None, None
+    through_vae = canvas.restore(to_pil(pipe.decode(source[:1]))[0])
+    outside = [difference(canvas.original, edited, keep) for edited in images]
+    return outside, difference(canvas.original, through_vae, keep)
+
+
+# --- settings ------------------------------------------------------------------------------
+
+
+def chosen_method(pipe: Pipeline, method: str | None) -> Method:
+    """The method asked for, or the model's own.
+
+    Raises:
+        SettingError: no such method.
+        ModelError: one that this model cannot do.
+    """
+    if method not in (None, *get_args(Method)):
+        raise SettingError(f"method is {method!r}", expected=" or ".join(get_args(Method)))
+    if pipe.unet.config.inpaints:
+        if method == "blend":
+            raise ModelError(
+                f"{pipe.source.name} is an inpainting model, whose UNet must be given the mask",
+                expected="the method inpaint or both",
+            )
+        return "both" if method == "both" else "inpaint"
+    if method in ("inpaint", "both"):
+        raise ModelError(
+            f"{pipe.source.name} is a text-to-image model, whose UNet reads no mask",
+            expected=f"an inpainting model for the method {method}",
+            fix="leave the method out, and it blends",
+        )
+    return "blend"
+
+
+def check_choices(background: str, history: str, rounding: str) -> None:
+    for name, value, choices in (
+        ("background", background, get_args(Background)),
+        ("history", history, get_args(KeepOrDrop)),
+        ("rounding", rounding, get_args(Rounding)),
+    ):
+        if value not in choices:
+            raise SettingError(f"{name} is {value!r}", expected=" or ".join(choices))
+
+
+def check_numbers(
+    feather: float, shrink: int, decoder_steps: int, size: tuple[int, int] | None
+) -> None:
+    settings.check_number("feather", feather, 0.0, 1000.0)
+    for name, value, limit in (
+        ("shrink", shrink, MAX_SHRINK),
+        ("decoder_steps", decoder_steps, MAX_DECODER_STEPS),
+    ):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or not 0 <= value <= limit:
+            raise SettingError(f"{name} is {value!r}", expected=f"a whole number, 0 to {limit}")
+    if size is not None:
+        settings.check_size(*size)
+
+
+def check_history(pipe: Pipeline, method: Method, history: KeepOrDrop, shrink: int) -> None:
+    """Between the steps of the method "inpaint" nothing happens: say so to who asks for it."""
+    if method == "inpaint" and (history == "drop" or shrink):
+        asked = "history is 'drop'" if history == "drop" else f"shrink is {shrink}"
+        raise SettingError(
+            f"{asked}, and the method inpaint blends nothing between the steps",
+            fix="leave it out, or take the method both",
+        )
+    if history == "drop" and pipe.scheduler.name == "pndm":
+        raise SettingError(
+            "pndm cannot do without its history, which holds where a step began",
+            fix="keep it, or take another scheduler",
+        )
+
+
+def first_step(steps: int, strength: float, rounding: Rounding) -> int:
+    """The step index at which the run starts; at least one step is left."""
+    if rounding == "nearest":
+        return start_index(steps, strength)
+    return min(int(steps * (1 - settings.check_strength(strength))), steps - 1)

@@ -1,0 +1,68 @@
+"""Many candidates, the best first.
+
+Noise decides what a run paints, and one seed in a few hits it.  So make several pictures and
+let something that can judge them say which (the paper takes CLIP's likeness of the masked
+region and the prompt).  What judges is a plain function of the caller's:
+
+    def rank(picture: Image.Image, prompt: str) -> float: ...      # higher is better
+
+    result = blend(pipe, image, mask, prompt, seeds=range(8), rank=at_mask(rank, mask))
+    result.images[result.order[0]]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from pare.errors import SettingError
+from pare.image import mask_channel, match_mask
+from techniques.blended.canvas import is_edit
+
+Rank = Callable[[Image.Image, str], float]
+"""How well a picture (RGB) shows what the prompt says; higher is better."""
+
+
+def scores_of(images: Sequence[Image.Image], prompts: Sequence[str], rank: Rank) -> list[float]:
+    """What `rank` gives each picture for its own prompt.
+
+    Raises:
+        SettingError: a score that is not a number, which nothing can be sorted by.
+    """
+    scores = [float(rank(image, prompt)) for image, prompt in zip(images, prompts, strict=True)]
+    for number, score in enumerate(scores, start=1):
+        if math.isnan(score):
+            raise SettingError(f"the ranking gives picture {number} nan", expected="a number")
+    return scores
+
+
+def at_mask(rank: Rank, mask: Image.Image, margin: float = 0.0) -> Rank:
+    """A ranking that sees only the rectangle around what the mask marks.
+
+    `margin` widens it, as a share of its longer side: how much of the surroundings is seen.
+    """
+
+    channel = mask if mask.mode == "L" else mask_channel(mask)
+
+    def rank_region(picture: Image.Image, prompt: str) -> float:
+        return rank(picture.crop(region(match_mask(channel, picture.size), margin)), prompt)
+
+    return rank_region
+
+
+def region(mask: Image.Image, margin: float = 0.0) -> tuple[int, int, int, int]:
+    """The rectangle (left, upper, right, lower) around what the mask marks."""
+    edit = is_edit(mask)
+    rows, columns = np.flatnonzero(edit.any(axis=1)), np.flatnonzero(edit.any(axis=0))
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    upper, lower = int(rows[0]), int(rows[-1]) + 1
+    wider = round(margin * max(right - left, lower - upper))
+    return (
+        max(0, left - wider),
+        max(0, upper - wider),
+        min(mask.width, right + wider),
+        min(mask.height, lower + wider),
+    )
