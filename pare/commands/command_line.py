@@ -1,0 +1,140 @@
+"""From the arguments in a recipe back to what one types, for a shell and for click.
+
+Whatever is run again goes through the command's own parser, so that every check that holds
+for a user's words holds for a recipe's.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from pare import settings
+from pare.commands.printing import plain
+from pare.commands.run import input_names
+from pare.errors import PareError, RecipeError
+from pare.recipe import Recipe
+
+# What a recipe is run again without: where its pictures went, and what was printed.
+NOT_AGAIN = frozenset(("out", "force", "as_json"))
+
+
+def words(command: click.Command, arguments: Mapping[str, Any]) -> list[str]:
+    """What to type after the command's name.
+
+    Raises:
+        RecipeError: an argument that the command does not have, or of a kind that it never has.
+    """
+    names = {parameter.name for parameter in command.params}
+    for name in arguments:
+        if name not in names:
+            raise RecipeError(f"{command.name} has no setting {name[:40]!r}")
+    options: list[str] = []
+    positional: list[str] = []
+    for parameter in command.params:
+        value = arguments.get(str(parameter.name))
+        if isinstance(parameter, click.Argument):
+            positional += texts(parameter, value)
+        elif isinstance(parameter, click.Option) and parameter.is_flag:
+            options += flag(parameter, value)
+        else:
+            # Joined, as a value may begin with a dash.
+            options += [f"{parameter.opts[0]}={text}" for text in texts(parameter, value)]
+    return [*options, "--", *positional]
+
+
+def texts(parameter: click.Parameter, value: Any) -> list[str]:
+    """The values of a parameter, one text each; a size, [512, 768], is one: 512x768."""
+    if value is None:
+        return []
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, str | int | float) for one in values):
+        raise RecipeError(f"the setting {parameter.name!r} is not what pare writes")
+    if isinstance(value, list) and not parameter.multiple and parameter.nargs == 1:
+        return ["x".join(map(str, values))]
+    return [str(one) for one in values]
+
+
+def flag(option: click.Option, value: Any) -> list[str]:
+    if not isinstance(value, bool | None):
+        raise RecipeError(f"the setting {option.name!r} is not what pare writes")
+    if value is None:
+        return []
+    return option.opts[:1] if value else option.secondary_opts[:1]
+
+
+def parse(
+    command: click.Command, arguments: Mapping[str, Any], where: str, obj: object = None
+) -> click.Context:
+    """The command, ready to be invoked with the arguments of the recipe in the file `where`.
+
+    Raises:
+        RecipeError: the command does not take them.
+    """
+    try:
+        return command.make_context(command.name, words(command, arguments), obj=obj)
+    except click.UsageError as error:
+        reason = error.format_message()
+    except PareError as error:
+        reason = str(error)
+    raise RecipeError(f"the recipe in {where} cannot be run: {reason.rstrip('.')}")
+
+
+def check_recipe(command: click.Command, recipe: Recipe, where: str) -> dict[str, Any]:
+    """The recipe's arguments, but for NOT_AGAIN, if the command reads them as what they are.
+
+    Raises:
+        RecipeError: it does not, or they contradict the recipe's seeds or inputs.
+    """
+    arguments = {key: value for key, value in recipe.arguments.items() if key not in NOT_AGAIN}
+    given = plain(parse(command, arguments, where).params)
+    odd = [key for key, value in arguments.items() if exact(value) != exact(given[key])]
+    inputs = {name: given[name] for name in input_names(command) if given[name] is not None}
+    if inputs != {name: recorded["path"] for name, recorded in recipe.inputs.items()}:
+        odd.append("inputs")
+    try:
+        seeds = settings.consecutive_seeds(given["seed"], given["count"])
+    except PareError as error:
+        raise RecipeError(f"the recipe in {where} cannot be run: {error}") from error
+    if seeds != list(recipe.seeds):
+        odd.append("seeds")
+    if odd:
+        raise RecipeError(f"the recipe in {where} contradicts itself or pare ({odd[0]})")
+    return arguments
+
+
+def exact(value: Any) -> str:
+    """Tells 1 from 1.0 and from true."""
+    return json.dumps(value, sort_keys=True)
+
+
+def for_a_shell(command: click.Command, arguments: Mapping[str, Any]) -> str:
+    """The command line to copy: `arguments`, as `check_recipe` has them, but for defaults."""
+    context = click.Context(command)
+    usual = {p.name: plain(p.get_default(context)) for p in command.params}
+    unusual = {key: value for key, value in arguments.items() if value != usual[key]}
+    line = words(command, unusual)
+    split = line.index("--")
+    options, positional = line[:split], line[split + 1 :]
+    if any(word.startswith("-") for word in positional):
+        positional.insert(0, "--")
+        ordered = [*options, *positional]
+    else:
+        ordered = [*positional, *options]
+    return " ".join(map(quote, ["pare", str(command.name), *ordered]))
+
+
+def quote(word: str) -> str:
+    """The word for a shell; $'…' where it holds what would steer the terminal."""
+    if all(letter.isprintable() for letter in word):
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(c if c.isprintable() else escape(c) for c in escaped) + "'"
+
+
+def escape(letter: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", "surrogateescape"))

@@ -1,0 +1,287 @@
+"""`pare rerun`: a picture made again from the recipe in it, and recipes looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pare.commands.options import DTYPE_NAMES, json_option, options, revision_option
+from pare.commands.printing import plain
+from pare.commands.run import Again, PictureCommand, output_paths
+from pare.console import one_line
+from pare.errors import RecipeError
+from pare.files import check_output, sha256, write_whole
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pare.recipe import Recipe
+    from pare.rerun import Change, PixelDifference
+
+
+def named_paths(
+    context: click.Context, parameter: click.Parameter, value: tuple[str, ...]
+) -> dict[str, Path]:
+    """NAME=PATH, several times, as a mapping."""
+    pairs = [text.partition("=") for text in value]
+    for name, equals, path in pairs:
+        if not name or not equals or not path:
+            raise click.BadParameter(f"{name + equals + path!r} is not NAME=PATH")
+    return {name: Path(path) for name, _, path in pairs}
+
+
+look_options = options(
+    click.option("--show", is_flag=True,
+                 help="Print the recipe, and a command line to copy; run nothing."),
+    click.option("--compare", type=click.Path(path_type=Path), metavar="OTHER",
+                 help="Print where the recipes and pixels of PICTURE and OTHER differ; run "
+                      "nothing."),
+    click.option("--check", is_flag=True, help="Make it again and compare, but write nothing."),
+    click.option("--alone", is_flag=True,
+                 help="Make it without the other pictures of its batch: quicker, but the last "
+                      "bits may differ."),
+)  # fmt: skip
+
+instead_options = options(
+    click.option("--input", "inputs", multiple=True, metavar="NAME=PATH", callback=named_paths,
+                 help="Where an input (image, mask) is now, or another one to take."),
+    click.option("--model", help="Where the model is now, or another one to take."),
+    revision_option,
+    click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
+                 help="Where the tokenizer of a single file is now."),
+    click.option("--device", help="As recorded, if this machine has it."),
+    click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="As recorded."),
+    click.option("--threads", type=click.IntRange(1, 1024),
+                 help="As recorded, if this machine has so many processors."),
+)  # fmt: skip
+
+rerun_output_options = options(
+    click.option("--out", type=click.Path(path_type=Path), default=Path(),
+                 help="NAME.png, or a folder (rerun-SEED.png in it); the current folder if not "
+                      "given. Never what the recipe says."),
+    click.option("--force", is_flag=True, help="Overwrite existing files."),
+    json_option,
+)  # fmt: skip
+
+
+@click.command(
+    epilog="pare rerun road.png --check     pare rerun night.png --input image=elsewhere/road.png"
+)
+@click.argument("picture", type=click.Path(path_type=Path))
+@look_options
+@instead_options
+@rerun_output_options
+def rerun(picture: Path, **given: Any) -> None:
+    """Make PICTURE again from the recipe in it, and compare the two.
+
+    Exit code 0 if they are the same to the pixel, 1 if not. What the recipe names must be
+    unchanged, and nothing is downloaded for it; what you name instead is taken as it is.
+    """
+    from pare.recipe import read_recipe
+
+    looks = [name for name in ("show", "compare", "check") if given[name]]
+    if len(looks) > 1:
+        raise click.UsageError(f"--{looks[0]} and --{looks[1]} exclude each other.")
+    recipe = read_recipe(picture)
+    if given["show"]:
+        show(picture, recipe, given["as_json"])
+    elif given["compare"]:
+        compare(picture, recipe, given["compare"], given["as_json"])
+    else:
+        make_again(picture, recipe, given)
+
+
+# --- looking ------------------------------------------------------------------------------
+
+
+def show(picture: Path, recipe: Recipe, as_json: bool) -> None:
+    """Print the recipe, and the command line that does the same."""
+    from pare.commands.command_line import check_recipe, for_a_shell
+
+    command = command_of(recipe, picture)
+    arguments = check_recipe(command, recipe, str(picture))
+    revision = recipe.model.get("revision")
+    if revision is not None and arguments.get("model") == recipe.model.get("name"):
+        arguments["revision"] = revision
+    line = for_a_shell(command, arguments)
+    content = json.loads(recipe.to_json())
+    if as_json:
+        click.echo(json.dumps({**content, "command_line": line}, indent=2))
+        return
+    place = f"picture {recipe.index + 1} of a batch of {len(recipe.seeds)}"
+    rows: dict[str, Any] = {"seed": recipe.seed}
+    if len(recipe.seeds) > 1:
+        rows["seed"] = f"{recipe.seed}, {place}"
+    rows |= {key: content[key] for key in ("device", "dtype", "threads")}
+    rows |= {f"input {name}": recorded for name, recorded in recipe.inputs.items()}
+    rows |= {key: content[key] for key in ("model", "scheduler", "versions")}
+    print_rows({"command": recipe.command, **recipe.arguments, **rows})
+    click.echo(f"\n{line}")
+
+
+def print_rows(values: Mapping[str, Any], indent: str = "") -> None:
+    """One fact a line; what is inside another, indented below it."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            click.echo(one_line_at(indent, f"{name}:"))
+            print_rows(value, indent + "  ")
+        else:
+            click.echo(one_line_at(indent, f"{name}: {'none' if value is None else value}"))
+
+
+def one_line_at(indent: str, text: str) -> str:
+    return indent + one_line(text)
+
+
+def compare(picture: Path, recipe: Recipe, other: Path, as_json: bool) -> None:
+    """Print where two pictures and their recipes differ."""
+    from pare.image import load_image
+    from pare.recipe import read_recipe
+    from pare.rerun import compare_pixels, compare_recipes, short
+
+    changes = compare_recipes(recipe, read_recipe(other))
+    pixels = compare_pixels(load_image(picture), load_image(other))
+    if as_json:
+        click.echo(json.dumps(report(pixels, changes), indent=2))
+        return
+    if changes:
+        print_table(
+            ["", str(picture), str(other)],
+            *([change.name, short(change.one), short(change.other)] for change in changes),
+        )
+    else:
+        click.echo("recipes: nothing that decides a pixel differs")
+    click.echo(f"pixels: {pixels.in_words()}")
+
+
+def print_table(*rows: list[str]) -> None:
+    """Rows of three columns, one below the other."""
+    safe = [[one_line(text) for text in row] for row in rows]
+    first, second = (max(len(row[column]) for row in safe) for column in (0, 1))
+    for row in safe:
+        click.echo(f"{row[0]:{first}}  {row[1]:{second}}  {row[2]}")
+
+
+def report(pixels: PixelDifference, changes: list[Change]) -> dict[str, Any]:
+    return {
+        "same": pixels.same,
+        "pixels": dataclasses.asdict(pixels),
+        "recipe": [dataclasses.asdict(change) for change in changes],
+    }
+
+
+# --- running ------------------------------------------------------------------------------
+
+
+def make_again(picture: Path, recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Run the recipe's command, write the picture, say how the two differ."""
+    from pare.image import load_image
+    from pare.recipe import save_png
+    from pare.rerun import compare_pixels, compare_recipes
+
+    out = None
+    if not given["check"]:
+        out = output_paths(given["out"], "rerun", [recipe.seed])[0]
+        check_output(out, force=given["force"])
+    original = load_image(picture)
+    image, remade, notes = run_again(picture, recipe, given)
+    if out is not None:
+        write_whole(out, functools.partial(save_png, image, remade), force=given["force"])
+    pixels, changes = compare_pixels(original, image), compare_recipes(recipe, remade)
+    if given["as_json"]:
+        place = {"picture": str(picture), "path": None if out is None else str(out)}
+        result = {"command": "rerun", **place, **report(pixels, changes), "notes": notes}
+        click.echo(json.dumps(result, indent=2))
+    else:
+        if out is not None:
+            click.echo(out)
+        for line in (f"{picture}, made again, is {pixels.in_words()}", *in_words(pixels, changes)):
+            click.echo(one_line(line), err=out is not None)
+    if not pixels.same:
+        click.get_current_context().exit(1)
+
+
+def in_words(pixels: PixelDifference, changes: list[Change]) -> list[str]:
+    """What differs between then and now, one sentence each."""
+    if changes or pixels.same:
+        return [change.in_words() for change in changes]
+    return ["nothing that a recipe holds differs: perhaps the processor, or its libraries"]
+
+
+def run_again(
+    picture: Path, recipe: Recipe, given: Mapping[str, Any]
+) -> tuple[Image.Image, Recipe, list[str]]:
+    """The picture and its recipe, as its command makes them now; and what is to be said."""
+    from pare.commands.command_line import check_recipe, parse
+    from pare.rerun import find_machine, find_model, find_scheduler, find_tokenizer
+
+    command = command_of(recipe, picture)
+    arguments = check_recipe(command, recipe, str(picture))
+    scheduler = find_scheduler(recipe.scheduler)
+    paths, notes = find_inputs(picture, recipe, given["inputs"])
+    machine = find_machine(recipe, given["device"], given["dtype"], given["threads"])
+    notes += machine.notes
+    arguments |= paths
+    arguments |= {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
+    arguments["tokenizer"] = plain(given["tokenizer"] or find_tokenizer(recipe))
+    if given["model"] is not None:
+        same = given["model"] == recipe.arguments.get("model")
+        commit = given["revision"] or (recipe.model.get("revision") if same else None)
+        arguments |= {"model": given["model"], "revision": commit}
+        found = None
+    elif given["revision"] is not None:
+        raise click.UsageError("--revision needs --model.")
+    else:
+        found = find_model(recipe, machine.dtype)
+    if given["alone"]:
+        arguments |= {"seed": [recipe.seed], "count": 1}
+    for note in notes:
+        click.echo(one_line(f"pare: {note}"), err=True)
+
+    again = Again(scheduler, found)
+    with parse(command, arguments, str(picture), again) as context:
+        command.invoke(context)
+    image, remade = again.made[0 if given["alone"] else recipe.index]
+    return image, remade, notes
+
+
+def command_of(recipe: Recipe, picture: Path) -> click.Command:
+    """The command that makes such pictures.
+
+    Raises:
+        RecipeError: this pare has none.
+    """
+    group = click.get_current_context().find_root().command
+    assert isinstance(group, click.Group)
+    command = group.commands.get(recipe.command)
+    if not isinstance(command, PictureCommand):
+        raise RecipeError(
+            f"{picture} was made by {recipe.command[:40]!r} of pare "
+            f"{recipe.versions.get('pare', '?')[:20]}, which is no command for pictures here"
+        )
+    return command
+
+
+def find_inputs(
+    picture: Path, recipe: Recipe, given: Mapping[str, Path]
+) -> tuple[dict[str, str], list[str]]:
+    """Input -> the path to read it from; and a sentence for each that has changed."""
+    from pare.rerun import find_input
+
+    for name in given:
+        if name not in recipe.inputs:
+            named = ", ".join(recipe.inputs) or "none"
+            raise click.UsageError(f"{picture} has no input {name!r}; its inputs: {named}.")
+    paths, notes = {}, []
+    for name, recorded in recipe.inputs.items():
+        path = given.get(name) or find_input(name, recorded, picture)
+        if sha256(path) != recorded["sha256"]:
+            notes.append(f"{path} is not the {name} that {picture} was made from")
+        paths[name] = str(path)
+    return paths, notes

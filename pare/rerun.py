@@ -1,0 +1,333 @@
+"""A picture made again from its recipe: what it was made from is found, what differs is said.
+
+A recipe is a stranger's word.  What *it* names is used only if it is still what it was
+(inputs by their SHA-256, models by their fingerprints), and nothing is fetched from a
+network for it.  What the *user* names in its place is used as it is, and a difference is
+said.  `pare.commands.rerun` runs the recipe's command with what is found here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pare import hub
+from pare.download import COMMIT, find_cached, looks_like_repository
+from pare.errors import DeviceError, RecipeError
+from pare.files import sha256
+from pare.recipe import Recipe
+from pare.schedulers import SCHEDULERS, Scheduler, rebuild_scheduler
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_INPUT = 2**30  # bytes that are hashed because a recipe says so
+
+
+# --- finding what a picture was made from -----------------------------------------------
+
+
+def find_input(name: str, recorded: Mapping[str, str], picture: Path) -> Path:
+    """The file that was the input `name`: where it was, or near the picture that it became.
+
+    Args:
+        recorded: its "path", as it was typed then, and its "sha256".
+        picture: the file with the recipe.
+
+    Raises:
+        RecipeError: no such file, or it has changed.
+        OSError: a file of that name cannot be opened.
+    """
+    typed = Path(recorded["path"])
+    places = (typed, picture.parent / typed, picture.parent / typed.name)
+    there = [path for path in dict.fromkeys(places) if worth_hashing(path)]
+    for path in there:
+        if sha256(path) == recorded["sha256"]:
+            return path
+    raise RecipeError(
+        f"the {name} that {picture} was made from, {typed}, "
+        + ("has changed since" if there else "is not there"),
+        fix=f"name the file to use: --input {name}=PATH",
+    )
+
+
+def worth_hashing(path: Path) -> bool:
+    """Whether it can be an input at all: a device, or a file of /proc, may never end."""
+    return os.path.isfile(path) and 0 < path.stat().st_size <= MAX_INPUT
+
+
+def find_model(recipe: Recipe, dtype: str) -> hub.Found:
+    """The model that the recipe names, on this machine and unchanged.
+
+    Args:
+        dtype: of the weights to be, as a repository may have float16 files too.
+
+    Raises:
+        RecipeError: it is not on this machine, or it has changed.
+    """
+    name, commit = str(recipe.arguments.get("model")), recipe.model.get("revision")
+    if commit is not None:
+        folder = cached_repository(name, commit, dtype)
+    elif name in hub.BUILT_IN:
+        folder = hub.BUILT_IN[name]
+    else:
+        folder = Path(name)
+        if not (folder.is_dir() or folder.is_file()):
+            raise RecipeError(f"the model {name!r} is not here", fix="name it with --model")
+    changed = changed_files(recipe.model, folder)
+    if changed:
+        raise RecipeError(
+            f"the model {name!r} has changed since ({changed[0]})",
+            fix=f"to run it as it is now, say so: --model {name}",
+        )
+    if folder.is_file():
+        return hub.find_model(folder)  # after its fingerprint: this opens it
+    return hub.Found(name, folder, commit)
+
+
+def cached_repository(name: str, commit: object, dtype: str) -> Path:
+    """The folder in the Hub's cache of a repository at a commit."""
+    from huggingface_hub.errors import HFValidationError
+
+    if not looks_like_repository(name) or not COMMIT.fullmatch(str(commit)):
+        raise RecipeError(f"the recipe's model, {name!r} at {commit!r}, is none of the Hub's")
+    try:
+        cached = find_cached(name, str(commit), half=dtype == "float16")
+    except HFValidationError as error:
+        raise RecipeError(f"the recipe's model, {name!r}, is none of the Hub's") from error
+    if cached is None:
+        raise RecipeError(
+            f"the model {name} at commit {str(commit)[:7]} is not in the Hub's cache",
+            fix=f"to download it, say so: --model {name}",
+        )
+    return cached.folder
+
+
+def changed_files(model: Mapping[str, Any], folder: Path) -> list[str]:
+    """Those of the model's recorded files that are not in `folder`, or are others there.
+
+    Raises:
+        RecipeError: the recipe names no files, or files elsewhere.
+    """
+    weights, recorded = table(model, "files"), {**table(model, "configs"), **table(model, "files")}
+    if not weights:
+        raise RecipeError("the recipe does not say which files its model had")
+    if folder.is_file():  # which may have another name today
+        return [] if hub.fingerprint(folder) in weights.values() else [folder.name]
+    for name in recorded:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise RecipeError(f"the recipe's model has a file {name[:80]!r}, which is elsewhere")
+    return [
+        name
+        for name, digest in recorded.items()
+        if not (folder / name).is_file() or hub.fingerprint(folder / name) != digest
+    ]
+
+
+def table(model: Mapping[str, Any], key: str) -> Mapping[str, str]:
+    """A table of texts in what a recipe says about its model."""
+    found = model.get(key, {})
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise RecipeError(f"the recipe's model is not what pare writes ({key})")
+    return found
+
+
+def find_tokenizer(recipe: Recipe) -> Path | None:
+    """The folder that a single file's tokenizer came from, unchanged; None if it had its own.
+
+    Raises:
+        RecipeError: it is not there, or it has changed.
+    """
+    name = recipe.arguments.get("tokenizer")
+    if name is None:
+        return None
+    folder, recorded = Path(str(name)), table(recipe.model, "configs")
+    if not folder.is_dir() or hub.tokenizer_fingerprints(folder) != recorded:
+        raise RecipeError(
+            f"the tokenizer {name!r} is not here, or has changed since",
+            fix="name the folder to use: --tokenizer FOLDER",
+        )
+    return folder
+
+
+def find_scheduler(description: Mapping[str, Any]) -> Scheduler:
+    """The scheduler that a recipe describes.
+
+    Raises:
+        RecipeError: it is no description of one.
+        PareError: what `rebuild_scheduler` finds wrong in it.
+    """
+    name = description.get("name")
+    kind = SCHEDULERS.get(name) if isinstance(name, str) else None
+    if kind is None or set(description) != {"name", "config", *kind.own_options()}:
+        raise RecipeError("the recipe's scheduler is not what pare writes")
+    if not isinstance(description["config"], dict):
+        raise RecipeError("the recipe's scheduler has no config")
+    return rebuild_scheduler(description)
+
+
+# --- finding a machine like the one it was made on ----------------------------------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a picture is made again, and what cannot be as it was."""
+
+    device: str
+    dtype: str
+    threads: int
+    notes: list[str] = field(default_factory=list)
+
+
+def find_machine(
+    recipe: Recipe, device: str | None = None, dtype: str | None = None, threads: int | None = None
+) -> Machine:
+    """Device, dtype and threads as given, else as the recipe has them, else what there is."""
+    notes = []
+    kind = recipe.dtype
+    if device is None:
+        device = recipe.device
+        try:
+            hub.choose_device(device)
+        except DeviceError:
+            device, kind = str(hub.choose_device("auto")), "auto"
+            notes.append(f"made on {recipe.device}, which this machine has not: on {device} now")
+    processors = os.cpu_count() or 1
+    kind = str(hub.choose_dtype(dtype or kind, hub.choose_device(device)))
+    if threads is None and recipe.threads > processors:
+        notes.append(f"made with {recipe.threads} threads: with {processors} now, one a processor")
+    threads = threads or min(recipe.threads, processors)
+    return Machine(device, kind.removeprefix("torch."), threads, notes)
+
+
+# --- two recipes --------------------------------------------------------------------------
+
+# Arguments whose effect a recipe tells elsewhere (`model`, `scheduler`, `seeds`, …), or that
+# have none on the picture.
+MODEL = ("model", "revision", "tokenizer", "device", "dtype", "threads")
+TOLD_ELSEWHERE = frozenset(
+    (*MODEL, "scheduler", "karras", "eta", "seed", "count", "out", "force", "as_json")
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A fact about two pictures' making in which they differ; None where one has none."""
+
+    name: str
+    one: Any
+    other: Any
+
+    def in_words(self) -> str:
+        """For a picture and its second making."""
+        kind, _, name = self.name.partition(".")
+        if kind == "input":
+            return f"the {name} is another file"
+        if kind == "model" and "." in name:
+            return f"the model's {name.partition('.')[2]} is another file"
+        if self.name == "batch":
+            return f"it was made in a batch of {self.one} and is now in one of {self.other}"
+        words = name if kind == "versions" else self.name
+        return f"{words} was {short(self.one)} and is {short(self.other)}"
+
+
+def facts(recipe: Recipe) -> dict[str, Any]:
+    """All that decides the pixels, one name each; what is inside something else has a dot."""
+    own = {
+        name: value
+        for name, value in recipe.arguments.items()
+        if name not in TOLD_ELSEWHERE and name not in recipe.inputs
+    }
+    model = {key: value for key, value in recipe.model.items() if key != "name"}
+    return flat(
+        {
+            "command": recipe.command,
+            **own,
+            "input": {name: recorded["sha256"] for name, recorded in recipe.inputs.items()},
+            "seed": recipe.seed,
+            "batch": len(recipe.seeds),
+            "scheduler": recipe.scheduler,
+            "model": model,
+            "device": recipe.device,
+            "dtype": recipe.dtype,
+            "threads": recipe.threads,
+            "versions": recipe.versions,
+        }
+    )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flattened: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flattened |= flat(value, f"{prefix}{key}.")
+        else:
+            flattened[prefix + key] = value
+    return flattened
+
+
+def compare_recipes(one: Recipe, other: Recipe) -> list[Change]:
+    """The facts in which two recipes differ, in the order of `facts`."""
+    ours, theirs = facts(one), facts(other)
+    names = dict.fromkeys([*ours, *theirs])
+    return [
+        Change(name, ours.get(name), theirs.get(name))
+        for name in names
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def short(value: Any, most: int = 60) -> str:
+    """A fact for a line of text; a digest by its beginning, as Git does."""
+    text = "none" if value is None else str(value)
+    if len(text) == 64 and all(letter in "0123456789abcdef" for letter in text):
+        return text[:10]
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+# --- two pictures -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PixelDifference:
+    """How far two 8-bit pictures are apart; of unequal sizes nothing else is known."""
+
+    sizes: tuple[tuple[int, int], tuple[int, int]]  # (width, height) of each
+    pixels: int | None = None  # how many differ in any channel
+    largest: int | None = None  # of any channel of any pixel, 0 to 255
+    psnr: float | None = None  # dB over all pixels and channels; None if they are equal
+
+    @property
+    def same(self) -> bool:
+        return self.largest == 0
+
+    def in_words(self) -> str:
+        if self.same:
+            return "the same to the pixel"
+        if self.largest is None:
+            (width, height), (other_width, other_height) = self.sizes
+            return f"of another size ({other_width} x {other_height}, was {width} x {height})"
+        width, height = self.sizes[0]
+        return (
+            f"different: at most {self.largest} of 255, {self.psnr:.1f} dB, "
+            f"in {self.pixels} of {width * height} pixels"
+        )
+
+
+def compare_pixels(one: Image.Image, other: Image.Image) -> PixelDifference:
+    """The difference of two RGB pictures."""
+    sizes = (one.size, other.size)
+    if one.size != other.size:
+        return PixelDifference(sizes)
+    apart = np.abs(np.asarray(one).astype(np.int64) - np.asarray(other))  # (H, W, 3)
+    mean_square = float(np.square(apart).mean())
+    psnr = 10 * math.log10(255**2 / mean_square) if mean_square else None
+    return PixelDifference(sizes, int(apart.any(axis=-1).sum()), int(apart.max()), psnr)
