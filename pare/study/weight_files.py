@@ -30,7 +30,7 @@ from torch import Tensor
 
 from pare import single_file
 from pare.checkpoint import OTHER_FILES, Checkpoint, open_checkpoint
-from pare.config import short_json
+from pare.config import OTHER_INPUTS, short_json
 from pare.errors import ModelError, WeightsError
 
 Shape = tuple[int, ...]
@@ -334,7 +334,7 @@ def looks_like(shapes: Mapping[str, Shape], extras: Mapping[str, Any]) -> str:
         return other
     if found["unet"] is not None:
         channels = shapes[f"{found['unet']}input_blocks.0.0.weight"]
-        kin = single_file.OTHER_CHANNELS.get((*channels, 0, 0)[1])
+        kin = OTHER_INPUTS.get((*channels, 0, 0)[1])
         if kin is not None:
             return kin
     parts = [
