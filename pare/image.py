@@ -93,7 +93,8 @@ def check_mask(mask: Image.Image, name: str = "the mask") -> Image.Image:
             fix="invert it if black marks the edit (--invert-mask)",
         )
     if low >= MASK_THRESHOLD:
-        warnings.warn(f"{name} is white everywhere: nothing is kept", ImageWarning, stacklevel=2)
+        # Always in the same words: the file's mask and the same one at another size are one.
+        warnings.warn("the mask is white everywhere: nothing is kept", ImageWarning, stacklevel=2)
     return mask
 
 

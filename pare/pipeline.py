@@ -54,7 +54,7 @@ from pare.schedulers import (
     build_scheduler,
     start_index,
 )
-from pare.text import PromptEmbeddings, encode, paired
+from pare.text import PromptEmbeddings, encode, known_words, paired, warn_of_unknown_words
 from pare.vae import Posterior
 from pare.vae.precision import run_vae
 
@@ -75,6 +75,7 @@ class Pipeline:
         self.tokenizer = components.tokenizer
         self.text_encoder = components.text_encoder
         self.source: ModelSource = components.source
+        self.words = known_words(components.source.path)
         self.scheduler_config = components.scheduler_config
         self.scheduler = scheduler
 
@@ -134,6 +135,10 @@ class Pipeline:
 
         Every text is encoded by itself, so that its embedding does not depend on the others.
 
+        Warns:
+            PromptTruncated: a text that has more than 77 tokens; what is cut off is shown.
+            UnknownWords: words that the model was never taught, of a model that lists its own.
+
         Raises:
             SettingError: no prompts, or not as many negative prompts.
             PromptError: a prompt that is no text, or far too long.
@@ -143,6 +148,8 @@ class Pipeline:
             raise SettingError("no prompts are given", expected='at least one, which may be ""')
         negatives = paired(prompts, negative)
         unique = list(dict.fromkeys([*prompts, *negatives]))
+        if self.words is not None:
+            warn_of_unknown_words(unique, self.words, self.source.name)
         rows = {text: encode(self.tokenizer, self.text_encoder, [text]) for text in unique}
         return PromptEmbeddings(
             cond=torch.cat([rows[prompt] for prompt in prompts]),

@@ -7,9 +7,12 @@ cross-attention chooses among them (`pare.attention`).
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -89,6 +92,15 @@ class PromptTruncated(UserWarning):
     """A prompt was longer than the text encoder's 77 tokens: its end has no effect."""
 
 
+class UnknownWords(UserWarning):
+    """A prompt has words that the model was never taught."""
+
+
+WORDS_FILE = "tokenizer/words.txt"  # one a line, in a model's folder
+MOST_WORDS = 1_000_000  # bytes of that file
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+
+
 @dataclass(frozen=True)
 class PromptEmbeddings:
     """What the UNet reads: the prompts, and what guidance steers away from."""
@@ -155,6 +167,40 @@ def words_of(tokenizer: CLIPTokenizer, prompt: str, room: int) -> list[int]:
             stacklevel=3,
         )
     return ids[:room]
+
+
+def known_words(folder: Path | str) -> frozenset[str] | None:
+    """The words that a model was taught, in lower case; None if it does not list them.
+
+    A tokenizer encodes any text, and splits a word that it does not know into smaller pieces;
+    so the words are listed in a file of their own, `tokenizer/words.txt`.  The built-in model
+    has one, as 58 words are its whole language; models that were trained on the web have none.
+
+    Args:
+        folder: the model's (`pipe.source.path`).
+    """
+    path = Path(folder) / WORDS_FILE
+    if not path.is_file() or path.stat().st_size > MOST_WORDS:
+        return None
+    return frozenset(path.read_text(encoding="utf-8", errors="replace").lower().split())
+
+
+def unknown_words(prompt: str, known: frozenset[str]) -> list[str]:
+    """The words of the prompt that are not `known`, each once, in the prompt's order."""
+    return [word for word in dict.fromkeys(WORD.findall(prompt.lower())) if word not in known]
+
+
+def warn_of_unknown_words(prompts: Sequence[str], known: frozenset[str], model: str) -> None:
+    """Say so if `model` was never taught some of the prompts' words."""
+    unknown = unknown_words(" ".join(prompts), known)
+    if unknown:
+        words = ", ".join(map(repr, unknown[:5])) + (", …" if len(unknown) > 5 else "")
+        warnings.warn(
+            f"{model} was never taught {words}; `pare inspect {shlex.quote(model)}` lists the "
+            f"{len(known)} words that it knows",
+            UnknownWords,
+            stacklevel=3,
+        )
 
 
 def paired(prompts: Sequence[str], negative: str | Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
     roads/  model_index.json   README.md
             scheduler/scheduler_config.json
-            tokenizer/vocab.json, merges.txt, …
+            tokenizer/vocab.json, merges.txt, …, words.txt (the words that it was taught)
             text_encoder/config.json, model.safetensors
             unet/config.json, diffusion_pytorch_model.safetensors
             vae/config.json, diffusion_pytorch_model.safetensors
@@ -22,9 +22,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from pare.text import WORDS_FILE
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 from roads import train_unet, train_vae
+from roads.tokenizer import caption_words
 
 MODEL_INDEX: dict[str, Any] = {
     "_class_name": "StableDiffusionPipeline",
@@ -66,6 +68,8 @@ def write_model(
     write_json(out / "model_index.json", MODEL_INDEX)
     write_json(out / "scheduler" / "scheduler_config.json", train_unet.SCHEDULER)
     shutil.copytree(tokenizer, out / "tokenizer", dirs_exist_ok=True)
+    words = sorted(word for word in caption_words() if word.isalnum())
+    (out / WORDS_FILE).write_text("\n".join(words) + "\n", encoding="utf-8")
     write_module(out / "unet", unet, train_unet.CONFIG)
     write_module(out / "vae", vae, {**train_vae.CONFIG, "scaling_factor": scaling_factor})
     text_encoder.half().save_pretrained(out / "text_encoder")
