@@ -1,7 +1,8 @@
 """How the command meets the terminal: one line for an error, exit codes, warnings, progress.
 
 Exit codes: 0 done (warnings or not); 1 a broken parity bound, or a bug, which keeps its
-traceback; 2 something that the user can mend; 130 Ctrl-C; 141 nobody reads the output.
+traceback; 2 something that the user can mend; 130 Ctrl-C; 141 nobody reads the output; 143
+the system asked the process to end.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import errno
 import functools
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import TextIO
 
 import click
@@ -22,6 +26,7 @@ from pare.errors import PareError
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
+TERMINATED = 143  # 128 + SIGTERM
 
 # Errors of the operating system that a user can do something about, in words.
 # Any other keeps its traceback.
@@ -46,12 +51,16 @@ OS_ERRORS = {
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
+class Terminated(KeyboardInterrupt):
+    """The system asks the process to end: at a shutdown, or as a time limit is over."""
+
+
 def run_in_words(body: Callable[[], int]) -> int:
     """The exit code of `body`; what a user can cause becomes one line on stderr.
 
     Anything else is a bug in pare and is raised.
     """
-    with library_noise_off(), warnings_in_words():
+    with ended_in_order(), library_noise_off(), warnings_in_words():
         try:
             code = body()
             sys.stdout.flush()
@@ -66,6 +75,9 @@ def run_in_words(body: Callable[[], int]) -> int:
             code = complain(error.args[0])
             for row in error.table:
                 click.echo(printable(row), err=True)
+        except Terminated:
+            complain("terminated")
+            code = TERMINATED
         except KeyboardInterrupt:
             complain("interrupted")
             code = INTERRUPTED
@@ -115,6 +127,25 @@ def discard_output() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
+
+
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does, so that what is half written is taken away."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    # Python lets the main thread alone have a say in this; whoever has already had it, keeps it.
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
