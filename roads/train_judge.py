@@ -72,7 +72,7 @@ SHIFT = 6  # pixels, at most
 class JudgeSettings:
     """What a run depends on, besides the data and the VAE."""
 
-    steps: int = 900
+    steps: int = 500
     batch: int = 64
     peak: float = 3e-3
     warm_up: int = 50
