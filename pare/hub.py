@@ -281,11 +281,6 @@ def find_model(
     return Found(name, path)
 
 
-def find_folder(model: str | Path) -> Path:
-    """The folder of a model: see `find_model`."""
-    return find_model(model).folder
-
-
 def check_index(folder: Path) -> None:
     """Check that `model_index.json` describes a Stable Diffusion 1.x / 2.x model."""
     path = folder / "model_index.json"

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pare.commands.examples import examples
-from pare.commands.options import json_option, model_options
+from pare.commands.options import json_option, model_options, revision_option
 from pare.commands.printing import print_report, say_on_terminal
 from pare.commands.run import use_threads
 
@@ -24,6 +24,7 @@ EXAMPLES = examples(
 
 @click.command(epilog=EXAMPLES)
 @model_options
+@revision_option
 @bench_options
 @json_option
 def bench(pairs: int, as_json: bool, **given: Any) -> None:
@@ -39,6 +40,7 @@ def bench(pairs: int, as_json: bool, **given: Any) -> None:
         given["model"],
         device=given["device"],
         dtype=given["dtype"],
+        revision=given["revision"],
         pairs=pairs,
         progress=say_on_terminal(),
     )

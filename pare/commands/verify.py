@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pare.commands.examples import examples
-from pare.commands.options import json_option, model_options
+from pare.commands.options import json_option, model_options, revision_option
 from pare.commands.printing import print_report, say_on_terminal
 from pare.commands.run import use_threads
 
@@ -24,6 +24,7 @@ EXAMPLES = examples(
 
 @click.command(epilog=EXAMPLES)
 @model_options
+@revision_option
 @verify_options
 @json_option
 def verify(only: tuple[str, ...], as_json: bool, **given: Any) -> None:
@@ -38,6 +39,7 @@ def verify(only: tuple[str, ...], as_json: bool, **given: Any) -> None:
         given["model"],
         device=given["device"],
         dtype=given["dtype"],
+        revision=given["revision"],
         only=only or None,
         progress=say_on_terminal(),
     )

@@ -28,7 +28,7 @@ from pare.hub import (
     choose_device,
     choose_dtype,
     config_of,
-    find_folder,
+    find_model,
     load_model,
 )
 from pare.recipe import current_versions
@@ -36,7 +36,7 @@ from pare.unet import UNet
 from pare.vae import AutoencoderKL
 from pare.verify.clock import in_turns
 from pare.verify.memory import peak_memory
-from pare.verify.reference import load_reference, quiet, require_diffusers
+from pare.verify.reference import load_reference, quiet, require_diffusers, require_folder
 from pare.verify.report import aligned
 
 BATCH = 2  # a picture under guidance
@@ -105,6 +105,7 @@ def run_bench(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    revision: str | None = None,
     pairs: int = 5,
     progress: Callable[[str], None] | None = None,
 ) -> BenchReport:
@@ -114,6 +115,7 @@ def run_bench(
         model: "sd1" or "sd21": random weights at true size, latents of 64 x 64; or what
             `run_verify` takes, at the model's own size.
         dtype: "auto" is float16 on a GPU, float32 elsewhere.
+        revision: a branch, a tag or a commit's hash of a repository.
         pairs: how often both sides run, taking turns.
 
     Raises:
@@ -124,17 +126,18 @@ def run_bench(
     say = progress or (lambda words: None)
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
+    where = place_of(str(model), kind, revision)
     measures = []
     with quiet():
         # First, while this process holds no weights yet.
         say("memory of a UNet step, each side in a process of its own")
-        measures.append(memory_of_a_step(str(model), place, kind))
+        measures.append(memory_of_a_step(where, place, kind))
 
         say("loading the model for both")
-        states = random_states(str(model), place, kind)
-        ours = our_parts(str(model), place, kind, states)
-        theirs = their_parts(str(model), place, kind, states)
-        x_t, text = inputs(str(model), place, kind)
+        states = random_states(where, place, kind)
+        ours = our_parts(where, place, kind, states)
+        theirs = their_parts(where, place, kind, states)
+        x_t, text = inputs(where, place, kind)
         batch, _, h, w = x_t.shape
         say("UNet steps in turns")
         step = f"UNet step, batch {batch}, {h} x {w}"
@@ -174,10 +177,19 @@ States = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Tensors of the UNet and of the VAE."""
 
 
+def place_of(model: str, dtype: torch.dtype, revision: str | None) -> str:
+    """"sd1", "sd21", or the folder of a model: found once, so that all measure the same files."""
+    if model in UNETS and revision is None:
+        return model
+    folder = find_model(model, dtype=dtype, revision=revision).folder
+    require_folder(folder)
+    return str(folder)
+
+
 def configs(model: str) -> tuple[UNetConfig, VAEConfig]:
     if model in UNETS:
         return UNetConfig.read(UNETS[model], model), VAEConfig.read(VAE, model)
-    folder = find_folder(model)
+    folder = Path(model)
     return (
         UNetConfig.read(*config_of(folder, "unet")),
         VAEConfig.read(*config_of(folder, "vae")),
@@ -240,7 +252,7 @@ def their_parts(
     diffusers = require_diffusers()
     if states is None:
         with quiet():
-            pipeline = load_reference(ModelSource(model, str(find_folder(model))), device, dtype)
+            pipeline = load_reference(ModelSource(model, model), device, dtype)
         unet, vae = pipeline.unet, pipeline.vae
     else:
         with torch.device("meta"):

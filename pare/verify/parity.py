@@ -115,6 +115,7 @@ def run_verify(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    revision: str | None = None,
     only: Sequence[str] | None = None,
     steps: int = 10,
     progress: Say | None = None,
@@ -122,9 +123,10 @@ def run_verify(
     """Compare pare with diffusers on one model.
 
     Args:
-        model: "roads", or a folder in the Hub's layout.
+        model: "roads", a folder in the Hub's layout, or a repository on the Hub.
         device: "auto" is CUDA, MPS or the CPU, in this order.
         dtype: "auto" is float32, in which the comparison is strictest.
+        revision: a branch, a tag or a commit's hash of a repository.
         only: some of `GROUPS`; None: all of them.
         steps: of the runs that make pictures.
         progress: is told what is compared next, in a few words.
@@ -142,7 +144,8 @@ def run_verify(
     skipped: dict[str, str] = {}
     with diffusers_side.quiet(), exact_float32():
         say("loading the model, twice")
-        subject = load_subject(model, device, "float32" if dtype == "auto" else dtype, steps)
+        kind = "float32" if dtype == "auto" else dtype
+        subject = load_subject(model, device, kind, steps, revision)
         for group in groups:
             say(f"comparing: {group}")
             for found in COMPARISONS[group](subject):
@@ -170,8 +173,12 @@ def chosen(only: Sequence[str] | None) -> list[str]:
     return [group for group in GROUPS if not only or group in only]
 
 
-def load_subject(model: str | Path, device: str, dtype: str, steps: int) -> Subject:
-    pipe = Pipeline.from_pretrained(model, device=device, dtype=dtype, scheduler="ddim")
+def load_subject(
+    model: str | Path, device: str, dtype: str, steps: int, revision: str | None = None
+) -> Subject:
+    pipe = Pipeline.from_pretrained(
+        model, device=device, dtype=dtype, revision=revision, scheduler="ddim"
+    )
     theirs = diffusers_side.load_reference(pipe.source, pipe.device, pipe.dtype)
     exact = None
     if pipe.dtype != torch.float32:

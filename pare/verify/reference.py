@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pare.errors import MissingExtraError
+from pare.errors import MissingExtraError, ModelError
 from pare.hub import ModelSource, find_weights
 
 Model = Callable[[Tensor, Tensor], Tensor]
@@ -77,10 +77,21 @@ def quiet() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
+def require_folder(path: Path) -> None:
+    """Raise a ModelError for a model in one file, of which diffusers would make a guess."""
+    if path.is_file():
+        raise ModelError(
+            f"{path} is a single file",
+            expected="a folder, which both read alike",
+            fix=f"convert it: pare convert {path} FOLDER",
+        )
+
+
 def load_reference(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Any:
     """diffusers' `StableDiffusionPipeline` on the files that pare loaded."""
     diffusers = require_diffusers()
     folder = Path(source.path)
+    require_folder(folder)
     # The files that pare chooses for this dtype.
     half = ".fp16." in find_weights(folder, "unet", dtype).name
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
