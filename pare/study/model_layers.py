@@ -1,7 +1,7 @@
 """The layer tables of a model's parts, for pictures of any size.
 
-    model = describe("sd1")
-    layers(model, "unet", size=(512, 512))["unet.mid_block"].flops.total
+model = describe("sd1")
+layers(model, "unet", size=(512, 512))["unet.mid_block"].flops.total
 """
 
 from __future__ import annotations

@@ -1,0 +1,280 @@
+"""What `pare inspect` says, put together: as a page and as JSON.
+
+found = inspect_model("sd1", "unet.mid_block", batch=2)
+print(found.page)
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pare.errors import SettingError
+from pare.study import show
+from pare.study.as_json import as_json
+from pare.study.layers import LayerTable, is_glob, nearest
+from pare.study.model_layers import layers
+from pare.study.models import CLASSES, Model, describe
+from pare.study.u_shape import u_shape
+from pare.study.values import Values, read_values
+from pare.study.weight_files import WeightFile
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found."""
+
+    page: str
+    """For a terminal of 100 columns."""
+    json: Any
+    problem: str = ""
+    """What is broken, in a sentence."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is to be looked at."""
+
+    size: tuple[int, int] | None = None
+    """Width and height of the pictures; None is the model's own."""
+    batch: int = 1
+    dtype: str = "float32"
+    """What the weights would be cast to."""
+    depth: int | None = None
+    """How deep into the layers; None is as deep as fits on a screen."""
+    values: bool = False
+    """Read the weights, and say what their numbers are like."""
+
+
+def split_names(names: tuple[str, ...], model: str | None) -> tuple[str, str | None]:
+    """The model and the layer that `[MODEL] [LAYER]` name; the model's default is roads.
+
+    One name alone is a layer if it begins with a part (`unet.mid_block`) and no file or folder
+    has it.
+
+    Raises:
+        SettingError: too many names.
+    """
+    listed = list(names)
+    if len(listed) == 1 and model is None:
+        first = listed[0]
+        is_part = first.partition(".")[0] in CLASSES or is_glob(first)
+        if is_part and not Path(first).exists():
+            return "roads", first
+        return first, None
+    chosen = model or (listed.pop(0) if listed else "roads")
+    if len(listed) > 1:
+        raise SettingError(f"{listed[1]!r} is one name too many", expected="MODEL and LAYER")
+    return chosen, listed[0] if listed else None
+
+
+def inspect_model(
+    name: str,
+    layer: str | None = None,
+    settings: Settings | None = None,
+    *,
+    revision: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Inspection:
+    """Look at a model, at one of its layers, or at the tensors of a file.
+
+    Args:
+        name: see `describe`.
+        layer: the name of a layer, or a glob; of a file that is no model, of its tensors.
+        progress: told which tensor is being read.
+
+    Raises:
+        ModelError: there is no such model, or it has not got the part that was named.
+        SettingError: there is no such layer.
+        OSError: a file that cannot be opened.
+    """
+    settings = settings or Settings()
+    model = describe(name, revision=revision)
+    if model.file is not None and (not model.parts or named_tensors(model.file, layer)):
+        return file_inspection(model, layer, settings, progress)
+    if layer is not None:
+        return layer_inspection(model, layer, settings, progress)
+    return model_inspection(model, settings, progress)
+
+
+def problem_of(model: Model) -> str:
+    problems = model.all_problems
+    if not problems:
+        return ""
+    first = problems[0].splitlines()[0]
+    count = "one problem" if len(problems) == 1 else f"{len(problems)} problems, the first"
+    return f"{model.name} is broken: {count}: {first}"
+
+
+# --- a whole model ------------------------------------------------------------------------
+
+
+def model_inspection(
+    model: Model, settings: Settings, progress: Callable[[str], None] | None
+) -> Inspection:
+    title = title_of(model, settings)
+    known = [p for p in ("unet", "vae") if p in model.parts and model.parts[p].config is not None]
+    tables = {part: part_layers(model, part, settings) for part in known}
+    sections = [show.model_head(model) + show.facts_section(model), show.parts_section(model)]
+    if "unet" in tables:
+        u = u_shape(tables["unet"])
+        sections.append(show.u_section(u, f"the U   ({title})"))
+    if "vae" in tables and settings.depth is None:
+        sections.append([f"the VAE   ({title})", *show.tree_lines(tables["vae"], "vae", 2)])
+    if settings.depth is not None:
+        for part, table in tables.items():
+            sections.append([part, *show.tree_lines(table, part, settings.depth)])
+    values = model_values(model, settings, progress)
+    sections.append(show.values_section(values, every=False))
+    sections.append(vocabulary_section(model))
+    sections.append(show.problems_section(model.all_problems))
+    found = {"model": as_json(model), "size": settings.size, "batch": settings.batch}
+    found |= {"layers": {part: as_json(table) for part, table in tables.items()}}
+    if "unet" in tables:
+        found["u"] = as_json(u_shape(tables["unet"]))
+    if settings.values:
+        found["values"] = as_json(values)
+    return Inspection(
+        show.page(*sections), found, problem_of(model) or problem_of_values(model, values)
+    )
+
+
+def vocabulary_section(model: Model) -> list[str]:
+    return []
+
+
+def part_layers(model: Model, part: str, settings: Settings) -> LayerTable:
+    return layers(
+        model, part, size=settings.size, batch=settings.batch, dtype=DTYPES[settings.dtype]
+    )
+
+
+def title_of(model: Model, settings: Settings) -> str:
+    size = ""
+    if settings.size or show.made_for(model):
+        width, height = settings.size or model.size
+        size = f"{width} x {height}, "
+    return f"{size}batch {settings.batch}, {settings.dtype}"
+
+
+def model_values(
+    model: Model, settings: Settings, progress: Callable[[str], None] | None
+) -> list[Values]:
+    if not settings.values:
+        return []
+    files = {file.path: file for part in model.parts.values() for file in part.files}
+    return [value for file in files.values() for value in file_values(file, None, progress)]
+
+
+def file_values(
+    file: WeightFile, glob: str | None, progress: Callable[[str], None] | None
+) -> list[Values]:
+    found = []
+    for value in read_values(file, lambda name: glob is None or fnmatch.fnmatchcase(name, glob)):
+        if progress is not None:
+            progress(value.name)
+        found.append(value)
+    return found
+
+
+def problem_of_values(model: Model, values: list[Values]) -> str:
+    bad = [value for value in values if not value.finite]
+    if not bad:
+        return ""
+    return f"{model.name} has {len(bad)} tensors with NaN or Inf, the first {bad[0].name}"
+
+
+# --- a layer ------------------------------------------------------------------------------
+
+
+def layer_inspection(
+    model: Model, layer: str, settings: Settings, progress: Callable[[str], None] | None
+) -> Inspection:
+    part = layer.partition(".")[0]
+    wanted = [part] if part in CLASSES else list(CLASSES) if is_glob(part) else []
+    if not wanted:
+        names = [*CLASSES, *every_name(model, settings)]
+        near = nearest(layer, names)
+        raise SettingError(f"there is no layer {layer!r}", fix=f"did you mean {' or '.join(near)}?")
+    present = [name for name in wanted if len(wanted) == 1 or name in model.parts]
+    tables = {name: part_layers(model, name, settings) for name in present}
+    joined = LayerTable.of([one for table in tables.values() for one in table])
+    if layer == "text_encoder":  # its layers' names on the Hub go on with text_model
+        layer = joined.layers[0].name
+    found = joined.find(layer)
+    title = title_of(model, settings)
+    values: list[Values] = []
+    if len(found) == 1 and not is_glob(layer):
+        text = show.layer_page(found[0], tables[part], model, title, settings.depth)
+    else:
+        text = show.glob_page(found, title)
+    if settings.values:
+        values = layer_values(model, [one.name for one in found], progress)
+        text = show.page([text], show.values_section(values, every=True))
+    inside = [one for one in joined for outer in found if one.name.startswith(f"{outer.name}.")]
+    return Inspection(
+        text,
+        {"model": model.name, "size": settings.size, "batch": settings.batch,
+         "layers": as_json(found), "inside": [] if is_glob(layer) else as_json(inside),
+         "values": as_json(values)},
+        problem_of_values(model, values),
+    )  # fmt: skip
+
+
+def every_name(model: Model, settings: Settings) -> list[str]:
+    """The layers' names, without those of the text encoder, which takes seconds to import."""
+    known = [p for p in ("unet", "vae") if p in model.parts and model.parts[p].config is not None]
+    return [layer.name for part in known for layer in part_layers(model, part, settings)]
+
+
+def layer_values(
+    model: Model, names: list[str], progress: Callable[[str], None] | None
+) -> list[Values]:
+    """The numbers of the tensors of some layers and of all in them."""
+    values: list[Values] = []
+    for part in model.parts.values():
+        inside = {
+            stored
+            for hub_name, stored in part.stored.items()
+            if any(f"{part.name}.{hub_name}".startswith(f"{name}.") for name in names)
+        }
+        for file in part.files if inside else ():
+            for value in read_values(file, inside.__contains__):
+                if progress is not None:
+                    progress(value.name)
+                values.append(value)
+    return values
+
+
+# --- a file -------------------------------------------------------------------------------
+
+
+def named_tensors(file: WeightFile, glob: str | None) -> bool:
+    """Whether a glob means tensors of a file rather than layers of the model in it."""
+    return glob is not None and any(fnmatch.fnmatchcase(t.name, glob) for t in file.tensors)
+
+
+def file_inspection(
+    model: Model, glob: str | None, settings: Settings, progress: Callable[[str], None] | None
+) -> Inspection:
+    file = model.file
+    assert file is not None
+    wanted = file.tensors
+    if glob is not None:
+        wanted = tuple(t for t in file.tensors if fnmatch.fnmatchcase(t.name, glob))
+        if not wanted:
+            near = nearest(glob, [t.name for t in file.tensors])
+            hint = f"did you mean {' or '.join(near)}?" if near else "it has none"
+            raise SettingError(f"{file.path} has no tensor {glob!r}", fix=hint)
+    values = file_values(file, glob, progress) if settings.values else []
+    every = len(values) <= show.ROWS or glob is not None
+    text = show.page([show.file_page(file, wanted)], show.values_section(values, every=every))
+    found = {"model": as_json(model), "tensors": as_json(wanted), "values": as_json(values)}
+    return Inspection(text, found, problem_of(model) or problem_of_values(model, values))

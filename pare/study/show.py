@@ -1,0 +1,477 @@
+"""What the study functions found, as text for a terminal of 100 columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from pare.study.flops import Flops
+from pare.study.layers import Layer, LayerTable, Shape, outer_names
+from pare.study.models import Model, Part, stored_bytes
+from pare.study.u_shape import Stage, UShape
+from pare.study.values import Values
+from pare.study.weight_files import StoredTensor, WeightFile
+from pare.text import TextConfig
+
+WIDTH = 100
+ROWS = 40
+"""A table that is longer is shortened unless its depth was chosen."""
+
+TYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+    "I32": "int32", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+# --- numbers and columns ------------------------------------------------------------------
+
+
+def short(value: float) -> str:
+    """Three digits and a thousand's letter: 859520964 -> `860M`."""
+    for letter in ("", "k", "M", "G", "T"):
+        if abs(value) < 999.5 or letter == "T":
+            break
+        value /= 1000
+    digits = f"{value:.0f}" if not letter or abs(value) >= 99.95 else f"{value:#.3g}"
+    return digits + letter
+
+
+def size(count: int) -> str:
+    """Bytes, in steps of 1000: `1.72 GB`."""
+    text = short(count)
+    return f"{text[:-1]} {text[-1]}B" if text[-1].isalpha() else f"{text} B"
+
+
+def spaced(shape: Shape) -> str:
+    return " ".join(map(str, shape)) or "one number"
+
+
+def printable(text: str) -> str:
+    """Names come from files: without what would steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def columns(rows: Iterable[Sequence[str]], right: str = "", indent: int = 2) -> list[str]:
+    """Rows as aligned text; columns whose letter in `right` is "r" are aligned to the right."""
+    listed = [[printable(cell) for cell in row] for row in rows]
+    if not listed:
+        return []
+    widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
+    sides = right.ljust(len(widths), "l")
+    lines = []
+    for row in listed:
+        cells = (
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, width, side in zip(row, widths, sides, strict=True)
+        )
+        lines.append(" " * indent + "  ".join(cells).rstrip())
+    return lines
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """`name  what it is`, for those that are something."""
+    return columns([pair for pair in pairs if pair[1]])
+
+
+def limited(lines: Sequence[str], limit: int = ROWS) -> list[str]:
+    if len(lines) <= limit:
+        return list(lines)
+    return [*lines[:limit], f"  … and {len(lines) - limit} more (--json lists all)"]
+
+
+def page(*sections: Sequence[str]) -> str:
+    return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+# --- a model ------------------------------------------------------------------------------
+
+
+def model_head(model: Model) -> list[str]:
+    what = ", ".join(text for text in (model.kind, model.form) if text)
+    return [printable(f"{model.name}   {what}")]
+
+
+def parts_section(model: Model) -> list[str]:
+    rows = [("part", "class", "parameters", "on disk", "type", "")]
+    for part in model.parts.values():
+        rows.append(
+            (
+                part.name,
+                part.kind,
+                short(part.parameters),
+                size(part.bytes) if part.bytes else "-",
+                types(part.dtypes),
+                "" if part.whole else f"BROKEN: {len(part.problems)} problems",
+            )
+        )
+    parameters = sum(part.parameters for part in model.parts.values())
+    on_disk = sum(part.bytes for part in model.parts.values())
+    rows.append(("all", "", short(parameters), size(on_disk) if on_disk else "-", "", ""))
+    return columns(rows, "llrr")
+
+
+def types(dtypes: dict[str, int] | object) -> str:
+    names = list(dtypes) if isinstance(dtypes, dict) else []
+    return ", ".join(TYPES.get(name, name) for name in names if name not in ("I64",)) or "-"
+
+
+def facts_section(model: Model) -> list[str]:
+    config = model.scheduler_config
+    schedule = ""
+    if config:
+        trained = config.get("trained_betas")
+        betas = (
+            "betas of its own"
+            if trained
+            else f"betas {config.get('beta_start')} to {config.get('beta_end')}, "
+            f"{config.get('beta_schedule')}"
+        )
+        schedule = (
+            f"{config.get('_class_name')}, {config.get('num_train_timesteps', 1000)} timesteps, "
+            f"{betas}"
+        )
+    meaning = {"epsilon": "epsilon, the noise", "v_prediction": "v_prediction, noise and picture",
+               "sample": "sample, the picture"}  # fmt: skip
+    text = model.parts["text_encoder"].config if "text_encoder" in model.parts else None
+    pairs = [
+        ("from", model.place if model.place != model.name else ""),
+        ("revision", model.revision or ""),
+        ("predicts", meaning.get(model.prediction, model.prediction)),
+        ("scheduler", schedule),
+        ("made for", made_for(model)),
+        ("text", text_in_words(text) if isinstance(text, TextConfig) else ""),
+        ("tokenizer", f"{model.tokens} tokens" if model.tokens else ""),
+        ("left out", ", ".join(model.skipped)),
+        *(("note", note) for note in model.notes),
+    ]
+    return facts(pairs)
+
+
+def made_for(model: Model) -> str:
+    known = all(part in model.parts and model.parts[part].config for part in ("unet", "vae"))
+    if not known:
+        return ""
+    width, height = model.size
+    unet = model.config("unet")
+    h, w = unet.sample_size
+    return f"{width} x {height} pictures, which are latents of {unet.out_channels} x {h} x {w}"
+
+
+def text_in_words(config: TextConfig) -> str:
+    return (
+        f"{config.max_position_embeddings} tokens, {config.num_hidden_layers} layers of "
+        f"{config.hidden_size} channels in {config.num_attention_heads} heads, {config.hidden_act}"
+    )
+
+
+def problems_section(problems: Sequence[str]) -> list[str]:
+    if not problems:
+        return []
+    lines = [printable(line) for problem in problems for line in bullet(problem)]
+    return [f"what is wrong ({len(problems)})", *limited(lines, 2 * ROWS)]
+
+
+def bullet(problem: str) -> list[str]:
+    first, *rest = problem.splitlines()
+    return [f"  - {first}", *(f"    {line}" for line in rest)]
+
+
+# --- the U --------------------------------------------------------------------------------
+
+SIGNS = {"ResNet": "R", "attention": "A", "halve": "↓", "double": "↑", "convolution": "C"}
+
+
+def u_section(u: UShape, title: str) -> list[str]:
+    """The drawing, then a line a stage."""
+    return [title, "", *u_drawing(u), "", *stage_lines(u.stages)]
+
+
+def u_drawing(u: UShape) -> list[str]:
+    """Each resolution a line: what goes down on the left, the skips, what comes up again."""
+    downs, ups = u.named("down_blocks"), u.named("up_blocks")[::-1]
+    rows = []
+    for level, (down, up) in enumerate(zip(downs, ups, strict=True)):
+        left = f"{down.name}  {signs(down.made_of)}"
+        right = f"{signs(up.made_of, ups=True)}  {up.name}"
+        widths = " ".join(str(shape[1]) for shape in up.skips[::-1])
+        rows.append((grid_text(down.works_at), "   " * level + left, widths, right, level))
+    left_width = max(len(row[1]) for row in rows)
+    right_width = max(len(row[3]) + 3 * row[4] for row in rows)
+    middle = max(len(row[2]) for row in rows) + 8
+    lines = []
+    for grid, left, widths, right, level in rows:
+        arrow = f"── {widths} ".ljust(middle, "─")
+        fill = "─" * (left_width - len(left))
+        pad = right_width - len(right) - 3 * level
+        lines.append(f"  {grid:>9}  {left} {fill}{arrow}{'─' * pad}▶ {right}")
+    bottom = u.named("mid_block")[0]
+    text = f"{bottom.name}  {signs(bottom.made_of)}"
+    where = " " * (3 * len(rows) + max(0, (left_width + middle - 3 * len(rows) - len(text)) // 2))
+    lines.append(f"  {grid_text(bottom.works_at):>9}  {where}{text}")
+    legend = "R ResNet block, A attention, ↓ halve, ↑ double; ── channels of the skips ──▶"
+    return [*lines, "", f"  {legend}"]
+
+
+def signs(made_of: Sequence[str], *, ups: bool = False) -> str:
+    """`R A R A ↓` closed up: `RA RA ↓`; on the way up the arrow comes first."""
+    text = ""
+    for word in made_of:
+        text += SIGNS[word] if word == "attention" else f" {SIGNS[word]}"
+    text = text.strip()
+    return f"↑ {text.removesuffix(' ↑')}" if ups and text.endswith("↑") else text
+
+
+def grid_text(grid: tuple[int, int]) -> str:
+    height, width = grid
+    return f"{width} x {height}"
+
+
+def stage_lines(stages: Sequence[Stage]) -> list[str]:
+    rows = [("stage", "hands on", "made of", "params", "FLOP", "memory", "computed by")]
+    for stage in stages:
+        rows.append(
+            (
+                stage.name,
+                spaced(stage.shape),
+                in_words(stage.made_of),
+                short(stage.parameters) if stage.parameters else "",
+                short(stage.flops.total) if stage.flops.total else "",
+                size(stage.peak_bytes) if stage.peak_bytes else "",
+                code(stage.code),
+            )
+        )
+    return columns(rows, "lllrrr")
+
+
+def in_words(made_of: Sequence[str]) -> str:
+    """`2 (ResNet, attention), halve`."""
+    words = list(made_of)
+    last = [words.pop()] if words and words[-1] in ("halve", "double") else []
+    for period in (1, 2):
+        repeats = len(words) // period
+        if repeats > 1 and words == words[:period] * repeats:
+            inner = ", ".join(words[:period])
+            return ", ".join(
+                [f"{repeats} ({inner})" if period > 1 else f"{repeats} {inner}", *last]
+            )
+    return ", ".join([*words, *last])
+
+
+def code(place: str) -> str:
+    """The line of code, without pare's own name: the columns are narrow."""
+    return place.removeprefix("pare/")
+
+
+# --- layers -------------------------------------------------------------------------------
+
+HIDDEN = ("Sequential", "Identity", "Dropout")
+"""Lists, and what does nothing: in the tree their layers stand under the layer around them."""
+
+
+def tree(
+    layers: Iterable[Layer], root: str, depth: int | None
+) -> tuple[list[tuple[int, str, Layer]], int]:
+    """(level, label, layer) of the layers in `root`, and how many are deeper than `depth`.
+
+    With no depth given, as deep as `ROWS` lines go.
+    """
+    levels = {root: 0}
+    found = []
+    for layer in layers:
+        if not layer.outputs or layer.kind in HIDDEN or layer.name == root:
+            continue
+        parent = next((name for name in outer_names(layer.name) if name in levels), root)
+        levels[layer.name] = levels[parent] + 1
+        found.append((levels[layer.name], layer.name[len(parent) :].lstrip("."), layer))
+    if depth is None:
+        deepest = max((level for level, _, _ in found), default=1)
+        depth = next(
+            (d for d in range(deepest, 1, -1) if sum(row[0] <= d for row in found) <= ROWS), 1
+        )
+    shown = [row for row in found if row[0] <= depth]
+    return shown, len(found) - len(shown)
+
+
+HEAD = ("layer", "in → out", "params", "FLOP", "memory", "computed by")
+
+
+def tree_lines(layers: Iterable[Layer], root: str, depth: int | None) -> list[str]:
+    rows, deeper = tree(layers, root, depth)
+    table = [HEAD]
+    table += [("  " * (level - 1) + label, *layer_cells(layer)) for level, label, layer in rows]
+    more = [f"  … and {deeper} layers deeper inside; --depth shows them"] if deeper else []
+    return columns(table, "llrrr") + more
+
+
+def layer_cells(layer: Layer) -> tuple[str, str, str, str, str]:
+    return (
+        shapes_text(layer),
+        short(layer.parameters) if layer.parameters else "",
+        short(layer.flops.total) if layer.flops.total else "",
+        size(layer.peak_bytes),
+        code(layer.code),
+    )
+
+
+def shapes_text(layer: Layer) -> str:
+    """What goes in and what comes out, without the batch; once if they are the same."""
+    given = next(iter(layer.inputs.values()), ())[1:]
+    made = layer.outputs[0][1:] if layer.outputs else ()
+    return spaced(made) if given == made else f"{spaced(given)} → {spaced(made)}"
+
+
+def layer_page(layer: Layer, table: LayerTable, model: Model, title: str, depth: int | None) -> str:
+    """One layer opened: what it is, the layers in it, its tensors."""
+    part = model.parts[layer.name.partition(".")[0]]
+    head = [f"{layer.name}   {layer.kind}   ({title})"]
+    inputs = ", ".join(f"{name} {spaced(shape)}" for name, shape in shown_inputs(layer))
+    outputs = ", ".join(spaced(shape) for shape in layer.outputs)
+    head += facts(
+        [
+            ("computed by", layer.code),
+            ("called at", layer.called if layer.called != layer.code else ""),
+            ("in", inputs),
+            ("out", outputs),
+            ("parameters", f"{layer.parameters:,}"),
+            ("FLOP", flops_in_words(layer.flops)),
+            ("activations", activations(layer)),
+        ]
+    )  # fmt: skip
+    inside = table.inside(layer.name)
+    lines = tree_lines(inside, layer.name, depth) if inside else []
+    return page(head, lines, tensor_lines(layer, part, depth))
+
+
+def activations(layer: Layer) -> str:
+    return f"{size(layer.peak_bytes)} at most at a time; it hands on {size(layer.output_bytes)}"
+
+
+def shown_inputs(layer: Layer) -> list[tuple[str, Shape]]:
+    """The inputs; of a list of skips the last ones, which are those that an up block takes."""
+    pairs = list(layer.inputs.items())
+    listed = [pair for pair in pairs if "." in pair[0]]
+    return [pair for pair in pairs if pair not in listed] + listed[-3:]
+
+
+def flops_in_words(flops: Flops) -> str:
+    kinds = {
+        "convolution": flops.convolution,
+        "linear": flops.linear,
+        "attention": flops.attention,
+        "norm": flops.norm,
+    }
+    split = ", ".join(f"{name} {short(value)}" for name, value in kinds.items() if value)
+    return f"{short(flops.total)}: {split}" if split else "0"
+
+
+def tensor_lines(layer: Layer, part: Part, depth: int | None) -> list[str]:
+    """The layer's tensors under their names on the Hub, and in the file where that differs."""
+    if not layer.tensors:
+        return []
+    path = layer.name.partition(".")[2]
+    rows = []
+    for key, shape in layer.tensors.items():
+        hub_name = f"{path}.{key}" if path else key
+        in_file = part.stored.get(hub_name, hub_name)
+        rows.append((key, spaced(shape), f"in the file {in_file}" if in_file != hub_name else ""))
+    where = f"{path}." if path else ""
+    head = f"tensors on the Hub, in {part.name}/: {where}…"
+    return [head, *limited(columns(rows), ROWS if depth is None else len(rows))]
+
+
+def glob_page(found: Sequence[Layer], title: str) -> str:
+    """All layers that a glob matches, one a line, and their sum."""
+    rows = [("layer", "in → out", "params", "FLOP", "memory", "computed by")]
+    rows += [(layer.name, *layer_cells(layer)) for layer in found]
+    wanted = 6
+    while wanted > 3 and max(map(len, columns([row[:wanted] for row in rows]))) > WIDTH:
+        wanted -= 1
+    lines = columns([row[:wanted] for row in rows], "llrrr"[:wanted])
+    outer = [a for a in found if not any(a.name.startswith(f"{b.name}.") for b in found)]
+    total = sum((layer.flops for layer in outer), Flops())
+    parameters = sum(layer.parameters for layer in outer)
+    head = (
+        f"{len(found)} layers: {short(parameters)} parameters, {short(total.total)} FLOP ({title})"
+    )
+    return page([head], lines)
+
+
+# --- files --------------------------------------------------------------------------------
+
+
+def file_page(file: WeightFile, wanted: Sequence[StoredTensor] | None = None) -> str:
+    """What is in a file of weights; all its tensors, or those that were asked for."""
+    what = ", ".join(text for text in (file.kind, size(file.size), file.looks_like) if text)
+    head = [printable(f"{file.path}   {what}")]
+    header = ""
+    if file.kind == "safetensors":
+        header = (
+            f"readable, {size(file.header_bytes)}" if file.header_bytes else "not readable"
+        ) + f"; {len(file.tensors)} tensors could be made out"
+    elif file.tensors:
+        header = f"{len(file.tensors)} tensors"
+    ends = f"at byte {file.size:,}"
+    if file.ends is not None and file.ends != file.size:
+        ends += f"; its header says {file.ends:,}"
+    notes = [("says", f"{key}: {value[:60]}") for key, value in list(file.metadata.items())[:8]]
+    head += facts(
+        [
+            ("header", header),
+            ("ends", ends),
+            ("numbers", f"{short(file.parameters)}: {types(file.dtypes)}" if file.tensors else ""),
+            *notes,
+        ]
+    )
+    return page(head, tensors_section(wanted if wanted is not None else file.tensors),
+                problems_section(file.problems))  # fmt: skip
+
+
+def tensors_section(tensors: Sequence[StoredTensor]) -> list[str]:
+    """Each tensor, or, where there are many, how many there are under each beginning."""
+    if len(tensors) <= ROWS:
+        rows = [(t.name, spaced(t.shape), TYPES.get(t.dtype, t.dtype), t.problem) for t in tensors]
+        return columns([("tensor", "shape", "type", ""), *rows]) if rows else []
+    for pieces in (3, 2, 1):
+        groups: dict[str, list[StoredTensor]] = {}
+        for tensor in tensors:
+            groups.setdefault(".".join(tensor.name.split(".")[:pieces]), []).append(tensor)
+        if len(groups) <= ROWS:
+            break
+    table = [("names that begin with", "tensors", "numbers", "bytes", "")]
+    for beginning, inner in groups.items():
+        broken = sum(1 for tensor in inner if tensor.problem)
+        table.append(
+            (
+                beginning if len(inner) == 1 else f"{beginning}.…",
+                str(len(inner)),
+                short(sum(tensor.numbers for tensor in inner)),
+                size(sum(stored_bytes(tensor.numbers, tensor.dtype) for tensor in inner)),
+                f"{broken} broken" if broken else "",
+            )
+        )
+    return limited(columns(table, "lrrr"))
+
+
+def values_section(values: Sequence[Values], *, every: bool) -> list[str]:
+    """What the tensors' numbers are like: all, or the strange ones and the extremes."""
+    if not values:
+        return []
+    bad = [v for v in values if not v.finite]
+    flat = [v for v in values if v.std == 0 and v.maximum != 0]
+    zero = [v for v in values if v.minimum == v.maximum == 0]
+    widest = sorted((v for v in values if v.finite), key=lambda v: -max(-v.minimum, v.maximum))
+    chosen = list(values) if every else [*bad, *(v for v in widest[:8] if v not in bad)]
+    head = (
+        f"values: {len(values)} tensors read, {len(bad)} with NaN or Inf, {len(zero)} all zero, "
+        f"{len(flat)} otherwise constant" + ("" if every else "; the widest:")
+    )
+    rows = [("tensor", "min", "max", "mean", "std", "NaN", "Inf")]
+    rows += [
+        (v.name, *map(number, (v.minimum, v.maximum, v.mean, v.std)), str(v.nan), str(v.inf))
+        for v in chosen
+    ]
+    return [head, *limited(columns(rows, "lrrrrrr"), len(rows) if every else ROWS)]
+
+
+def number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}"
