@@ -19,12 +19,16 @@ import dataclasses
 import difflib
 import json
 import math
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pare.errors import ConfigError, ModelError
+
+LARGEST_TEXT = 8 * 2**20
+"""Bytes of a JSON or text file; CLIP's tokenizer.json, the largest of a model's, has half."""
 
 
 @dataclass(frozen=True)
@@ -157,17 +161,39 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Raises:
-        ConfigError: not UTF-8, not JSON, nested too deeply, or not an object.
+        ConfigError: not UTF-8, not JSON, nested too deeply, too large, or not an object.
         OSError: the file cannot be opened.
     """
+    text = read_text(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:  # numbers can be too long, too
         problem = f"{path} is not a JSON file ({error})"
         raise ConfigError(problem, fix="download it again") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a JSON {type(raw).__name__}", expected="an object")
     return raw
+
+
+def read_text(path: Path) -> str:
+    """The text in `path`.
+
+    Raises:
+        ConfigError: not a regular file, not UTF-8, or far larger than any file of its kind.
+        OSError: the file cannot be opened.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(f"{path} is not a regular file", expected="a text file")
+    if status.st_size > LARGEST_TEXT:
+        raise ConfigError(
+            f"{path} has {status.st_size} bytes", expected=f"a text file of at most {LARGEST_TEXT}"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"{path} is not a text file ({error})"
+        raise ConfigError(problem, fix="download it again") from error
 
 
 # SD 1 and 2 differ from their kin in how many channels the UNet reads.

@@ -37,6 +37,7 @@ from pare.download import fetch_snapshot, looks_like_repository
 from pare.errors import ConfigError, DeviceError, ModelError, SettingError, WeightsError
 from pare.single_file import SingleFile, load_single_file, tokenizer_files
 from pare.text import TextConfig
+from pare.tokenizer import TokenizerFiles, build_tokenizer, read_tokenizer
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 
@@ -600,54 +601,19 @@ def check_names(
 # --- the text encoder ---------------------------------------------------------------------
 
 
-def check_tokenizer(folder: Path, config: TextConfig) -> None:
-    """Check the tokenizer's files, which transformers trusts.
+def check_tokenizer(folder: Path, config: TextConfig) -> TokenizerFiles:
+    """The tokenizer's files in a model's folder, checked.
 
     Raises:
         ModelError, ConfigError: one is missing, or is not what its name says.
     """
-    vocab_path = part_file(folder, "tokenizer", "vocab.json")
-    merges_path = part_file(folder, "tokenizer", "merges.txt")
-    for path in (folder / "tokenizer").glob("*.json"):
-        read_json(path)
-    vocab = read_json(vocab_path)
-    ids = range(config.vocab_size)
-    for token, index in vocab.items():
-        if isinstance(index, bool) or not isinstance(index, int) or index not in ids:
-            raise ConfigError(
-                f"{vocab_path} gives {short_json(token)} the id {short_json(index)}",
-                expected=f"0 to {config.vocab_size - 1}, the text encoder's vocabulary",
-            )
-    try:
-        lines = merges_path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        problem = f"{merges_path} is not a text file ({error})"
-        raise ConfigError(problem, fix="download it again") from error
-    for number, line in enumerate(lines, start=1):
-        if line.startswith("#version") or not line.strip():
-            continue
-        pieces = line.split(" ")
-        if len(pieces) != 2 or not {*pieces, "".join(pieces)} <= vocab.keys():
-            raise ConfigError(
-                f"line {number} of {merges_path} is {short_json(line)}",
-                expected="two tokens of vocab.json that join to a third",
-                fix="download it again",
-            )
+    return read_tokenizer(folder / "tokenizer", config.vocab_size)
 
 
 def load_tokenizer(folder: Path, config: TextConfig) -> CLIPTokenizer:
-    # transformers takes seconds to import: not before everything else has been checked.
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
-
-    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(
-        folder / "tokenizer", local_files_only=True
-    )
-    if len(tokenizer) > config.vocab_size:  # special tokens that vocab.json does not have
-        raise ConfigError(
-            f"{folder / 'tokenizer'} has {len(tokenizer)} tokens",
-            expected=f"at most {config.vocab_size}, the text encoder's vocabulary",
-        )
-    return tokenizer
+    """The tokenizer of a model's folder."""
+    files = check_tokenizer(folder, config)
+    return build_tokenizer(files, config.vocab_size, config.max_position_embeddings)
 
 
 def empty_text_encoder(config: TextConfig) -> CLIPTextModel:

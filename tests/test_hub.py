@@ -382,15 +382,15 @@ BROKEN_FOLDERS: dict[str, Breaker] = {
     f"no {VAE}": lambda f: (f / VAE).unlink(),
     f"no {TEXT}": lambda f: (f / TEXT).unlink(),
     f"{TEXT} is not a whole": lambda f: (f / TEXT).write_bytes(b"x"),
-    "no tokenizer/vocab.json": lambda f: (f / "tokenizer/vocab.json").unlink(),
-    "no tokenizer/merges.txt": lambda f: (f / "tokenizer/merges.txt").unlink(),
+    "no vocab.json": lambda f: (f / "tokenizer/vocab.json").unlink(),
+    "no merges.txt": lambda f: (f / "tokenizer/merges.txt").unlink(),
     "vocab.json is not a JSON": lambda f: (f / "tokenizer/vocab.json").write_text("<html>"),
     "vocab.json holds a JSON list": lambda f: (f / "tokenizer/vocab.json").write_text("[]"),
     'gives "the</w>" the id 9999': lambda f: change_json(
         f / "tokenizer/vocab.json", **{"the</w>": 9999}
     ),
     'the id "0"': lambda f: change_json(f / "tokenizer/vocab.json", **{"the</w>": "0"}),
-    "line 2 of": lambda f: (f / "tokenizer/merges.txt").write_text("#version: 0.2\n雪 雪\n"),
+    "merge 1 of": lambda f: (f / "tokenizer/merges.txt").write_text("#version: 0.2\n雪 雪\n"),
     'is "s n o"': lambda f: (f / "tokenizer/merges.txt").write_text("s n o\n"),
     "merges.txt is not a text": lambda f: (f / "tokenizer/merges.txt").write_bytes(b"\xff"),
     "tokenizer_config.json is not": lambda f: (f / "tokenizer/tokenizer_config.json").write_text(
