@@ -163,8 +163,8 @@ def round_trips(
                 generator = torch.Generator().manual_seed(number)
                 noise = torch.randn(std[row].shape, generator=generator)
                 strength = 0.2 * spread * float(torch.rand((), generator=generator))
-                scale = {"mode": 0.0, "sample": std[row], "jitter": strength}[kind]
-                latents[row] += scale * noise
+                change = {"mode": 0 * noise, "sample": std[row] * noise, "jitter": strength * noise}
+                latents[row] += change[kind]
             parts.append(torch.from_numpy(tensor_to_pixels(vae.decode(latents))))
     out = np.empty_like(pixels)
     for k, part in enumerate(gather(torch.cat(parts))):

@@ -208,7 +208,7 @@ def write_sheet(
     path: Path, columns: Mapping[str, Data], found: Mapping[str, Sequence[Answer]]
 ) -> None:
     """The misjudged pictures on one page, in the order that is printed."""
-    pictures = []
+    pictures: list[npt.NDArray[np.uint8]] = []
     for name, column in found.items():
         for answer in column:
             if not answer.right:

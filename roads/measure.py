@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,7 @@ from pare.files import write_whole
 from pare.pipeline import Pipeline
 from roads import data
 from roads.captions import caption, full_caption
-from roads.judge import GRID, Judge, Verdict, load_judge
-from roads.judge_data import COLOURS
+from roads.judge import COLOURS, GRID, Judge, Verdict, load_judge
 from roads.render import render
 from roads.scene import HELD_OUT_SEEDS, OBJECTS, PLACES, Scene, draw_scene, held_out_scenes
 from roads.sheet import contact_sheet
@@ -98,7 +97,7 @@ def questions(count: int) -> list[Question]:
     combinations = held_out_scenes(-(-numbers["held-out"] // 4))
     scenes = (draw_scene(FIRST_SCENE + k) for k in range(10 * count))
     seen = (scene for scene in scenes if not scene.held_out)
-    found = []
+    found: list[Question] = []
     for name, number in numbers.items():
         for k in range(number):
             scene = next(combinations) if name == "held-out" else next(seen)
@@ -251,7 +250,7 @@ def nearest(points: Tensor, library: Tensor, chunk: int = 1000) -> Tensor:
     Root mean square over the D numbers.
     """
     best = torch.full((len(points),), float("inf"))
-    for part in library.split(chunk):
+    for part in torch.split(library, chunk):
         best = torch.minimum(best, torch.cdist(points, part.float()).amin(dim=1))
     return best / points.shape[1] ** 0.5
 
@@ -283,7 +282,9 @@ def copying(pipe: Pipeline, made: Tensor, options: argparse.Namespace) -> dict[s
             if name == "pixels":
                 points = small(tensor_to_pixels(pictures))
             else:
-                points = torch.cat([pipe.encode(part) for part in pictures.split(16)]).flatten(1)
+                points = torch.cat(
+                    [pipe.encode(part) for part in torch.split(pictures, 16)]
+                ).flatten(1)
             near[kind] = nearest(points, rows)
         ratio = near["generated"].median() / near["held-out"].median()
         report[name] = {
@@ -464,9 +465,13 @@ def run(options: argparse.Namespace) -> int:
     report = measure(options)
     print_tables(report)
     if options.json is not None:
-        text = json.dumps(report, indent=2) + "\n"
-        write_whole(options.json, lambda file: file.write(text.encode()), force=True)  # type: ignore[arg-type,return-value]
+        content = (json.dumps(report, indent=2) + "\n").encode()
+        write_whole(options.json, functools.partial(write_bytes, content=content), force=True)
     return 0
+
+
+def write_bytes(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
 
 
 if __name__ == "__main__":

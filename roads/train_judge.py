@@ -268,7 +268,7 @@ def calibration_data(vae: AutoencoderKL, folder: Path, dtype: str) -> Batch:
 @torch.no_grad()
 def calibrate(network: JudgeNetwork, seen: Batch, device: torch.device) -> JudgeConfig:
     """Temperatures that make every head's mean log-likelihood largest."""
-    parts = [network(part.to(device)) for part in seen.image.split(64)]
+    parts = [network(part.to(device)) for part in torch.split(seen.image, 64)]
     logits = {
         name: torch.cat([getattr(part, name) for part in parts]).cpu()
         for name in ("weather", "place", "colour", "present")
