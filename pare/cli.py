@@ -18,10 +18,14 @@ from pare.commands.blend import blend
 from pare.commands.convert import convert
 from pare.commands.generate import generate
 from pare.commands.img2img import img2img
+from pare.commands.inspect import inspect
+from pare.commands.options import FIND_NAN
+from pare.commands.rerun import rerun
 from pare.commands.verify import verify
 from pare.console import run_in_words
+from pare.errors import NonFiniteError
 
-COMMANDS = (generate, img2img, blend, convert, verify, bench)
+COMMANDS = (generate, img2img, blend, inspect, rerun, convert, verify, bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,10 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         with cli.make_context("pare", given) as context:
-            cli.invoke(context)
+            try:
+                cli.invoke(context)
+            except NonFiniteError as error:
+                if context.meta.get(FIND_NAN):
+                    print_bad_layer(error)
+                raise
         return 0
 
     return run_in_words(body)
+
+
+def print_bad_layer(error: NonFiniteError) -> None:
+    """Run the part that failed once more, and say in which layer a number first goes wrong."""
+    layer = error.find_layer() if error.find_layer else None
+    found = "every layer answers with numbers now; an edit of attention is not repeated"
+    click.echo(layer.table() if layer else f"pare: {found}", err=True)
 
 
 @click.group(

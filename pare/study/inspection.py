@@ -125,7 +125,7 @@ def model_inspection(
     sections = [show.model_head(model) + show.facts_section(model), show.parts_section(model)]
     if "unet" in tables:
         u = u_shape(tables["unet"])
-        sections.append(show.u_section(u, f"the U   ({title})"))
+        sections.append(show.u_section(u, tables["unet"]["unet"], f"the U   ({title})"))
     if "vae" in tables and settings.depth is None:
         sections.append([f"the VAE   ({title})", *show.tree_lines(tables["vae"], "vae", 2)])
     if settings.depth is not None:
@@ -135,6 +135,8 @@ def model_inspection(
     sections.append(show.values_section(values, every=False))
     sections.append(vocabulary_section(model))
     sections.append(show.problems_section(model.all_problems))
+    if tables:
+        sections.append([f"open a layer: pare inspect {model.name} {next(iter(tables))}.…"])
     found = {"model": as_json(model), "size": settings.size, "batch": settings.batch}
     found |= {"layers": {part: as_json(table) for part, table in tables.items()}}
     if "unet" in tables:

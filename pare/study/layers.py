@@ -112,8 +112,11 @@ def nearest(name: str, names: Sequence[str], count: int = 3) -> list[str]:
     """The names that are most like a name: those that go on from where it is right first.
 
     `unet.down_blocks.9.attentions.0` is right up to `unet.down_blocks`, whose layers are
-    nearer to it than any that only looks alike.
+    nearer to it than any that only looks alike; `mid_block` lacks its beginning.
     """
+    ends = [n for n in names if n.endswith(f".{name}")]
+    if ends:
+        return ends[:count]
     known = name
     while known and known not in names:
         known = known.rpartition(".")[0]

@@ -181,9 +181,9 @@ def bullet(problem: str) -> list[str]:
 SIGNS = {"ResNet": "R", "attention": "A", "halve": "↓", "double": "↑", "convolution": "C"}
 
 
-def u_section(u: UShape, title: str) -> list[str]:
-    """The drawing, then a line a stage."""
-    return [title, "", *u_drawing(u), "", *stage_lines(u.stages)]
+def u_section(u: UShape, whole: Layer, title: str) -> list[str]:
+    """The drawing, then a line a stage, then the whole UNet."""
+    return [title, "", *u_drawing(u), "", *stage_lines(u.stages, whole)]
 
 
 def u_drawing(u: UShape) -> list[str]:
@@ -226,7 +226,7 @@ def grid_text(grid: tuple[int, int]) -> str:
     return f"{width} x {height}"
 
 
-def stage_lines(stages: Sequence[Stage]) -> list[str]:
+def stage_lines(stages: Sequence[Stage], whole: Layer) -> list[str]:
     rows = [("stage", "hands on", "made of", "params", "FLOP", "memory", "computed by")]
     for stage in stages:
         rows.append(
@@ -240,6 +240,7 @@ def stage_lines(stages: Sequence[Stage]) -> list[str]:
                 code(stage.code),
             )
         )
+    rows.append(("unet", "", "", *layer_cells(whole)[1:]))
     return columns(rows, "lllrrr")
 
 
