@@ -207,13 +207,26 @@ def find_machine(
     return Machine(device, kind.removeprefix("torch."), threads, notes)
 
 
+def batch_of(recipe: Recipe) -> list[int]:
+    """The seeds of the pictures that went through the model together with this one.
+
+    Their number matters, as matrix products of another shape round differently; what they
+    show does not.  The pictures of a run may be more: they go in batches of `batch`.
+    """
+    size = recipe.arguments.get("batch")
+    if not isinstance(size, int) or size < 1:
+        return list(recipe.seeds)
+    first = recipe.index - recipe.index % size
+    return list(recipe.seeds[first : first + size])
+
+
 # --- two recipes --------------------------------------------------------------------------
 
 # Arguments whose effect a recipe tells elsewhere (`model`, `scheduler`, `seeds`, …), or that
 # have none on the picture.
 MODEL = ("model", "revision", "tokenizer", "device", "dtype", "threads")
 TOLD_ELSEWHERE = frozenset(
-    (*MODEL, "scheduler", "karras", "eta", "seed", "count", "out", "force", "as_json")
+    (*MODEL, "scheduler", "karras", "eta", "seed", "count", "batch", "out", "force", "as_json")
 )
 
 
@@ -252,7 +265,7 @@ def facts(recipe: Recipe) -> dict[str, Any]:
             **own,
             "input": {name: recorded["sha256"] for name, recorded in recipe.inputs.items()},
             "seed": recipe.seed,
-            "batch": len(recipe.seeds),
+            "batch": len(batch_of(recipe)),
             "scheduler": recipe.scheduler,
             "model": model,
             "device": recipe.device,

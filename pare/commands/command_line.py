@@ -42,9 +42,14 @@ def words(command: click.Command, arguments: Mapping[str, Any]) -> list[str]:
         elif isinstance(parameter, click.Option) and parameter.is_flag:
             options += flag(parameter, value)
         else:
-            # Joined, as a value may begin with a dash.
-            options += [f"{parameter.opts[0]}={text}" for text in texts(parameter, value)]
+            for text in texts(parameter, value):
+                options += option_words(parameter.opts[0], text)
     return [*options, "--", *positional]
+
+
+def option_words(name: str, text: str) -> list[str]:
+    """Two words, or one where the value could be taken for an option."""
+    return [f"{name}={text}"] if text.startswith("-") else [name, text]
 
 
 def texts(parameter: click.Parameter, value: Any) -> list[str]:
@@ -118,6 +123,7 @@ def for_a_shell(command: click.Command, arguments: Mapping[str, Any]) -> str:
     usual = {p.name: plain(p.get_default(context)) for p in command.params}
     unusual = {key: value for key, value in arguments.items() if value != usual[key]}
     line = words(command, unusual)
+    # The first one is its own: a value that begins with dashes is joined to its option.
     split = line.index("--")
     options, positional = line[:split], line[split + 1 :]
     if any(word.startswith("-") for word in positional):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pare.commands.examples import examples
 from pare.commands.options import DTYPE_NAMES, json_option, options, revision_option
 from pare.commands.printing import plain
 from pare.commands.run import Again, PictureCommand, output_paths
@@ -70,9 +71,13 @@ rerun_output_options = options(
 )  # fmt: skip
 
 
-@click.command(
-    epilog="pare rerun road.png --check     pare rerun night.png --input image=elsewhere/road.png"
+EXAMPLES = examples(
+    "pare rerun road.png --check",
+    "pare rerun road.png --show",
 )
+
+
+@click.command(epilog=EXAMPLES)
 @click.argument("picture", type=click.Path(path_type=Path))
 @look_options
 @instead_options
@@ -114,14 +119,16 @@ def show(picture: Path, recipe: Recipe, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**content, "command_line": line}, indent=2))
         return
-    place = f"picture {recipe.index + 1} of a batch of {len(recipe.seeds)}"
-    rows: dict[str, Any] = {"seed": recipe.seed}
+    rows: dict[str, Any] = {"command": recipe.command}
+    rows |= {key: value for key, value in arguments.items() if value not in (None, False, "")}
+    rows["seed"] = recipe.seed
     if len(recipe.seeds) > 1:
-        rows["seed"] = f"{recipe.seed}, {place}"
-    rows |= {key: content[key] for key in ("device", "dtype", "threads")}
-    rows |= {f"input {name}": recorded for name, recorded in recipe.inputs.items()}
-    rows |= {key: content[key] for key in ("model", "scheduler", "versions")}
-    print_rows({"command": recipe.command, **recipe.arguments, **rows})
+        rows["seed"] = f"{recipe.seed}, picture {recipe.index + 1} of {len(recipe.seeds)}"
+    for name, recorded in recipe.inputs.items():
+        rows[name] = f"{recorded['path']}, SHA-256 {recorded['sha256']}"
+    for key in ("device", "dtype", "threads", "model", "scheduler", "versions"):
+        rows[key] = content[key]
+    print_rows(rows)
     click.echo(f"\n{line}")
 
 
@@ -219,7 +226,7 @@ def run_again(
 ) -> tuple[Image.Image, Recipe, list[str]]:
     """The picture and its recipe, as its command makes them now; and what is to be said."""
     from pare.commands.command_line import check_recipe, parse
-    from pare.rerun import find_machine, find_model, find_scheduler, find_tokenizer
+    from pare.rerun import batch_of, find_machine, find_model, find_scheduler, find_tokenizer
 
     command = command_of(recipe, picture)
     arguments = check_recipe(command, recipe, str(picture))
@@ -239,15 +246,16 @@ def run_again(
         raise click.UsageError("--revision needs --model.")
     else:
         found = find_model(recipe, machine.dtype)
-    if given["alone"]:
-        arguments |= {"seed": [recipe.seed], "count": 1}
+    seeds = [recipe.seed] if given["alone"] else batch_of(recipe)
+    if seeds != list(recipe.seeds):
+        arguments |= {"seed": seeds, "count": 1}
     for note in notes:
         click.echo(one_line(f"pare: {note}"), err=True)
 
     again = Again(scheduler, found)
     with parse(command, arguments, str(picture), again) as context:
         command.invoke(context)
-    image, remade = again.made[0 if given["alone"] else recipe.index]
+    image, remade = next(made for made in again.made if made[1].seed == recipe.seed)
     return image, remade, notes
 
 
