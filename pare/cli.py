@@ -7,14 +7,17 @@ command runs, so that `pare --help` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 import click
 
 import pare
+from pare.commands import completion as completing
 from pare.commands.bench import bench
 from pare.commands.blend import blend
+from pare.commands.completion import completion
 from pare.commands.convert import convert
 from pare.commands.generate import generate
 from pare.commands.img2img import img2img
@@ -25,7 +28,7 @@ from pare.commands.verify import verify
 from pare.console import run_in_words
 from pare.errors import NonFiniteError
 
-COMMANDS = (generate, img2img, blend, inspect, rerun, convert, verify, bench)
+COMMANDS = (generate, img2img, blend, inspect, rerun, convert, verify, bench, completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
 
     def body() -> int:
+        if arguments is None and completing.VARIABLE in os.environ:
+            return completing.answer(cli, os.environ[completing.VARIABLE])
         with cli.make_context("pare", given) as context:
             try:
                 cli.invoke(context)

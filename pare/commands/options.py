@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from pare import settings
+from pare.commands.completion import offer, offer_models
 
 # pare.schedulers imports torch, so its names stand here too; a test holds them together.
 SCHEDULER_NAMES = ("ddim", "dpm++2m", "lms", "pndm", "euler", "euler-ancestral")
@@ -39,10 +40,11 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 model_options = options(
-    click.option("--model", default="roads", show_default=True,
+    click.option("--model", default="roads", show_default=True, shell_complete=offer_models,
                  help="`roads` (built in), a model's folder in the Hub's layout, a single file, or "
                       "OWNER/NAME on the Hub."),
     click.option("--device", default="auto", show_default=True,
+                 shell_complete=offer("auto", "cpu", "cuda", "mps"),
                  help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--dtype", default="auto", show_default=True, type=click.Choice(DTYPE_NAMES),
                  help="The number type of the weights; auto: float16 on a GPU, else float32."),

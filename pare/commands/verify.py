@@ -6,14 +6,18 @@ from typing import Any
 
 import click
 
+from pare.commands.completion import offer
 from pare.commands.examples import examples
 from pare.commands.options import json_option, model_options, revision_option
 from pare.commands.printing import print_report, say_on_terminal
 from pare.commands.run import use_threads
 
+# pare.verify imports torch, so its groups stand here too; a test holds them together.
+GROUPS = ("text", "unet", "vae", "schedulers", "generate", "img2img", "blend")
+
 verify_options = click.option(
-    "--only", multiple=True, metavar="GROUP",
-    help="text, unet, vae, schedulers, generate, img2img or blend; several if repeated.",
+    "--only", multiple=True, metavar="GROUP", shell_complete=offer(*GROUPS),
+    help=f"{', '.join(GROUPS[:-1])} or {GROUPS[-1]}; several if repeated.",
 )  # fmt: skip
 
 
