@@ -68,8 +68,9 @@ class TinyModel:
         return TinyPipeline(self.components, solver)
 
     @classmethod
-    def build(cls) -> TinyModel:
-        unet, their_unet = unet_pair(TINY_UNET)
+    def build(cls, **changes: Any) -> TinyModel:
+        """`changes` are to the UNet's config."""
+        unet, their_unet = unet_pair(TINY_UNET | changes)
         vae, their_vae = vae_pair(VAE)
         source = ModelSource("tiny", "tiny")
         no_text: Any = None
