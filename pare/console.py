@@ -1,9 +1,4 @@
-"""How the command meets the terminal: one line for an error, exit codes, warnings, progress.
-
-Exit codes: 0 done (warnings or not); 1 a broken parity bound, or a bug, which keeps its
-traceback; 2 something that the user can mend; 130 Ctrl-C; 141 nobody reads the output; 143
-the system asked the process to end.
-"""
+"""How the command meets the terminal: one line for an error, exit codes, warnings, progress."""
 
 from __future__ import annotations
 
@@ -27,6 +22,16 @@ from pare.errors import PareError
 INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 TERMINATED = 143  # 128 + SIGTERM
+
+EXIT_CODES = {
+    0: "done, with warnings or without",
+    1: "`verify` or `bench` found a broken bound, or `rerun` another picture; or a bug in pare, "
+    "which prints its traceback",
+    2: "something that you can mend, said in one sentence; nothing is left half written",
+    INTERRUPTED: "Ctrl-C",
+    BROKEN_PIPE: "nobody reads the output any more, as in `pare … | head -1`",
+    TERMINATED: "the system asked the process to end",
+}
 
 # Errors of the operating system that a user can do something about, in words.
 # Any other keeps its traceback.
