@@ -184,7 +184,7 @@ def noting(problems: list[str]) -> Iterator[None]:
 def describe_architecture(name: str) -> Model:
     latents = architectures.LATENT_SIZES[name]
     raws: dict[str, Mapping[str, Any]] = {
-        "text_encoder": TextConfig.HUB_DEFAULTS | architectures.TEXTS[name],
+        "text_encoder": dict(TextConfig.HUB_DEFAULTS) | architectures.TEXTS[name],
         "unet": architectures.UNETS[name] | {"sample_size": latents},
         "vae": architectures.VAE | {"sample_size": 8 * latents},
     }

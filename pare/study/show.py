@@ -466,7 +466,7 @@ def values_section(values: Sequence[Values], *, every: bool) -> list[str]:
         f"values: {len(values)} tensors read, {len(bad)} with NaN or Inf, {len(zero)} all zero, "
         f"{len(flat)} otherwise constant" + ("" if every else "; the widest:")
     )
-    rows = [("tensor", "min", "max", "mean", "std", "NaN", "Inf")]
+    rows: list[tuple[str, ...]] = [("tensor", "min", "max", "mean", "std", "NaN", "Inf")]
     rows += [
         (v.name, *map(number, (v.minimum, v.maximum, v.mean, v.std)), str(v.nan), str(v.inf))
         for v in chosen

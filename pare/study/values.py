@@ -7,7 +7,7 @@ not grow with the model.  Tensors that a broken file does not hold whole are lef
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,9 @@ def read_values(file: WeightFile, wanted: Callable[[str], bool] = bool) -> Itera
     if file.kind == "ckpt":
         tensors = open_checkpoint(file.path).tensors
         for entry in chosen:
-            yield summarise(entry, tensors[entry.name].reshape(-1).split(AT_ONCE))
+            numbers = tensors[entry.name].reshape(-1)  # mapped, unless it is no contiguous one
+            starts = range(0, entry.numbers, AT_ONCE)
+            yield summarise(entry, (numbers[start : start + AT_ONCE] for start in starts))
         return
     for entry in sorted(chosen, key=lambda t: t.begin or 0):
         if entry.dtype in TORCH_TYPES:
@@ -72,7 +74,7 @@ def blocks(path: Path, entry: StoredTensor) -> Iterator[Tensor]:
             left -= count
 
 
-def summarise(entry: StoredTensor, parts: Iterator[Tensor] | tuple[Tensor, ...]) -> Values:
+def summarise(entry: StoredTensor, parts: Iterable[Tensor]) -> Values:
     """Count, mean and squared deviations of each block, joined to those of the whole.
 
     Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing

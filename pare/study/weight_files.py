@@ -157,7 +157,7 @@ def look_at_safetensors(path: Path, size: int) -> WeightFile:
         entries, trouble = read_header(text)
         problems += trouble
         header = start
-    metadata = next((value for name, value in entries if name == "__metadata__"), {})
+    metadata: Any = next((value for name, value in entries if name == "__metadata__"), None)
     named = [(name, value) for name, value in entries if name != "__metadata__"]
     tensors = [entry(name, value, start) for name, value in named]
     if header is not None:

@@ -1,0 +1,45 @@
+"""Looking at a model: layer tables, the U, files of weights and what is wrong with them.
+
+layers.py          every layer of a module: shapes, FLOPs, memory, its line of code
+flops.py           the rules by which operations are counted
+u_shape.py         the stages of the UNet and the skips between them
+models.py          a model's parts, configs and files, and all that is wrong with them
+model_layers.py    the layer tables of a model's parts
+weight_files.py    what is in a file of weights, whole or broken
+values.py          what its numbers are like
+remote.py          a repository on the Hub, without downloading its weights
+inspection.py      all of it put together, as `pare inspect` prints it
+show.py            as text;  as_json.py: as JSON
+"""
+
+from pare.study.flops import Flops
+from pare.study.inspection import Inspection, Settings, inspect_model
+from pare.study.layers import Layer, LayerTable, layer_table, trace
+from pare.study.model_layers import layers
+from pare.study.models import Model, Part, describe
+from pare.study.u_shape import Stage, UShape, u_shape
+from pare.study.values import Values, read_values
+from pare.study.weight_files import StoredTensor, WeightFile, look_at
+
+__all__ = [
+    "Flops",
+    "Inspection",
+    "Layer",
+    "LayerTable",
+    "Model",
+    "Part",
+    "Settings",
+    "Stage",
+    "StoredTensor",
+    "UShape",
+    "Values",
+    "WeightFile",
+    "describe",
+    "inspect_model",
+    "layer_table",
+    "layers",
+    "look_at",
+    "read_values",
+    "trace",
+    "u_shape",
+]
