@@ -6,6 +6,7 @@ print(found.page)
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ from pare.study.values import Values, read_values
 from pare.study.weight_files import WeightFile
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+# How the name of a layer may begin; those of a part's own layers get a hint.
+BEGINNINGS = (*CLASSES, "down_blocks", "mid_block", "up_blocks", "encoder", "decoder", "text_model")
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,8 @@ class Settings:
 def split_names(names: tuple[str, ...], model: str | None) -> tuple[str, str | None]:
     """The model and the layer that `[MODEL] [LAYER]` name; the model's default is roads.
 
-    One name alone is a layer if it begins with a part (`unet.mid_block`) and no file or folder
-    has it.
+    One name alone is a layer if it begins as layers do (`unet.mid_block`) and no file or folder
+    is called so.
 
     Raises:
         SettingError: too many names.
@@ -65,8 +70,7 @@ def split_names(names: tuple[str, ...], model: str | None) -> tuple[str, str | N
     listed = list(names)
     if len(listed) == 1 and model is None:
         first = listed[0]
-        is_part = first.partition(".")[0] in CLASSES or is_glob(first)
-        if is_part and not Path(first).exists():
+        if (first.partition(".")[0] in BEGINNINGS or is_glob(first)) and not Path(first).exists():
             return "roads", first
         return first, None
     chosen = model or (listed.pop(0) if listed else "roads")
@@ -133,7 +137,7 @@ def model_inspection(
             sections.append([part, *show.tree_lines(table, part, settings.depth)])
     values = model_values(model, settings, progress)
     sections.append(show.values_section(values, every=False))
-    sections.append(vocabulary_section(model))
+    sections.append(show.words_section(model.words))
     sections.append(show.problems_section(model.all_problems))
     if tables:
         sections.append([f"open a layer: pare inspect {model.name} {next(iter(tables))}.…"])
@@ -148,10 +152,6 @@ def model_inspection(
     )
 
 
-def vocabulary_section(model: Model) -> list[str]:
-    return []
-
-
 def part_layers(model: Model, part: str, settings: Settings) -> LayerTable:
     return layers(
         model, part, size=settings.size, batch=settings.batch, dtype=DTYPES[settings.dtype]
@@ -160,7 +160,7 @@ def part_layers(model: Model, part: str, settings: Settings) -> LayerTable:
 
 def title_of(model: Model, settings: Settings) -> str:
     size = ""
-    if settings.size or show.made_for(model):
+    if settings.size is not None or show.made_for(model):
         width, height = settings.size or model.size
         size = f"{width} x {height}, "
     return f"{size}batch {settings.batch}, {settings.dtype}"
@@ -171,8 +171,14 @@ def model_values(
 ) -> list[Values]:
     if not settings.values:
         return []
-    files = {file.path: file for part in model.parts.values() for file in part.files}
-    return [value for file in files.values() for value in file_values(file, None, progress)]
+    if model.file is not None:
+        return file_values(model.file, None, progress)
+    return [
+        dataclasses.replace(value, name=f"{part.name}.{value.name}")
+        for part in model.parts.values()
+        for file in part.files
+        for value in file_values(file, None, progress)
+    ]
 
 
 def file_values(
@@ -190,7 +196,7 @@ def problem_of_values(model: Model, values: list[Values]) -> str:
     bad = [value for value in values if not value.finite]
     if not bad:
         return ""
-    return f"{model.name} has {len(bad)} tensors with NaN or Inf, the first {bad[0].name}"
+    return f"{model.name} has NaN or Inf in {show.counted(len(bad), 'tensor')}: {bad[0].name} …"
 
 
 # --- a layer ------------------------------------------------------------------------------

@@ -40,8 +40,7 @@ def layers(
     if isinstance(config, TextConfig):
         return text_layers(config, batch, dtype)
     width, height = size or model.size
-    factor = model.config("vae").factor if "vae" in model.parts else 8
-    h, w = height // factor, width // factor
+    h, w = height // model.factor, width // model.factor
     if isinstance(config, UNetConfig):
         text = text_length(model), config.cross_attention_dim
         unet = empty_module(config).to(dtype)

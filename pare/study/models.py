@@ -27,7 +27,7 @@ from pare.errors import ModelError, PareError, SettingError
 from pare.schedulers import build_scheduler
 from pare.study.remote import find_repository
 from pare.study.weight_files import ITEM_SIZES, Shape, WeightFile, as_checkpoint, look_at
-from pare.text import TextConfig
+from pare.text import TextConfig, known_words
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 
@@ -95,6 +95,8 @@ class Model:
     scheduler_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     tokens: int = 0
     """How many the tokenizer knows; 0 if there is none."""
+    words: tuple[str, ...] = ()
+    """Every word that it was taught, where its folder lists them (`pare.text.known_words`)."""
     skipped: tuple[str, ...] = ()
     """Parts that pare does not load: the safety checker."""
     notes: tuple[str, ...] = ()
@@ -111,11 +113,16 @@ class Model:
         """Width and height in pixels that it was trained at.
 
         Raises:
-            ModelError: its UNet's config cannot be read, or its VAE's.
+            ModelError: its UNet's config cannot be read.
         """
-        unet, vae = self.config("unet"), self.config("vae")
-        height, width = unet.sample_size
-        return width * vae.factor, height * vae.factor
+        height, width = self.config("unet").sample_size
+        return width * self.factor, height * self.factor
+
+    @property
+    def factor(self) -> int:
+        """Pixels along a side of one latent; SD's 8 if the VAE is not known."""
+        vae = self.parts.get("vae")
+        return vae.config.factor if vae and isinstance(vae.config, VAEConfig) else 8
 
     def config(self, part: str) -> Any:
         """A part's config: `UNetConfig`, `VAEConfig`, `TextConfig`.
@@ -259,6 +266,7 @@ def describe_folder(
         prediction=prediction,
         scheduler_config=scheduler,
         tokens=tokens,
+        words=tuple(sorted(known_words(folder) or ())),
         skipped=skipped_parts(index),
         problems=tuple(problems),
     )
@@ -288,7 +296,7 @@ def folder_part(folder: Path, part: str, look: Weights) -> Part:
         shapes = wanted_shapes(part, config, raw)
     with noting(problems):
         files = look(part)
-    problems += [f"{file.path}: {problem}" for file in files for problem in file.problems]
+    problems += [f"{file.path}: {problem}" for file in files for problem in file.all_problems]
     readable = [file for file in files if file.tensors]
     if config is not None and readable:
         stored = check_stored(part, shapes, readable, problems)
@@ -338,15 +346,13 @@ def check_stored(
     names = hub.own_names(found, shapes, RENAMES[part])
     fitted = {name: hub.squeeze(found[key], shapes.get(name)) for name, key in names.items()}
     for name in sorted(shapes.keys() - names.keys()):
-        problems.append(f"{part}: {name} {spaced(shapes[name])} is missing")
+        problems.append(f"{part}: {name}: missing")
     for name in sorted(names.keys() - shapes.keys()):
-        problems.append(f"{part}: {name} {spaced(fitted[name])} is not expected")
+        problems.append(f"{part}: {name}: not expected")
     for name in sorted(names.keys() & shapes.keys()):
         if fitted[name] != shapes[name]:
-            problems.append(
-                f"{part}: {name} has the shape {spaced(fitted[name])} instead of "
-                f"{spaced(shapes[name])}"
-            )
+            wrong = f"the shape is {spaced(fitted[name])} instead of {spaced(shapes[name])}"
+            problems.append(f"{part}: {name}: {wrong}")
     return {name: key for name, key in names.items() if name in shapes}
 
 
@@ -362,6 +368,8 @@ def describe_file(name: str, path: Path) -> Model:
     file = look_at(path)
     problems = list(file.problems)
     model = Model(name, "single file", str(path), {}, file.looks_like, file=file)
+    if not parts_to_plan(file):
+        return dataclasses.replace(model, problems=file.all_problems)
     checkpoint = whole_checkpoint(file)
     for only in parts_to_plan(file):
         plan = None
@@ -374,7 +382,7 @@ def describe_file(name: str, path: Path) -> Model:
 
 def whole_checkpoint(file: WeightFile) -> Checkpoint:
     """The mapped tensors of a whole file, or those of a broken one without their numbers."""
-    if not file.problems and file.tensors:
+    if not file.all_problems and file.tensors:
         return open_checkpoint(file.path)
     empty = as_checkpoint(file)
     # Notes, which would be read: only whole files can tell what they say.
@@ -399,13 +407,13 @@ def with_plan(model: Model, plan: single_file.Plan, file: WeightFile) -> Model:
     entries = {tensor.name: tensor for tensor in file.tensors}
     parts = dict(model.parts)
     problems = list(model.problems)
-    unplaced = {row.name: row for row in rows}
+    unplaced = {row.name: row_problem(row) for row in rows}
+    unplaced |= {t.name: f"{t.name}: {t.problem}" for t in file.tensors if t.problem}
     for name, outline in plan.outlines.items():
         places = {hub_name: place.name for hub_name, place in outline.places.items()}
-        mine = [row for row in rows if row.name in set(places.values())]
-        for row in mine:
-            unplaced.pop(row.name, None)
-        there = [entries[key] for key in dict.fromkeys(places.values()) if key in entries]
+        used = dict.fromkeys(places.values())
+        mine = [unplaced.pop(key) for key in used if key in unplaced]
+        there = [entries[key] for key in used if key in entries]
         dtypes: dict[str, int] = {}
         for tensor in there:
             dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.numbers
@@ -423,9 +431,9 @@ def with_plan(model: Model, plan: single_file.Plan, file: WeightFile) -> Model:
             sum(stored_bytes(tensor.numbers, tensor.dtype) for tensor in there),
             dtypes,
             places,
-            tuple(problem_list) + tuple(row_problem(row) for row in mine),
+            (*problem_list, *mine),
         )
-    problems += [row_problem(row) for row in unplaced.values()]
+    problems += unplaced.values()
     if plan.outlines.keys() < CLASSES.keys():
         return dataclasses.replace(model, parts=parts, problems=tuple(problems))
     noted = single_file.noted_prediction(plan)
@@ -454,7 +462,7 @@ def stored_bytes(numbers: int, dtype: str) -> int:
 
 
 def row_problem(row: single_file.Row) -> str:
-    return f"{row.name} {spaced(row.shape)}: {row.status}"
+    return f"{row.name}: {row.status.replace(': ', ', ')}"
 
 
 def trained_at(part: Part, pixels: int) -> Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from pare.study.flops import Flops
@@ -44,6 +45,10 @@ def size(count: int) -> str:
 
 def spaced(shape: Shape) -> str:
     return " ".join(map(str, shape)) or "one number"
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def printable(text: str) -> str:
@@ -101,7 +106,7 @@ def parts_section(model: Model) -> list[str]:
                 short(part.parameters),
                 size(part.bytes) if part.bytes else "-",
                 types(part.dtypes),
-                "" if part.whole else f"BROKEN: {len(part.problems)} problems",
+                "" if part.whole else f"broken: {counted(len(part.problems), 'problem')}",
             )
         )
     parameters = sum(part.parameters for part in model.parts.values())
@@ -148,8 +153,7 @@ def facts_section(model: Model) -> list[str]:
 
 
 def made_for(model: Model) -> str:
-    known = all(part in model.parts and model.parts[part].config for part in ("unet", "vae"))
-    if not known:
+    if "unet" not in model.parts or model.parts["unet"].config is None:
         return ""
     width, height = model.size
     unet = model.config("unet")
@@ -159,21 +163,52 @@ def made_for(model: Model) -> str:
 
 def text_in_words(config: TextConfig) -> str:
     return (
-        f"{config.max_position_embeddings} tokens, {config.num_hidden_layers} layers of "
-        f"{config.hidden_size} channels in {config.num_attention_heads} heads, {config.hidden_act}"
+        f"{config.max_position_embeddings} tokens, {counted(config.num_hidden_layers, 'layer')} of "
+        f"{config.hidden_size} channels in {counted(config.num_attention_heads, 'head')}, "
+        f"{config.hidden_act}"
     )
 
 
 def problems_section(problems: Sequence[str]) -> list[str]:
+    """What is wrong, one a line; of three tensors or more with the same trouble, how many."""
     if not problems:
         return []
-    lines = [printable(line) for problem in problems for line in bullet(problem)]
-    return [f"what is wrong ({len(problems)})", *limited(lines, 2 * ROWS)]
+    alike: dict[str, list[str]] = {}
+    for problem in problems:
+        name, _, trouble = problem.rpartition(": ")
+        alike.setdefault(trouble if name else problem, []).append(problem)
+    lines = []
+    for trouble, same in alike.items():
+        if len(same) < 3:
+            lines += [line for problem in same for line in bullet(problem)]
+        else:
+            names = [problem.rpartition(": ")[0] for problem in same]
+            lines += bullet(f"{len(same)} tensors: {trouble}\nfrom {names[0]}\nto {names[-1]}")
+    return [f"what is wrong ({len(problems)})", *limited([printable(line) for line in lines])]
+
+
+def words_section(words: Sequence[str]) -> list[str]:
+    """The words that the model was taught, as many on a line as fit."""
+    if not words:
+        return []
+    text = textwrap.wrap(printable(" ".join(words)), WIDTH - 2, break_on_hyphens=False)
+    return [f"the {len(words)} words that it knows", *(f"  {line}" for line in text)]
 
 
 def bullet(problem: str) -> list[str]:
     first, *rest = problem.splitlines()
     return [f"  - {first}", *(f"    {line}" for line in rest)]
+
+
+def common_beginning(names: Sequence[str]) -> str:
+    """What dotted names have in common, up to a dot and with it: `mid_block.resnets.`."""
+    pieces = [name.split(".")[:-1] for name in names]
+    shared = []
+    for column in zip(*pieces, strict=False):
+        if len(set(column)) > 1:
+            break
+        shared.append(column[0])
+    return "".join(f"{piece}." for piece in shared)
 
 
 # --- the U --------------------------------------------------------------------------------
@@ -259,8 +294,9 @@ def in_words(made_of: Sequence[str]) -> str:
 
 
 def code(place: str) -> str:
-    """The line of code, without pare's own name: the columns are narrow."""
-    return place.removeprefix("pare/")
+    """The line of code in short, as the columns are narrow: without pare's own name, and of
+    other packages the file alone."""
+    return place.removeprefix("pare/") if place.startswith("pare/") else place.rpartition("/")[2]
 
 
 # --- layers -------------------------------------------------------------------------------
@@ -370,31 +406,33 @@ def tensor_lines(layer: Layer, part: Part, depth: int | None) -> list[str]:
     if not layer.tensors:
         return []
     path = layer.name.partition(".")[2]
-    rows = []
-    for key, shape in layer.tensors.items():
-        hub_name = f"{path}.{key}" if path else key
-        in_file = part.stored.get(hub_name, hub_name)
-        rows.append((key, spaced(shape), f"in the file {in_file}" if in_file != hub_name else ""))
-    where = f"{path}." if path else ""
-    head = f"tensors on the Hub, in {part.name}/: {where}…"
+    before = f"{path}." if path else ""
+    stored = {key: part.stored.get(before + key, before + key) for key in layer.tensors}
+    renamed = any(stored[key] != before + key for key in stored)
+    beginning = common_beginning(list(stored.values()))
+    head = f"tensors on the Hub, in {part.name}/: {before}…"
+    if renamed:
+        head += f"\nand in the file: {beginning}…"
+    rows = [
+        (key, spaced(shape), stored[key].removeprefix(beginning) if renamed else "")
+        for key, shape in layer.tensors.items()
+    ]
     return [head, *limited(columns(rows), ROWS if depth is None else len(rows))]
 
 
 def glob_page(found: Sequence[Layer], title: str) -> str:
     """All layers that a glob matches, one a line, and their sum."""
-    rows = [("layer", "in → out", "params", "FLOP", "memory", "computed by")]
-    rows += [(layer.name, *layer_cells(layer)) for layer in found]
-    wanted = 6
+    rows = [HEAD, *((layer.name, *layer_cells(layer)) for layer in found)]
+    # Where the names are long, the right columns have to go: a layer's own page has them.
+    wanted = len(HEAD)
     while wanted > 3 and max(map(len, columns([row[:wanted] for row in rows]))) > WIDTH:
         wanted -= 1
     lines = columns([row[:wanted] for row in rows], "llrrr"[:wanted])
     outer = [a for a in found if not any(a.name.startswith(f"{b.name}.") for b in found)]
     total = sum((layer.flops for layer in outer), Flops())
     parameters = sum(layer.parameters for layer in outer)
-    head = (
-        f"{len(found)} layers: {short(parameters)} parameters, {short(total.total)} FLOP ({title})"
-    )
-    return page([head], lines)
+    costs = f"{short(parameters)} parameters, {short(total.total)} FLOP"
+    return page([f"{counted(len(found), 'layer')}: {costs}   ({title})"], lines)
 
 
 # --- files --------------------------------------------------------------------------------
@@ -408,9 +446,9 @@ def file_page(file: WeightFile, wanted: Sequence[StoredTensor] | None = None) ->
     if file.kind == "safetensors":
         header = (
             f"readable, {size(file.header_bytes)}" if file.header_bytes else "not readable"
-        ) + f"; {len(file.tensors)} tensors could be made out"
+        ) + f"; {counted(len(file.tensors), 'tensor')} could be made out"
     elif file.tensors:
-        header = f"{len(file.tensors)} tensors"
+        header = counted(len(file.tensors), "tensor")
     ends = f"at byte {file.size:,}"
     if file.ends is not None and file.ends != file.size:
         ends += f"; its header says {file.ends:,}"
@@ -424,7 +462,7 @@ def file_page(file: WeightFile, wanted: Sequence[StoredTensor] | None = None) ->
         ]
     )
     return page(head, tensors_section(wanted if wanted is not None else file.tensors),
-                problems_section(file.problems))  # fmt: skip
+                problems_section(file.all_problems))  # fmt: skip
 
 
 def tensors_section(tensors: Sequence[StoredTensor]) -> list[str]:
@@ -463,14 +501,19 @@ def values_section(values: Sequence[Values], *, every: bool) -> list[str]:
     widest = sorted((v for v in values if v.finite), key=lambda v: -max(-v.minimum, v.maximum))
     chosen = list(values) if every else [*bad, *(v for v in widest[:8] if v not in bad)]
     head = (
-        f"values: {len(values)} tensors read, {len(bad)} with NaN or Inf, {len(zero)} all zero, "
-        f"{len(flat)} otherwise constant" + ("" if every else "; the widest:")
+        f"values: {counted(len(values), 'tensor')} read, {len(bad)} with NaN or Inf, "
+        f"{len(zero)} all zero, {len(flat)} otherwise constant"
     )
-    rows: list[tuple[str, ...]] = [("tensor", "min", "max", "mean", "std", "NaN", "Inf")]
+    # Long names would push the numbers off the page.
+    beginning = common_beginning([v.name for v in chosen])
+    head += "" if every else "; the widest:"
+    name = f"{beginning}…" if beginning else "tensor"
+    rows: list[tuple[str, ...]] = [(name, "min", "max", "mean", "std", "NaN", "Inf")]
     rows += [
-        (v.name, *map(number, (v.minimum, v.maximum, v.mean, v.std)), str(v.nan), str(v.inf))
+        (v.name.removeprefix(beginning), *map(number, (v.minimum, v.maximum, v.mean, v.std)),
+         str(v.nan), str(v.inf))
         for v in chosen
-    ]
+    ]  # fmt: skip
     return [head, *limited(columns(rows, "lrrrrrr"), len(rows) if every else ROWS)]
 
 

@@ -92,7 +92,12 @@ class WeightFile:
     ends: int | None = None
     """Where the header says that the file ends."""
     problems: tuple[str, ...] = ()
-    """Everything that is wrong with the file."""
+    """What is wrong with the file as a whole."""
+
+    @property
+    def all_problems(self) -> tuple[str, ...]:
+        """The file's problems, then its tensors': `NAME: cut off after 33% of it`."""
+        return (*self.problems, *(f"{t.name}: {t.problem}" for t in self.tensors if t.problem))
 
     @property
     def parameters(self) -> int:
@@ -133,6 +138,8 @@ def look_at(path: Path) -> WeightFile:
     if head.startswith(b"PK") or (head.startswith(b"\x80") and head[8:9] != b"{"):
         return look_at_pickle(path, size)
     found = look_at_safetensors(path, size)
+    if found.header_bytes is None and len(found.tensors) < 10:
+        return found  # too little of it to say
     return dataclasses.replace(found, looks_like=looks_like(found.shapes, found.metadata))
 
 
@@ -167,8 +174,6 @@ def look_at_safetensors(path: Path, size: int) -> WeightFile:
     ends = max((t.end for t in tensors if t.end is not None), default=start)
     if header is not None and ends != size:
         problems.append(where_it_ends(size, ends, tensors))
-    wrong = [tensor for tensor in tensors if tensor.problem]
-    problems += [f"{tensor.name}: {tensor.problem}" for tensor in wrong]
     texts = metadata.items() if isinstance(metadata, dict) else ()
     return WeightFile(
         path,
@@ -288,7 +293,7 @@ def look_at_pickle(path: Path, size: int) -> WeightFile:
     try:
         checkpoint = open_checkpoint(path)
     except (WeightsError, ModelError) as error:
-        problem = str(error).removeprefix(f"{path} ")
+        problem = str(error).replace(f"{path} ", "the file ")
         return WeightFile(path, size, "ckpt", problems=(problem, *zip_problems(path)))
     tensors = tuple(stored(name, tensor) for name, tensor in checkpoint.tensors.items())
     notes = {
