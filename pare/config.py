@@ -120,7 +120,8 @@ def number(values: Mapping[str, Any], key: str, where: str, low: float, high: fl
     """The finite number under `key`, between `low` and `high`, or a ConfigError."""
     value = values[key]
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or not low <= value <= high:
+    # In this order: a whole number may be too large for isfinite.
+    if not good or not low <= value <= high or not math.isfinite(value):
         raise wrong_value(where, key, value, f"a number from {low} to {high}")
     return float(value)
 
