@@ -51,7 +51,7 @@ def find_input(name: str, recorded: Mapping[str, str], picture: Path) -> Path:
         if sha256(path) == recorded["sha256"]:
             return path
     raise RecipeError(
-        f"the {name} that {picture} was made from, {typed}, "
+        f"the {name} that {picture} was made from, {short(typed, 200)}, "
         + ("has changed since" if there else "is not there"),
         fix=f"name the file to use: --input {name}=PATH",
     )

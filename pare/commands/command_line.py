@@ -29,7 +29,7 @@ def words(command: click.Command, arguments: Mapping[str, Any]) -> list[str]:
     Raises:
         RecipeError: an argument that the command does not have, or of a kind that it never has.
     """
-    names = {parameter.name for parameter in command.params}
+    names = {parameter.name for parameter in command.params if parameter.expose_value}
     for name in arguments:
         if name not in names:
             raise RecipeError(f"{command.name} has no setting {name[:40]!r}")
