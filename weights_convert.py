@@ -32,7 +32,7 @@ from pare.checkpoint import open_checkpoint
 from pare.config import UNetConfig, VAEConfig
 from pare.errors import OutputError, SettingError, WeightsError
 from pare.files import check_output, exchange, write_whole
-from pare.ldm import Place
+from pare.ldm import Place, Shape
 from pare.single_file import (
     Part,
     Row,
@@ -41,6 +41,7 @@ from pare.single_file import (
     inventory,
     load_single_file,
     make_plan,
+    shapes_of,
     tokenizer_files,
 )
 from pare.text import TextConfig
@@ -109,9 +110,15 @@ def convert(
 
     Raises:
         PareError: its subclasses say what is wrong with the source, or why the target
-            cannot be written.  Then nothing has changed at `target`.
+            cannot be written; SettingError: an option that would have no effect.  Then
+            nothing has changed at `target`.
     """
-    single = target.suffix.lower() in SINGLE_FILES
+    single, drop = target.suffix.lower() in SINGLE_FILES, tuple(drop)
+    from_file = {"--ema": ema is not None, "--prediction": prediction, "--only": only,
+                 "--drop": drop}  # fmt: skip
+    to_folder = {"--tokenizer": tokenizer, "--old-vae-names": old_vae}
+    refuse(from_file if source.is_dir() else {}, f"{source} is a folder")
+    refuse(to_folder if single else {}, f"{target} is a single file")
     check_target(target, single, force)
     if source.is_dir():
         model = read_folder(source)
@@ -132,13 +139,19 @@ def convert(
 def check(
     path: Path, *, ema: bool | None = None, only: str | None = None, drop: Iterable[str] = ()
 ) -> list[Row]:
-    """Every tensor of a single file, with its shape, its type and what is thought of it.
+    """Every tensor of a single file or of a model's folder, with its shape, its type and what
+    is thought of it.
 
     Raises:
-        ModelError, WeightsError, ConfigError: no list can be made, as the file is damaged or
+        ModelError, WeightsError, ConfigError: no list can be made, as a file is damaged or
             another kind of model.
+        SettingError: an option that means nothing for a folder.
     """
-    return inventory(make_plan(open_checkpoint(path), ema=ema, only=only, drop=tuple(drop)))
+    drop = tuple(drop)
+    if path.is_dir():
+        refuse({"--ema": ema is not None, "--only": only, "--drop": drop}, f"{path} is a folder")
+        return check_folder(path)
+    return inventory(make_plan(open_checkpoint(path), ema=ema, only=only, drop=drop))
 
 
 # --- from a folder ------------------------------------------------------------------------
@@ -177,7 +190,7 @@ def today(part: str, name: str) -> str:
 
 def check_part(name: str, part: Part, where: str) -> None:
     """Raise unless the tensors are those that the config asks for."""
-    wanted = set(hub_names(name, part.config, where))
+    wanted = set(hub_shapes(name, part.config, where))
     found = set(part.tensors) - {ldm.POSITION_IDS}
     if wanted != found:
         differing = sorted(wanted ^ found)
@@ -188,13 +201,43 @@ def check_part(name: str, part: Part, where: str) -> None:
         )
 
 
-def hub_names(name: str, config: Mapping[str, Any], where: str) -> list[str]:
+def check_folder(folder: Path) -> list[Row]:
+    """A row for every tensor of a model's folder, and for every one that should be there.
+
+    Names are the files' own, behind the part's: `vae/decoder.conv_in.weight`.
+    """
+    hub.check_index(folder)
+    rows = []
+    for part in WEIGHTS:
+        missing = hub_shapes(part, *hub.config_of(folder, part))
+        with hub.open_weights(hub.find_weights(folder, part, torch.float32)) as stored:
+            for key, tensor in stored.items():
+                name = today(part, key)
+                status = judge_stored(tensor, name, missing.pop(name, None))
+                rows.append(Row(f"{part}/{key}", tensor.shape, tensor.dtype, status))
+        rows += [Row(f"{part}/{name}", shape, "", "missing") for name, shape in missing.items()]
+    return sorted(rows, key=lambda row: row.name)
+
+
+def judge_stored(tensor: hub.Stored, name: str, wanted: Shape | None) -> str:
+    """What is wrong with a folder's tensor that has the Hub's `name` today, or "ok"."""
+    if name == ldm.POSITION_IDS:
+        return "not needed: the numbers 0 to 76"
+    if wanted is None:
+        return "unexpected"
+    if hub.squeeze(tensor.shape, wanted) != wanted:
+        return f"wrong shape: expected {' '.join(map(str, wanted))}"
+    return "ok" if tensor.dtype in hub.FLOATING else "wrong type: expected floating-point numbers"
+
+
+def hub_shapes(name: str, config: Mapping[str, Any], where: str) -> dict[str, Shape]:
+    """Names and shapes of a part's tensors on the Hub."""
     with torch.device("meta"):
         if name == "unet":
-            return list(UNet(UNetConfig.read(config, where)).state_dict())
+            return shapes_of(UNet(UNetConfig.read(config, where)))
         if name == "vae":
-            return list(AutoencoderKL(VAEConfig.read(config, where)).state_dict())
-    return list(ldm.text_shapes(dataclasses.asdict(TextConfig.read(config, where))))
+            return shapes_of(AutoencoderKL(VAEConfig.read(config, where)))
+    return ldm.text_shapes(dataclasses.asdict(TextConfig.read(config, where)))
 
 
 # --- to a folder --------------------------------------------------------------------------
@@ -228,12 +271,23 @@ def fill_folder(
     *,
     old_vae: bool,
 ) -> None:
+    write_configs(model, folder, tokenizer)
     for name, part in model.parts.items():
-        (folder / name).mkdir()
-        write_json(folder / name / "config.json", part.config)
         tensors = old_vae_names(part.tensors) if old_vae and name == "vae" else part.tensors
         with open(folder / name / WEIGHTS[name], "xb") as file:
             stream_safetensors(file, tensors, dtype)
+
+
+def write_configs(model: SingleFile, folder: Path, tokenizer: Path | None) -> None:
+    """Everything that a model's folder has but the weights.
+
+    Args:
+        folder: exists and is empty.
+        tokenizer: a folder with vocab.json and merges.txt, instead of CLIP's own.
+    """
+    for name, part in model.parts.items():
+        (folder / name).mkdir()
+        write_json(folder / name / "config.json", part.config)
     if "text_encoder" not in model.parts:
         return
     (folder / "tokenizer").mkdir()
@@ -402,6 +456,13 @@ def in_type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 # --- before anything is written -----------------------------------------------------------
+
+
+def refuse(options: Mapping[str, object], why: str) -> None:
+    """Raise if one of the options, none of which would have any effect, was given."""
+    for name, given in options.items():
+        if given:
+            raise SettingError(f"{why}, for which {name} means nothing", fix="leave it out")
 
 
 def check_target(target: Path, single: bool, force: bool) -> None:

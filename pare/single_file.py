@@ -403,7 +403,7 @@ def check_rows(path: Path, rows: list[Row]) -> None:
     raise WeightsError(
         f"{path} differs from its architecture in {len(wrong)} tensors",
         fix=f"if you know that they do not matter, --drop {min(strange)}"
-        if strange and all(row.status == "unexpected" for row in wrong)
+        if strange and all(row.status == "unexpected" for row in wrong) and not path.is_dir()
         else "",
         table=table,
     )

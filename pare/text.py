@@ -6,19 +6,18 @@ cross-attention chooses among them (`pare.attention`).
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from pare.config import HubConfig, integer, number, one_of
+from pare.config import HubConfig, Pin, integer, number, one_of
 from pare.errors import ConfigError, SettingError
 from pare.health import check_answer
 from pare.settings import check_prompt
@@ -62,12 +61,33 @@ class TextConfig(HubConfig):
         "pad_token_id": 1,
     }
 
-    @classmethod
-    def read(cls, raw: Mapping[str, Any], where: str) -> Self:
-        """As any config, but unknown keys are passed over: transformers fills this file with
-        keys of all its text models (beam search, pruning), another set in each version."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        return super().read({key: raw[key] for key in raw if key in names}, where)
+    PINNED: ClassVar[Mapping[str, Pin]] = {
+        "model_type": Pin(("clip_text_model",), "SD's text encoder is CLIP's alone"),
+        "pruned_heads": Pin(({}, None), "SD's text encoder has all its heads"),
+        "is_decoder": Pin((False,), "SD's text encoder writes no text"),
+        "is_encoder_decoder": Pin((False,), "SD's text encoder writes no text"),
+        "add_cross_attention": Pin((False,), "SD's text encoder sees text alone"),
+        "quantization_config": Pin((None,), "pare reads plain numbers"),
+    }
+    # What transformers writes into the file of any model, over the years: how to train it, what
+    # to return from a call, how to write text with it.  None of it changes the embeddings.
+    UNUSED: ClassVar[frozenset[str]] = frozenset(
+        """
+        architectures attention_dropout dropout initializer_factor initializer_range
+        projection_dim transformers_version name_or_path
+        torch_dtype dtype use_bfloat16 torchscript tf_legacy_loss gradient_checkpointing
+        attn_implementation auto_map chunk_size_feed_forward use_cache
+        output_attentions output_hidden_states output_scores return_dict return_dict_in_generate
+        tie_word_embeddings tie_encoder_decoder cross_attention_hidden_size
+        finetuning_task id2label label2id num_labels problem_type task_specific_params
+        tokenizer_class prefix sep_token_id decoder_start_token_id
+        max_length min_length do_sample early_stopping num_beams num_beam_groups
+        diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
+        no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
+        forced_bos_token_id forced_eos_token_id remove_invalid_values
+        exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+        """.split()  # noqa: SIM905 - one name a line would fill a screen
+    )
 
     @classmethod
     def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:

@@ -127,6 +127,29 @@ def test_the_config_passes_over_what_is_not_the_models() -> None:
     )
 
 
+def test_what_transformers_writes_is_known() -> None:
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+
+    ours = TextConfig.read(CLIPTextConfig(**TEXT).to_dict(), "it")
+    assert ours == TextConfig.read(TEXT, "it")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"hiden_act": "gelu"}, "hidden_act"),
+        ({"text_config": {"hidden_size": 768}}, "text_config"),
+        ({"model_type": "clip"}, "clip_text_model"),
+        ({"quantization_config": {"bits": 4}}, "plain numbers"),
+        ({"pruned_heads": {"3": [1]}}, "all its heads"),
+    ],
+    ids=str,
+)
+def test_nothing_in_the_config_is_silently_ignored(more: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        TextConfig.read(TEXT | more, "it")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

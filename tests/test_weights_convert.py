@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import signal
-import subprocess
-import sys
-import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -34,7 +30,6 @@ from pare.single_file import (
     make_plan,
     tokenizer_files,
 )
-from tests.conftest import ROOT
 from tests.hub_configs import SD14_UNET, SD21_UNET, SD_VAE
 from tests.single_files import TEXT, UNET1, hub_model, original_checkpoint, with_average
 from weights_convert import check, convert, read_folder, stream_safetensors
@@ -467,6 +462,73 @@ def test_check_lists_every_tensor(single: Path, kind: str) -> None:
         assert dropped[last].startswith("not needed: OpenCLIP's last layer")
 
 
+def test_check_lists_every_tensor_of_a_folder(tmp_path: Path, single: Path, kind: str) -> None:
+    folder = tmp_path / "folder"
+    convert(single, folder, old_vae=True)
+    rows = check(folder)
+    stored = {
+        f"{path.parent.name}/{name}": tensor
+        for path in folder.rglob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
+    assert [row.name for row in rows] == sorted(stored)
+    assert all(row.fine and row.shape == tuple(stored[row.name].shape) for row in rows)
+    assert {row.status for row in rows} <= {"ok", "not needed: the numbers 0 to 76"}
+
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["more"] = tensors.pop("conv_in.bias")
+    tensors["conv_out.bias"] = torch.zeros(5)
+    tensors["conv_out.weight"] = tensors["conv_out.weight"].to(torch.int64)
+    save_file(tensors, path)
+    wrong = {row.name: row.status for row in check(folder) if not row.fine}
+    assert wrong == {
+        "unet/conv_in.bias": "missing",
+        "unet/conv_out.bias": "wrong shape: expected 4",
+        "unet/conv_out.weight": "wrong type: expected floating-point numbers",
+        "unet/more": "unexpected",
+    }
+    with pytest.raises(SettingError, match="is a folder, for which --only means nothing"):
+        check(folder, only="vae")
+
+
+def test_no_option_is_silently_ignored(tmp_path: Path, single: Path, kind: str) -> None:
+    convert(single, tmp_path / "folder")
+    for options in ({"ema": False}, {"prediction": "v"}, {"only": "vae"}, {"drop": ["x"]}):
+        with pytest.raises(SettingError, match=f"--{next(iter(options))}|no-ema"):
+            convert(tmp_path / "folder", tmp_path / "back.ckpt", **options)
+    for options in ({"old_vae": True}, {"tokenizer": tmp_path}):
+        with pytest.raises(SettingError, match="single file"):
+            convert(single, tmp_path / "back.ckpt", **options)
+    assert not (tmp_path / "back.ckpt").exists()
+
+
+def test_folders_with_shards_pickles_and_variants(tmp_path: Path, single: Path, kind: str) -> None:
+    """As the Hub has them: whatever `generate` reads, `convert` reads."""
+    folder = tmp_path / "folder"
+    convert(single, folder)
+    expected = read_folder(folder)
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(unet)
+    halves = [dict(list(tensors.items())[k::2]) for k in range(2)]
+    names = [f"diffusion_pytorch_model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    for name, half in zip(names, halves, strict=True):
+        save_file(half, unet.with_name(name))
+    places = {key: name for name, half in zip(names, halves, strict=True) for key in half}
+    index = unet.with_name(f"{unet.name}.index.json")
+    index.write_text(json.dumps({"weight_map": places}))
+    unet.unlink()
+    vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(vae), vae.with_suffix(".bin"))
+    vae.unlink()
+    text = folder / "text_encoder" / "model.safetensors"
+    text.rename(text.with_name("model.fp16.safetensors"))
+    same_parts(read_folder(folder), expected)
+    assert all(row.fine for row in check(folder))
+    convert(folder, tmp_path / "back.safetensors")
+    same_parts(load_single_file(tmp_path / "back.safetensors", prediction="eps"), expected)
+
+
 def test_a_vae_alone(tmp_path: Path, originals: dict[str, dict[str, Tensor]]) -> None:
     prefix = "first_stage_model."
     vae = {n[len(prefix) :]: t for n, t in originals["SD 1"].items() if n.startswith(prefix)}
@@ -779,35 +841,3 @@ def test_a_full_disk_leaves_nothing(
     with pytest.raises(OSError, match="No space"):
         convert(single, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["original.safetensors"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_at_any_moment(
-    tmp_path: Path, originals: dict[str, dict[str, Tensor]], how: signal.Signals
-) -> None:
-    source, target = tmp_path / "model.safetensors", tmp_path / "out"
-    save_file({n: t.contiguous() for n, t in originals["SD 1"].items()}, source)
-    code = (
-        "import sys, pathlib, weights_convert as w; print('ready', flush=True);"
-        f"w.convert(pathlib.Path({str(source)!r}), pathlib.Path({str(target)!r}), force=True)"
-    )
-    expected = None
-    for moment in range(6):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.02 * moment**2)
-        process.send_signal(how)
-        process.wait()
-        process.stdout.close()
-        if target.exists():  # then whole
-            expected = expected or {p.name for p in target.rglob("*") if p.is_file()}
-            assert "model_index.json" in expected
-            assert {p.name for p in target.rglob("*") if p.is_file()} == expected
-            read_folder(target)
-        if how == signal.SIGINT:
-            assert not list(tmp_path.glob(".pare-*"))

@@ -16,7 +16,7 @@ from pare.commands.printing import plain
 
 convert_options = options(
     click.option("--check", "check_only", is_flag=True,
-                 help="List every tensor of SOURCE, a single file, and write nothing."),
+                 help="List every tensor of SOURCE, a single file or a folder; write nothing."),
     click.option("--ema/--no-ema", default=None,
                  help="The UNet's moving average, or its last step; the average if there is one."),
     click.option("--prediction", type=click.Choice(("eps", "v")),

@@ -2,7 +2,8 @@
 
 Seconds depend on the machine and on what else it does, ratios much less: both sides run in
 turns, in one process, on the same weights (see `clock.py`).  Memory is measured in a fresh
-process for each side, which loads nothing of the other.
+process for each side, which loads nothing of the other: it is the whole process's peak,
+Python and the libraries included.  Loading is measured in `loading.py`.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ States = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def place_of(model: str, dtype: torch.dtype, revision: str | None) -> str:
-    """"sd1", "sd21", or the folder of a model: found once, so that all measure the same files."""
+    """ "sd1", "sd21", or the folder of a model: found once, so that all measure the same files."""
     if model in UNETS and revision is None:
         return model
     folder = find_model(model, dtype=dtype, revision=revision).folder
@@ -275,7 +276,10 @@ def fill(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def memory_of_a_step(model: str, device: torch.device, dtype: torch.dtype) -> Measure:
-    """Peak memory of a process that loads one side's model and takes one UNet step."""
+    """Peak memory of a process that loads one side's model and takes one UNet step.
+
+    The libraries that it imports count: much beside a small model, little beside SD.
+    """
     given = [model, str(device), str(dtype).removeprefix("torch."), str(torch.get_num_threads())]
     peaks = []
     for side in ("pare", "diffusers"):
@@ -284,7 +288,9 @@ def memory_of_a_step(model: str, device: torch.device, dtype: torch.dtype) -> Me
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         peaks.append(int(run.stdout.splitlines()[-1]) / 2**30)
     ours, theirs = peaks
-    return Measure("memory of a UNet step", "GiB", ours, theirs, ours / theirs, MEMORY_BOUND)
+    return Measure(
+        "memory of a process with a UNet step", "GiB", ours, theirs, ours / theirs, MEMORY_BOUND
+    )
 
 
 @torch.no_grad()

@@ -108,6 +108,24 @@ def load_reference(source: ModelSource, device: torch.device, dtype: torch.dtype
     return pipeline.to(device)
 
 
+def load_reference_file(path: Path, configs: Path, dtype: torch.dtype) -> Any:
+    """diffusers' pipeline on a single file.
+
+    Args:
+        configs: a folder with the model's configs and tokenizer, which it would download.
+    """
+    pipeline = require_diffusers().StableDiffusionPipeline.from_single_file(
+        str(path),
+        config=str(configs),
+        torch_dtype=dtype,
+        safety_checker=None,
+        feature_extractor=None,
+        local_files_only=True,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def build_scheduler(name: str, config: Mapping[str, Any], *, karras: bool = False) -> Any:
     """diffusers' solver of that name for a model's `scheduler_config.json`."""
     kind = getattr(require_diffusers(), CLASSES[name])
