@@ -1,6 +1,6 @@
 """docs/reference.md, from the commands themselves.
 
-    python -m pare.commands.reference > docs/reference.md
+python -m pare.commands.reference > docs/reference.md
 """
 
 from __future__ import annotations

@@ -1,0 +1,76 @@
+"""The examples that end every command's help run as they stand, but for fewer steps."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+
+import weights_convert
+from pare.cli import cli, main
+from pare.commands.examples import examples_of
+from tests.single_files import original_checkpoint
+
+# Both load diffusers, which takes longer than everything else here.
+BESIDE_DIFFUSERS = ("verify", "bench")
+
+
+def all_examples() -> list[object]:
+    return [
+        pytest.param(line, id=line, marks=pytest.mark.slow if name in BESIDE_DIFFUSERS else ())
+        for name, command in cli.commands.items()
+        for line in examples_of(command)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that examples may name."""
+    folder = tmp_path_factory.mktemp("examples")
+    gradient = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
+    gradient.save(folder / "photo.jpg")
+    mask = Image.new("L", gradient.size)
+    ImageDraw.Draw(mask).ellipse((16, 12, 48, 36), fill=255)
+    mask.save(folder / "mask.png")
+    road = ["generate", "a snowy road", "--steps", "1", "--out", str(folder / "road.png")]
+    assert main(road) == 0
+    checkpoint = original_checkpoint("SD 1")
+    torch.save(checkpoint, folder / "model.ckpt")
+    save_file(
+        {name: t.contiguous() for name, t in checkpoint.items()}, folder / "model.safetensors"
+    )
+    weights_convert.convert(folder / "model.ckpt", folder / "model")
+    return folder
+
+
+def test_every_command_has_an_example_at_the_end_of_its_help(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, command in cli.commands.items():
+        examples = examples_of(command)
+        assert examples, name
+        assert all(line.startswith(f"pare {name}") for line in examples)
+        assert max(map(len, examples)) <= 96  # the help is at most 100 wide
+        assert main([name, "--help"]) == 0
+        shown = capsys.readouterr().out.rstrip().splitlines()
+        assert [line.strip() for line in shown[-len(examples) :]] == examples
+        assert shown[-len(examples) - 1].strip() == "Examples:"
+
+
+@pytest.mark.parametrize("example", all_examples())
+def test_examples_run(
+    example: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    program, name, *arguments = shlex.split(example)
+    # Of an option that is given twice the second holds.
+    options = {parameter.name for parameter in cli.commands[name].params}
+    cheaper = ["--steps", "2"] if "steps" in options else []
+    assert program == "pare"
+    assert main([name, *arguments, *cheaper]) == 0
