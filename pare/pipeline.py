@@ -160,6 +160,12 @@ class Pipeline:
         """A stream of noise for a batch, one seed a picture."""
         return Noise(seeds, self.device)
 
+    @property
+    def trained_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the pictures that the model was trained on."""
+        height, width = (self.vae.config.factor * side for side in self.unet.config.sample_size)
+        return width, height
+
     def latent_shape(
         self, height: int | None = None, width: int | None = None
     ) -> tuple[int, int, int]:
@@ -172,9 +178,8 @@ class Pipeline:
                 long.
         """
         factor = self.vae.config.factor
-        trained_height, trained_width = (side * factor for side in self.unet.config.sample_size)
-        height = trained_height if height is None else height
-        width = trained_width if width is None else width
+        height = self.trained_size[1] if height is None else height
+        width = self.trained_size[0] if width is None else width
         settings.check_size(width, height, factor)
         return self.vae.config.latent_channels, height // factor, width // factor
 

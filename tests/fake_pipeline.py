@@ -20,8 +20,12 @@ class FakePipeline:
     )
     asked: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        return 4, 2, 3
+    trained_size: tuple[int, int] = (24, 16)
+
+    def plan(
+        self, count: int, height: int, width: int, *, batch: int | None, tile: int | None, **_: Any
+    ) -> Any:
+        return SimpleNamespace(batch=batch or count, tile=tile)
 
     def generate(self, prompt: str, seeds: Sequence[int], **given: Any) -> Any:
         import torch

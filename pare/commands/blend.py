@@ -84,7 +84,7 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
     from techniques import blended
 
     pipe = load_pipeline(given, blended.PREFERRED_SCHEDULER)
-    warn_of_size(pipe, picture, "shrink it first")
+    warn_of_size(pipe, picture.size, "shrink it first")
     result = blended.blend(
         pipe, picture, marked, prompt, run.seeds,
         strength=given["strength"],

@@ -10,6 +10,7 @@ from pare import settings
 from pare.commands.examples import examples
 from pare.commands.options import (
     checked,
+    memory_options,
     model_options,
     output_options,
     prompt_argument,
@@ -18,7 +19,14 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import PictureCommand, Run, load_pipeline, sampling
+from pare.commands.run import (
+    PictureCommand,
+    Run,
+    fit_memory,
+    load_pipeline,
+    sampling,
+    warn_of_size,
+)
 from pare.console import progress
 
 generate_options = click.option(
@@ -37,6 +45,7 @@ EXAMPLES = examples(
 @prompt_argument
 @generate_options
 @sampling_options
+@memory_options
 @scheduler_options
 @model_options
 @revision_option
@@ -48,8 +57,12 @@ def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
 
     run = Run.plan()
     pipe = load_pipeline(given)
-    width, height = size or (None, None)
+    width, height = size or pipe.trained_size
+    warn_of_size(pipe, (width, height), "take a smaller --size")
+    fitted = fit_memory(pipe, run, given, height, width)
+    run = run.noting(**fitted)
     images = pipe.generate(
-        prompt, run.seeds, width=width, height=height, progress=progress(), **sampling(given)
-    )
+        prompt, run.seeds, width=width, height=height, progress=progress(), **fitted,
+        **sampling(given),
+    )  # fmt: skip
     run.write(pipe, to_pil(images))

@@ -12,6 +12,7 @@ from pare.commands.examples import examples
 from pare.commands.options import (
     checked,
     image_argument,
+    memory_options,
     model_options,
     options,
     output_options,
@@ -21,7 +22,14 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import PictureCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.commands.run import (
+    PictureCommand,
+    Run,
+    fit_memory,
+    load_pipeline,
+    sampling,
+    warn_of_size,
+)
 from pare.console import progress
 
 img2img_options = options(
@@ -44,6 +52,7 @@ EXAMPLES = examples(
 @prompt_argument
 @img2img_options
 @sampling_options
+@memory_options
 @scheduler_options
 @model_options
 @revision_option
@@ -58,9 +67,11 @@ def img2img(
     run = Run.plan()
     picture, restore = fit(load_image(image), size)
     pipe = load_pipeline(given)
-    warn_of_size(pipe, picture, "--size works smaller")
+    warn_of_size(pipe, picture.size, "--size works smaller")
+    fitted = fit_memory(pipe, run, given, picture.height, picture.width)
+    run = run.noting(**fitted)
     images = pipe.img2img(
-        to_tensor(picture), prompt, run.seeds, strength=strength, progress=progress(),
+        to_tensor(picture), prompt, run.seeds, strength=strength, progress=progress(), **fitted,
         **sampling(given),
     )  # fmt: skip
     run.write(pipe, [restore(made) for made in to_pil(images)])

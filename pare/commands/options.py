@@ -28,6 +28,15 @@ def checked(check: Callable[[Any], Any]) -> Callable[..., Any]:
     return callback
 
 
+FIND_NAN = "pare.find_nan"
+"""Where a context's `meta` keeps whether `--find-nan` is given: it changes no picture, and so
+is no argument of a run."""
+
+
+def note_find_nan(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    context.meta[FIND_NAN] = value
+
+
 def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Several options as one decorator, in the order in which --help lists them."""
 
@@ -80,6 +89,17 @@ sampling_options = options(
                  help="Draw the guided contrast back, 0 to 1."),
     click.option("--negative", default="", callback=checked(settings.check_prompt),
                  help="What the picture should not show."),
+    click.option("--find-nan", is_flag=True, expose_value=False, callback=note_find_nan,
+                 help="If a number goes wrong (NaN), run once more and name the layer."),
+)  # fmt: skip
+
+memory_options = options(
+    click.option("--batch", type=click.IntRange(1, settings.MAX_PICTURES),
+                 help="Pictures that go through the model together; as many as fit into memory "
+                      "if not given."),
+    click.option("--tile", type=click.IntRange(8), metavar="PIXELS",
+                 help="Let the VAE work in tiles of this side, a multiple of 8; on whole pictures "
+                      "if not given and they fit into memory."),
 )  # fmt: skip
 
 output_options = options(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import time
@@ -84,6 +85,10 @@ class Run:
             command, plain(given), inputs, seeds, paths, given["force"], given["as_json"], started,
             again,
         )  # fmt: skip
+
+    def noting(self, **arguments: Any) -> Run:
+        """The run with what was chosen for it, so that its pictures can be made again."""
+        return dataclasses.replace(self, arguments={**self.arguments, **arguments})
 
     def write(self, pipe: Pipeline, images: Sequence[Image.Image], **report: object) -> None:
         """Write every picture with its recipe; print the paths, or all as a JSON object."""
@@ -195,14 +200,14 @@ def use_threads(given: Mapping[str, Any]) -> None:
         torch.set_num_threads(given["threads"])
 
 
-def warn_of_size(pipe: Pipeline, picture: Image.Image, remedy: str) -> None:
+def warn_of_size(pipe: Pipeline, size: tuple[int, int], remedy: str) -> None:
     """Say so if a picture is far larger than what the model has seen: slow, and repetitive."""
-    _, h, w = pipe.latent_shape()
-    width, height = w * settings.SIZE_STEP, h * settings.SIZE_STEP
-    if picture.width * picture.height > 8 * width * height:
+    (width, height), (trained_width, trained_height) = size, pipe.trained_size
+    if width * height > 8 * trained_width * trained_height:
         warnings.warn(
-            f"the picture is {picture.width} x {picture.height}, and the model was trained at "
-            f"{width} x {height}: this will be slow and may repeat things; {remedy}",
+            f"the picture is {width} x {height}, and the model was trained at "
+            f"{trained_width} x {trained_height}: this will be slow and may repeat things; "
+            f"{remedy}",
             stacklevel=2,
         )
 
@@ -210,3 +215,18 @@ def warn_of_size(pipe: Pipeline, picture: Image.Image, remedy: str) -> None:
 def sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     """The sampling settings by the names that the pipeline gives them."""
     return {name: given[name] for name in ("steps", "guidance", "rescale", "negative")}
+
+
+def fit_memory(
+    pipe: Pipeline, run: Run, given: Mapping[str, Any], height: int, width: int
+) -> dict[str, Any]:
+    """The batch and the tile of a run: those given, or what fits into memory."""
+    plan = pipe.plan(
+        len(run.seeds),
+        height,
+        width,
+        guidance=given["guidance"],
+        batch=given["batch"],
+        tile=given["tile"],
+    )
+    return {"batch": plan.batch, "tile": plan.tile}
