@@ -108,9 +108,9 @@ def measures_of(name: str, ours: list[Loading], theirs: list[Loading]) -> list[M
 
     def measure(what: str, unit: str, bound: float, read: Callable[[Loading], float]) -> Measure:
         pairs = [(read(one), read(other)) for one, other in zip(ours, theirs, strict=True)]
-        sides = (statistics.median(side) for side in zip(*pairs, strict=True))
+        one, other = (statistics.median(side) for side in zip(*pairs, strict=True))
         ratio = statistics.median(one / other for one, other in pairs)
-        return Measure(f"{what} {name}", unit, *sides, ratio, bound)
+        return Measure(f"{what} {name}", unit, one, other, ratio, bound)
 
     return [
         measure("loading", "s", TIME_BOUND, lambda run: run.seconds),

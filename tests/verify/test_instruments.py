@@ -136,7 +136,7 @@ def test_the_bench_measures_speed_and_memory(tiny_model: Path) -> None:
     report = run_bench(tiny_model, device="cpu", pairs=3)
     read = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert [m["name"] for m in read["measures"]] == [
-        "memory of a UNet step",
+        "memory of a process with a UNet step",
         "UNet step, batch 2, 8 x 8",
         "VAE decoding, 8 x 8",
     ]
