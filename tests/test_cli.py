@@ -514,8 +514,9 @@ def test_a_broken_bound_exits_with_1(
         return SimpleNamespace(passed=passed, table=lambda: "table", to_json=lambda: {"rows": []})
 
     monkeypatch.setattr(pare.verify, "run_verify", run_verify)
-    assert main(["verify", "--only", "unet", "--only", "vae"]) == (0 if passed else 1)
-    assert asked["model"] == "roads"
+    only = ["--only", "unet", "--only", "vae"]
+    assert main(["verify", *only, "--revision", "v1"]) == (0 if passed else 1)
+    assert (asked["model"], asked["revision"]) == ("roads", "v1")
     assert asked["only"] == ("unet", "vae")
     assert capsys.readouterr().out == "table\n"
     assert main(["verify", "--json"]) == (0 if passed else 1)
@@ -528,6 +529,7 @@ def test_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 
     def run_bench(model: str, **given: Any) -> Any:
         assert (model, given["pairs"], given["device"]) == ("sd1", 2, "cpu")
+        assert given["revision"] is None
         return SimpleNamespace(passed=True, table=lambda: "table", to_json=lambda: {"measures": []})
 
     monkeypatch.setattr(pare.verify.bench, "run_bench", run_bench)

@@ -379,6 +379,14 @@ MISTAKES: dict[str, tuple[type[PareError], Call_]] = {
     r"shape \(3, 16, 24\)": (ImageError, lambda p: p.encode(IMAGE[0])),
     r"shape \(1, 1, 16, 24\)": (ImageError, lambda p: p.encode(IMAGE[:, :1])),
     "no scheduler 'dimm'": (SettingError, lambda p: p.with_scheduler("dimm")),
+    "ddim-inverse goes from a picture to its noise, and generate": (
+        SettingError,
+        lambda p: p.with_scheduler("ddim-inverse").generate("a", [1]),
+    ),
+    "ddim-inverse goes from a picture to its noise, and img2img": (
+        SettingError,
+        lambda p: p.with_scheduler("ddim-inverse").img2img(IMAGE, "a", [1]),
+    ),
     "no option 'eta'": (SettingError, lambda p: p.with_scheduler("lms", eta=0.5)),
 }
 
