@@ -35,6 +35,7 @@ def decode(
     *,
     feather: float,
     decoder_steps: int,
+    tile: int | None = None,
     progress: Progress = iter,
 ) -> list[Image.Image]:
     """Edited latents (B, 4, h, w) -> pictures of the user's size, with the background asked for."""
@@ -48,7 +49,7 @@ def decode(
             ]
         )
     else:
-        decoded = pipe.decode(latents, sliced=True)
+        decoded = pipe.decode(latents, sliced=True, tile=tile)
     return [
         put_back(canvas, canvas.restore(edited), background, feather) for edited in to_pil(decoded)
     ]

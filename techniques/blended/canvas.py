@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pare import settings
 from pare.errors import ImageError
 from pare.image import (
     MASK_THRESHOLD,
@@ -65,8 +66,11 @@ class Canvas:
             cover: see `mask_on_grid`.
 
         Raises:
+            SettingError: a size that is no multiple of `factor`.
             ImageError: a mask that marks nothing, or of another shape than the picture.
         """
+        if size is not None:
+            settings.check_size(*size, factor)
         original = image.convert("RGB")
         mask = fitting_mask(mask, original.size)
         if size is None or size == original.size:

@@ -47,8 +47,8 @@ def decode_tuned(
     original, edit = original.to(pipe.device), edit.to(pipe.device)
     edited = pipe.decode(latents).to(pipe.device)  # what the inside is to stay
     with torch.no_grad():
-        unscaled = (latents / pipe.vae.config.scaling_factor).to(pipe.device, pipe.dtype)
-        z = pipe.vae.post_quant_conv(unscaled).float()
+        unscaled = (latents / pipe.vae.config.scaling_factor).to(pipe.device)
+        z = copy.deepcopy(pipe.vae.post_quant_conv).float()(unscaled)
 
     decoder = copy.deepcopy(pipe.vae.decoder).float().requires_grad_(True)
     optimiser = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)

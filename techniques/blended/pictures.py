@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from pare.errors import ModelError, SettingError
 from pare.image import to_pil
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress, check_sampling, one_a_seed
-from pare.schedulers import start_index
+from pare.schedulers import Trajectory, start_index
+from pare.text import PromptEmbeddings
 from techniques.blended.background import Background, Difference, decode, difference
 from techniques.blended.canvas import Canvas
 from techniques.blended.decoder import TUNING_STEPS
@@ -87,6 +88,8 @@ def blend(
     rounding: Rounding = "nearest",
     sample: bool = False,
     rank: Rank | None = None,
+    batch: int | None = None,
+    tile: int | None = None,
     progress: Progress = iter,
 ) -> Blended:
     """Repaint the masked part of a picture as the prompt says, under `pipe.scheduler`.
@@ -118,72 +121,132 @@ def blend(
             `start = int(steps * (1 - strength))` does, which is also found.
         sample: draw the encoder's latents from the VAE's posterior instead of its mode.
         rank: judges the pictures, one a seed; see `techniques.blended.ranking`.
+        batch, tile: how a run fits into memory, as for `Pipeline.generate`.
 
     Raises:
         SettingError: a setting out of range.
         ImageError: a mask that marks nothing, or of another shape than the picture.
         ModelError: a method that the model cannot do.
+        NotEnoughMemoryError, NonFiniteError: as `Pipeline.generate`.
     """
     method = chosen_method(pipe, method)
+    strength = USUAL_STRENGTH[method] if strength is None else strength
     check_sampling(steps, guidance, rescale)
     check_choices(background, history, rounding)
-    check_numbers(feather, shrink, decoder_steps, size)
-    check_history(pipe, method, history, shrink)
-    strength = USUAL_STRENGTH[method] if strength is None else strength
+    check_numbers(feather, shrink, decoder_steps)
+    check_combination(pipe, method, history, shrink)
     trajectory = pipe.scheduler.trajectory(steps, first_step(steps, strength, rounding))
-    prompts = one_a_seed(prompts, seeds)
+    prompts, noise = one_a_seed(prompts, seeds), pipe.noise(seeds)
     canvas = Canvas.prepare(image, mask, factor=pipe.vae.config.factor, size=size, cover=cover)
+    height, width = canvas.picture.shape[2:]
+    plan = pipe.plan(len(noise), height, width, guidance=guidance, batch=batch, tile=tile)
 
-    noise = pipe.noise(seeds)
-    shape = pipe.vae.config.latent_channels, *canvas.grid.shape[2:]
-    foreground_noise, background_noise = noise.draw(shape), noise.draw(shape)
-    source = encode(pipe, canvas.picture, noise, sample)
-    grid = canvas.grid.to(source)
-    extra = None if method == "blend" else inpainting_inputs(pipe, canvas, noise, sample)
-    run: dict[str, Any] = {"guidance": guidance, "rescale": rescale, "noise": noise}
-    run |= {"extra": extra, "progress": progress}
+    start = Start.draw(pipe, canvas, noise, method, sample=sample, tile=tile)
     embeddings = pipe.encode_prompts(prompts, negative)
-    if method == "inpaint":
-        latents = inpaint_latents(pipe, trajectory, embeddings, source, foreground_noise, **run)
-    else:
-        noises = foreground_noise, background_noise
-        run |= {"shrink": shrink, "keep_history": history == "keep"}
-        latents = blend_latents(pipe, trajectory, embeddings, source, grid, *noises, **run)
+    latents = torch.cat(
+        [
+            edited_latents(
+                pipe, trajectory, embeddings[some], start[some], canvas.grid, method,
+                shrink=shrink, keep_history=history == "keep",
+                guidance=guidance, rescale=rescale, progress=progress,
+            )
+            for some in plan.batches
+        ]
+    )  # fmt: skip
 
     images = decode(
         pipe, canvas, latents, background,
-        feather=feather, decoder_steps=decoder_steps, progress=progress,
+        feather=feather, decoder_steps=decoder_steps, tile=plan.tile, progress=progress,
     )  # fmt: skip
-    return Blended(
-        images,
-        latents,
-        *errors_outside(pipe, canvas, source, images),
-        None if rank is None else scores_of(images, prompts, rank),
-    )
+    outside, vae_alone = errors_outside(pipe, canvas, start.source, images, plan.tile)
+    scores = None if rank is None else scores_of(images, prompts, rank)
+    return Blended(images, latents, outside, vae_alone, scores)
 
 
-def encode(pipe: Pipeline, picture: Tensor, noise: Noise, sample: bool) -> Tensor:
-    """picture (1, 3, H, W) -> scaled latents (B, 4, h, w): the mode for all, or a sample each."""
-    if sample:
-        rows = [pipe.encode(picture, generator=generator) for generator in noise.generators]
-        return torch.cat(rows)
-    return pipe.encode(picture).expand(len(noise), -1, -1, -1)
+@dataclass(frozen=True)
+class Start:
+    """What the pictures of a run begin with: all that the seeds and the encoder decide."""
+
+    source: Tensor  # clean latents of the original, (B, 4, h, w)
+    foreground_noise: Tensor  # (B, 4, h, w)
+    background_noise: Tensor  # (B, 4, h, w)
+    extra: Tensor | None  # what an inpainting model reads beside x_t, (B, 5, h, w)
+    noise: Noise  # for what is still to be drawn, step by step
+
+    @classmethod
+    def draw(
+        cls,
+        pipe: Pipeline,
+        canvas: Canvas,
+        noise: Noise,
+        method: Method,
+        *,
+        sample: bool,
+        tile: int | None,
+    ) -> Self:
+        """Draw from each picture's own generator; see `blend` for the order."""
+
+        def encode(picture: Tensor) -> Tensor:
+            """(1, 3, H, W) -> (B, 4, h, w): the posterior's mode for all, or a sample each."""
+            if not sample:
+                return pipe.encode(picture, tile=tile).expand(len(noise), -1, -1, -1)
+            each = [pipe.encode(picture, generator=g, tile=tile) for g in noise.generators]
+            return torch.cat(each)
+
+        shape = pipe.vae.config.latent_channels, *canvas.grid.shape[2:]
+        foreground_noise, background_noise = noise.draw(shape), noise.draw(shape)
+        source, extra = encode(canvas.picture), None
+        if method != "blend":
+            masked = encode(masked_picture(canvas.picture, canvas.edit))
+            mask = canvas.grid.to(masked).expand(len(masked), -1, -1, -1)
+            extra = torch.cat([mask, masked], dim=1)
+        return cls(source, foreground_noise, background_noise, extra, noise)
+
+    def __getitem__(self, some: slice) -> Start:
+        """That of some of the pictures."""
+        extra = None if self.extra is None else self.extra[some]
+        noises = self.foreground_noise[some], self.background_noise[some]
+        return Start(self.source[some], *noises, extra, self.noise[some])
 
 
-def inpainting_inputs(pipe: Pipeline, canvas: Canvas, noise: Noise, sample: bool) -> Tensor:
-    """What an inpainting model reads beside x_t: mask and masked picture, (B, 5, h, w)."""
-    masked = encode(pipe, masked_picture(canvas.picture, canvas.edit), noise, sample)
-    return torch.cat([canvas.grid.to(masked).expand(len(masked), -1, -1, -1), masked], dim=1)
+def edited_latents(
+    pipe: Pipeline,
+    trajectory: Trajectory,
+    prompts: PromptEmbeddings,
+    start: Start,
+    grid: Tensor,
+    method: Method,
+    *,
+    shrink: int,
+    keep_history: bool,
+    **sampling: Any,
+) -> Tensor:
+    """Of one batch, by the chosen method."""
+    if start.extra is not None and method == "inpaint":
+        return inpaint_latents(
+            pipe, trajectory, prompts, start.source, start.foreground_noise,
+            extra=start.extra, noise=start.noise, **sampling,
+        )  # fmt: skip
+    return blend_latents(
+        pipe, trajectory, prompts, start.source, grid.to(start.source),
+        start.foreground_noise, start.background_noise,
+        shrink=shrink, keep_history=keep_history,
+        extra=start.extra, noise=start.noise, **sampling,
+    )  # fmt: skip
 
 
 def errors_outside(
-    pipe: Pipeline, canvas: Canvas, source: Tensor, images: Sequence[Image.Image]
+    pipe: Pipeline,
+    canvas: Canvas,
+    source: Tensor,
+    images: Sequence[Image.Image],
+    tile: int | None,
 ) -> tuple[list[Difference] | None, Difference | None]:
     """Of the pictures, and of the way through the VAE alone; None if nothing is outside."""
     keep = canvas.keep
     if not keep.any():
         return None, None
-    through_vae = canvas.restore(to_pil(pipe.decode(source[:1]))[0])
+    through_vae = canvas.restore(to_pil(pipe.decode(source[:1], tile=tile))[0])
     outside = [difference(canvas.original, edited, keep) for edited in images]
     return outside, difference(canvas.original, through_vae, keep)
 
@@ -226,9 +289,7 @@ def check_choices(background: str, history: str, rounding: str) -> None:
             raise SettingError(f"{name} is {value!r}", expected=" or ".join(choices))
 
 
-def check_numbers(
-    feather: float, shrink: int, decoder_steps: int, size: tuple[int, int] | None
-) -> None:
+def check_numbers(feather: float, shrink: int, decoder_steps: int) -> None:
     settings.check_number("feather", feather, 0.0, 1000.0)
     for name, value, limit in (
         ("shrink", shrink, MAX_SHRINK),
@@ -237,12 +298,12 @@ def check_numbers(
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or not 0 <= value <= limit:
             raise SettingError(f"{name} is {value!r}", expected=f"a whole number, 0 to {limit}")
-    if size is not None:
-        settings.check_size(*size)
 
 
-def check_history(pipe: Pipeline, method: Method, history: KeepOrDrop, shrink: int) -> None:
-    """Between the steps of the method "inpaint" nothing happens: say so to who asks for it."""
+def check_combination(pipe: Pipeline, method: Method, history: KeepOrDrop, shrink: int) -> None:
+    """Raise a SettingError for what the method or the scheduler leaves no room for."""
+    pipe.require_denoising("blending")
+    # Between the steps of the method "inpaint" nothing happens: say so to who asks for it.
     if method == "inpaint" and (history == "drop" or shrink):
         asked = "history is 'drop'" if history == "drop" else f"shrink is {shrink}"
         raise SettingError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -23,13 +24,17 @@ from pare.image import ImageWarning, to_pil, to_tensor
 from pare.schedulers import Level, Prediction, Scheduler, interpret
 from techniques.blended import (
     Blended,
+    at_mask,
     blend,
     blend_latents,
+    decode_tuned,
     difference,
     first_step,
     mask_on_grid,
+    measure_history,
     shrunken,
 )
+from techniques.blended.canvas import resampled_mask
 from tests.random_models import normal
 from tests.schedulers.analytic import posterior_mean
 from tests.techniques.blending import TinyModel, TinyPipeline, distance, picture, rectangle
@@ -220,6 +225,18 @@ def test_pndm_cannot_drop_its_history(model: TinyModel) -> None:
         edit(model.pipe("pndm"), history="drop")
 
 
+def test_the_measure_of_a_history(pipe: TinyPipeline) -> None:
+    """Distances shrink with the steps; the run that is measured against is at no distance."""
+    given: dict[str, Any] = {"seeds": [1], "guidance": 2.0, "exact_steps": 12}
+    rows = measure_history(pipe, IMAGE, MASK, PROMPT, steps=(2, 6, 12), **given)
+    assert [row.steps for row in rows] == [2, 6, 12]
+    assert rows[0].keep > rows[1].keep > rows[2].keep == 0
+    assert rows[0].drop > rows[1].drop > rows[2].drop > 0
+    for name in ("euler-ancestral", "pndm"):
+        with pytest.raises(SettingError, match=f"{name} cannot be measured"):
+            measure_history(pipe.with_scheduler(name), IMAGE, MASK, PROMPT)
+
+
 # --- randomness ----------------------------------------------------------------------------
 
 
@@ -381,6 +398,108 @@ def test_the_difference_by_hand() -> None:
     assert difference(grey, black, where) == found
 
 
+# --- a decoder of the picture's own ----------------------------------------------------------
+
+
+def test_a_tuned_decoder_meets_the_background(pipe: TinyPipeline) -> None:
+    """Better with every step outside, near what it made of the edit inside, and a copy."""
+    before = {name: tensor.clone() for name, tensor in pipe.vae.state_dict().items()}
+    results = [edit(pipe, background="decoder", decoder_steps=n) for n in (0, 5, 40)]
+    errors = [result.outside[0].psnr for result in results if result.outside]
+    assert errors == sorted(errors)
+    assert errors[2] > errors[0] + 0.5
+    plain = edit(pipe, background="latent")
+    assert np.array_equal(pixels(results[0].images[0]), pixels(plain.images[0]))
+    assert torch.equal(results[2].latents, plain.latents)
+    inside = pixels(MASK) >= 128
+    moved = np.abs(pixels(results[2].images[0]) - pixels(plain.images[0]))[inside].mean()
+    apart = np.abs(pixels(IMAGE) - pixels(plain.images[0]))[inside].mean()
+    assert moved < 0.5 * apart  # it did not learn the original there
+    assert all(torch.equal(tensor, before[n]) for n, tensor in pipe.vae.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in pipe.vae.parameters())
+
+
+def test_each_picture_has_a_decoder_of_its_own(pipe: TinyPipeline) -> None:
+    given: dict[str, Any] = {"background": "decoder", "decoder_steps": 3}
+    with torch.no_grad():  # whatever the caller has switched off
+        together = edit(pipe, seeds=[1, 2], **given)
+    for seed, image in zip((1, 2), together.images, strict=True):
+        [alone] = edit(pipe, seeds=[seed], **given).images
+        assert np.abs(pixels(alone) - pixels(image)).max() <= 1
+
+
+def test_the_decoders_steps_are_adams(pipe: TinyPipeline) -> None:
+    """The loss of the paper, written out once more with its own norms."""
+    latents, original = normal(1, 4, 4, 4, seed=5), normal(1, 3, 16, 16, seed=6).clamp(-1, 1)
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 4:12, 0:8] = 1
+    tuned = decode_tuned(pipe, latents, original, mask, steps=2)
+
+    scaled = latents / pipe.vae.config.scaling_factor
+    edited = pipe.decode(latents)
+    decoder = copy.deepcopy(pipe.vae.decoder).requires_grad_(True)
+    adam = torch.optim.Adam(decoder.parameters(), lr=1e-4)
+    for _ in range(2):
+        adam.zero_grad()
+        image = decoder(pipe.vae.post_quant_conv(scaled))
+        loss = ((image - edited) * mask).square().mean()
+        loss = loss + 100 * ((image - original) * (1 - mask)).square().mean()
+        loss.backward()
+        adam.step()
+    expected = decoder(pipe.vae.post_quant_conv(scaled))
+    assert distance(tuned, expected) < 1e-5
+    assert distance(tuned, edited) > 1e-3
+
+
+# --- candidates ----------------------------------------------------------------------------
+
+
+def brightness(image: Image.Image, prompt: str) -> float:
+    return float(pixels(image).mean())
+
+
+def test_candidates_are_ranked(pipe: TinyPipeline) -> None:
+    asked: list[str] = []
+
+    def rank(image: Image.Image, prompt: str) -> float:
+        asked.append(prompt)
+        return brightness(image, prompt)
+
+    result = edit(pipe, seeds=[1, 2, 3, 4], rank=rank, background="latent")
+    assert asked == [PROMPT] * 4
+    assert result.scores == [brightness(image, "") for image in result.images]
+    ordered = [result.scores[index] for index in result.order]
+    assert ordered == sorted(ordered, reverse=True)
+    assert result.report()["scores"] == result.scores
+    unranked = edit(pipe, seeds=[1, 2])
+    assert unranked.order == [0, 1]
+    assert "scores" not in unranked.report()
+
+
+def test_a_ranking_that_sees_the_mask_alone() -> None:
+    seen: list[Image.Image] = []
+
+    def rank(image: Image.Image, prompt: str) -> float:
+        seen.append(image)
+        return 1.0
+
+    for margin, box in ((0.0, (8, 12, 24, 24)), (0.5, (0, 4, 32, 32))):
+        assert at_mask(rank, MASK, margin)(IMAGE, PROMPT) == 1.0
+        assert np.array_equal(pixels(seen[-1]), pixels(IMAGE.crop(box)))
+    at_mask(rank, MASK.resize((20, 16), Image.Resampling.NEAREST))(IMAGE, PROMPT)
+    assert seen[-1].size == (16, 12)
+
+
+def test_a_score_that_is_no_number(pipe: TinyPipeline) -> None:
+    with pytest.raises(SettingError, match="the ranking gives picture 1 nan"):
+        edit(pipe, rank=lambda image, prompt: math.nan)
+
+
+def test_batches_change_no_picture(pipe: TinyPipeline) -> None:
+    whole, parts = (edit(pipe, seeds=[1, 2, 3], sample=True, batch=b) for b in (3, 2))
+    assert distance(whole.latents, parts.latents) < 1e-5
+
+
 # --- masks ---------------------------------------------------------------------------------
 
 
@@ -433,6 +552,42 @@ def test_lost_parts_of_a_mask_are_said(pipe: TinyPipeline) -> None:
         edit(pipe)
 
 
+@pytest.mark.parametrize("background", ["paste", "latent"])
+def test_a_picture_is_worked_at_another_size(pipe: TinyPipeline, background: str) -> None:
+    """Smaller or larger, it comes back at its own, and the paste is of its own pixels."""
+    outside = pixels(MASK) < 128
+    for size in ((24, 16), (80, 64)):
+        result = edit(pipe, size=size, background=background)
+        assert tuple(result.latents.shape[2:]) == (size[1] // 4, size[0] // 4)
+        [edited] = result.images
+        assert edited.size == SIZE
+        same = np.array_equal(pixels(edited)[outside], pixels(IMAGE)[outside])
+        assert same == (background == "paste")
+    assert torch.equal(edit(pipe, size=SIZE).latents, edit(pipe).latents)
+
+
+@given(
+    seed=st.integers(0, 999),
+    width=st.integers(1, 40),
+    height=st.integers(1, 40),
+    to=st.sampled_from([(8, 8), (16, 24), (64, 64)]),
+)
+def test_a_mask_at_another_size(seed: int, width: int, height: int, to: tuple[int, int]) -> None:
+    """Never empty under `cover`; what is marked all over, or not at all, stays so."""
+    edit = np.random.default_rng(seed).random((height, width)) < 0.1
+    edit[seed % height, seed % width] = True
+    mask = Image.fromarray((edit * 255).astype(np.uint8))
+    covered = np.asarray(resampled_mask(mask, to, cover=True)) > 0
+    half = np.asarray(resampled_mask(mask, to, cover=False)) > 0
+    assert covered.shape == half.shape == to[::-1]
+    assert covered.any()
+    assert not (half & ~covered).any()
+    for y, x in zip(*edit.nonzero(), strict=True):  # every marked pixel is still under it
+        assert covered[y * to[1] // height, x * to[0] // width]
+    full = Image.new("L", (width, height), 255)
+    assert np.asarray(resampled_mask(full, to, cover=False)).all()
+
+
 @given(seed=st.integers(0, 999), factor=st.sampled_from([1, 2, 4, 8]))
 def test_cover_is_the_smallest_grid_that_holds_the_mask(seed: int, factor: int) -> None:
     edit = np.random.default_rng(seed).random((4 * factor, 5 * factor)) < 0.05
@@ -473,6 +628,10 @@ def test_both_roundings_of_strength(steps: int, strength: float) -> None:
         ({"shrink": -1}, "shrink is -1"),
         ({"shrink": 1.5}, "shrink is 1.5"),
         ({"shrink": 1000}, "shrink is 1000"),
+        ({"decoder_steps": -1}, "decoder_steps is -1"),
+        ({"decoder_steps": 2.0}, "decoder_steps is 2.0"),
+        ({"size": (30, 32)}, "the width is 30"),
+        ({"batch": 0}, "batch is 0"),
         ({"seeds": []}, "no seeds"),
         ({"seeds": [-1]}, "seed is -1"),
     ],
