@@ -12,11 +12,13 @@ from safetensors import safe_open
 
 import pare
 from pare.config import VAEConfig
+from pare.text import WORDS_FILE
 from pare.vae import AutoencoderKL
 from roads import train_unet, train_vae
 from roads.data import Data
 from roads.render import render
 from roads.scene import OBJECTS, unseen_scenes
+from roads.tokenizer import caption_words
 
 ROADS = Path(pare.__file__).parent / "models" / "roads"
 
@@ -36,6 +38,11 @@ def test_the_weights_are_small_and_half_precision() -> None:
 
 def test_the_unet_has_the_686_names_of_sd_1() -> None:
     assert len(tensors(ROADS / "unet" / "diffusion_pytorch_model.safetensors")) == 686
+
+
+def test_it_lists_the_words_that_it_was_taught() -> None:
+    listed = (ROADS / WORDS_FILE).read_text(encoding="utf-8").split()
+    assert listed == sorted(word for word in caption_words(5000) if word.isalnum())
 
 
 def test_the_folder_is_what_the_recipe_describes() -> None:
