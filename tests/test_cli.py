@@ -454,6 +454,7 @@ def test_blend(blended: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*arguments, "--history", "drop", "--feather", "0", "--out", "b.png"]) == 0
     assert (blended["prompt"], blended["seeds"]) == ("a moon", [0, 1])
     assert (blended["history"], blended["feather"]) == ("drop", 0)
+    assert (blended["method"], blended["strength"], blended["size"]) == (None, None, None)
     assert blended["image"].tobytes() == image.tobytes()
     assert blended["mask"].getpixel((0, 0)) == 255
     assert blended["mask"].getpixel((11, 7)) == 0
@@ -468,7 +469,10 @@ def test_blend(blended: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFi
     for name, path in (("image", "a.png"), ("mask", "m.png")):
         assert recipe.inputs[name] == {"path": path, "sha256": sha256(tmp_path / path)}
 
-    assert main([*arguments, "--json"]) == 0
+    more = ["--method", "both", "--size", "32x24", "--strength", "0.5", "--background", "decoder"]
+    assert main([*arguments, *more, "--decoder-steps", "9", "--json"]) == 0
+    assert (blended["method"], blended["strength"], blended["size"]) == ("both", 0.5, (32, 24))
+    assert (blended["background"], blended["decoder_steps"]) == ("decoder", 9)
     result = json.loads(capsys.readouterr().out)
     assert result["outside"] == [{"psnr": None, "largest": 0}, {"psnr": 25.0, "largest": 91}]
 

@@ -13,6 +13,7 @@ from pare.commands.options import (
     InputFile,
     checked,
     image_argument,
+    memory_options,
     model_options,
     options,
     output_options,
@@ -22,7 +23,14 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import PictureCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.commands.run import (
+    PictureCommand,
+    Run,
+    fit_memory,
+    load_pipeline,
+    sampling,
+    warn_of_size,
+)
 from pare.console import progress
 
 if TYPE_CHECKING:
@@ -32,14 +40,22 @@ blend_options = options(
     click.option("--mask", required=True, type=InputFile(),
                  help="White is edited, black is kept; of IMAGE's shape, in any size and mode."),
     click.option("--invert-mask", is_flag=True, help="Black is edited, white is kept."),
-    click.option("--strength", type=float, default=0.95, show_default=True,
-                 callback=checked(settings.check_strength),
-                 help="How much of the trajectory is run: 1 forgets what was under the mask."),
-    click.option("--background", type=click.Choice(["paste", "poisson", "latent"]),
+    click.option("--method", type=click.Choice(["blend", "inpaint", "both"]),
+                 help="Put IMAGE back before each step (blend), or give an inpainting model the "
+                      "mask and the masked IMAGE (inpaint), or both; as the model is if not "
+                      "given."),
+    click.option("--strength", type=float, callback=checked(settings.check_strength),
+                 help="How much of the trajectory is run: 1 forgets what was under the mask. 0.95 "
+                      "if not given; 1 with an inpainting model."),
+    click.option("--size", metavar="WxH", callback=checked(settings.parse_size),
+                 help="Work at this size (multiples of 8); IMAGE's own if not given."),
+    click.option("--background", type=click.Choice(["paste", "poisson", "decoder", "latent"]),
                  default="paste", show_default=True,
                  help="Outside the mask: IMAGE's pixels, exactly, with a soft seam inside it "
-                      "(paste) or with the edit's gradients (poisson); or what the VAE makes of "
-                      "them (latent)."),
+                      "(paste) or with the edit's gradients (poisson); what a decoder gives that "
+                      "is tuned to IMAGE (decoder); or what the VAE makes of them (latent)."),
+    click.option("--decoder-steps", type=click.IntRange(0, 10_000), default=75,
+                 show_default=True, help="How long the decoder is tuned."),
     click.option("--feather", type=float, default=4.0, show_default=True,
                  callback=checked(lambda width: settings.check_number("feather", width, 0, 1000)),
                  help="Width of paste's seam in pixels; 0: hard."),
@@ -53,10 +69,16 @@ blend_options = options(
     click.option("--sample", is_flag=True, help="Draw IMAGE's latents from the VAE's posterior."),
 )  # fmt: skip
 
+# What `blend` calls as the options are called.
+KNOBS = (
+    "method", "strength", "size", "background", "decoder_steps", "feather", "shrink", "cover",
+    "history", "rounding", "sample",
+)  # fmt: skip
 
 EXAMPLES = examples(
     'pare blend photo.jpg "a red car" --mask mask.png --out car.png',
     'pare blend photo.jpg "a tree" --mask mask.png --count 4 --background poisson --out trees.png',
+    'pare blend photo.jpg "a tree" --mask mask.png --model inpainting.safetensors --size 512x512',
 )
 
 
@@ -65,6 +87,7 @@ EXAMPLES = examples(
 @prompt_argument
 @blend_options
 @sampling_options
+@memory_options
 @scheduler_options
 @model_options
 @revision_option
@@ -75,7 +98,7 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
 
     The scheduler is dpm++2m with Karras sigmas if none is given.
     """
-    from pare.image import load_image, load_mask, match_mask
+    from pare.image import fit, load_image, load_mask, match_mask
 
     run = Run.plan()
     picture, marked = load_image(image), load_mask(mask, invert_mask)
@@ -84,19 +107,13 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
     from techniques import blended
 
     pipe = load_pipeline(given, blended.PREFERRED_SCHEDULER)
-    warn_of_size(pipe, picture.size, "shrink it first")
+    width, height = fit(picture, given["size"])[0].size
+    warn_of_size(pipe, (width, height), "--size works smaller")
+    fitted = fit_memory(pipe, run, given, height, width)
+    run = run.noting(**fitted)
     result = blended.blend(
         pipe, picture, marked, prompt, run.seeds,
-        strength=given["strength"],
-        background=given["background"],
-        feather=given["feather"],
-        shrink=given["shrink"],
-        cover=given["cover"],
-        history=given["history"],
-        rounding=given["rounding"],
-        sample=given["sample"],
-        progress=progress(),
-        **sampling(given),
+        progress=progress(), **fitted, **sampling(given), **{name: given[name] for name in KNOBS},
     )  # fmt: skip
     run.write(pipe, result.images, **result.report())
     if result.outside and result.vae_alone:
