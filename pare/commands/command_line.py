@@ -61,7 +61,10 @@ def texts(parameter: click.Parameter, value: Any) -> list[str]:
         raise RecipeError(f"the setting {parameter.name!r} is not what pare writes")
     if isinstance(value, list) and not parameter.multiple and parameter.nargs == 1:
         return ["x".join(map(str, values))]
-    return [str(one) for one in values]
+    typed = [str(one) for one in values]
+    if any("\0" in text for text in typed):  # no command line can hold it
+        raise RecipeError(f"the setting {parameter.name!r} holds a zero byte")
+    return typed
 
 
 def flag(option: click.Option, value: Any) -> list[str]:
