@@ -7,6 +7,7 @@ import errno
 import functools
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -52,6 +53,11 @@ OS_ERRORS = {
     errno.EMFILE: "too many open files",
 }
 
+# How PyTorch's allocators for the CPU and for Apple's GPUs say that there is no more memory.
+NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator: (can't allocate memory|not enough memory)|MPS backend out of memory"
+)
+
 # Read by transformers and huggingface_hub when they are imported.
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
@@ -89,6 +95,10 @@ def run_in_words(body: Callable[[], int]) -> int:
         except BrokenPipeError:
             discard_output()
             code = BROKEN_PIPE
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            code = complain(out_of_memory_sentence(error))
         except OSError as error:
             if error.errno not in OS_ERRORS:
                 raise
@@ -124,6 +134,25 @@ def usage_sentence(error: click.ClickException) -> str:
 def os_error_sentence(error: OSError) -> str:
     words = OS_ERRORS[error.errno or 0]
     return f"{os.fsdecode(error.filename)}: {words}" if error.filename else words
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator has no more memory: the GPU's, the CPU's, or Python's.
+
+    PyTorch's are RuntimeErrors, and on a CPU nothing but the words tells them from others.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return type(error) is RuntimeError and bool(NO_MEMORY.search(str(error)))
+
+
+def out_of_memory_sentence(error: Exception) -> str:
+    asked = re.search(r"[Tt]ried to allocate ([0-9.]+ \w+)", str(error))
+    amount = f" ({asked[1]} more were asked for)" if asked else ""
+    return (
+        f"there is not enough memory{amount}; make a smaller picture (--size), fewer at once "
+        "(--batch, --count), let the VAE work in tiles (--tile), or use a smaller --dtype"
+    )
 
 
 def discard_output() -> None:

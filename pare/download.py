@@ -230,7 +230,7 @@ LEFT_OUT = ("safety_checker", "feature_extractor")
 
 
 def say_what_is_left_out(repo_id: str, folder: Path) -> None:
-    """Say, when a model is first fetched, that pare does not look for unsafe pictures."""
+    """Say, of a folder or when a model is first fetched, that pare checks no picture."""
     index = read_json(folder / layout.INDEX)
     entries = {part: index.get(part) for part in LEFT_OUT}
     named = [part for part, entry in entries.items() if isinstance(entry, list) and any(entry)]

@@ -20,7 +20,7 @@ import functools
 import hashlib
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from pare import layout
 from pare.checkpoint import open_checkpoint
 from pare.config import UNetConfig, VAEConfig, read_json, short_json
-from pare.download import fetch_snapshot, looks_like_repository
+from pare.download import fetch_snapshot, looks_like_repository, say_what_is_left_out
 from pare.errors import ConfigError, DeviceError, ModelError, SettingError, WeightsError
+from pare.health import Numbers, PrecisionWarning, is_finite, type_name
 from pare.single_file import SingleFile, load_single_file, tokenizer_files
 from pare.text import TextConfig
 from pare.tokenizer import TokenizerFiles, build_tokenizer, read_tokenizer
@@ -76,6 +77,8 @@ FLOATING = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
 
 
@@ -279,6 +282,8 @@ def find_model(
             expected=f"{' or '.join(BUILT_IN)}, a model's folder in the Hub's layout, "
             "a single file, or owner/name on the Hub",
         )
+    if (path / layout.INDEX).is_file():
+        say_what_is_left_out(name, path)
     return Found(name, path)
 
 
@@ -544,7 +549,8 @@ def fill(
     check_names(wanted, {n: squeeze(s, wanted.get(n)) for n, s in found.items()}, path)
     for name, key in keys.items():
         check_type(key, stored[key].dtype, path)
-        tensors[name] = stored[key].read().view(wanted[name]).to(dtype)
+        tensors[name] = in_type(key, stored[key].read().view(wanted[name]), dtype, path)
+    say_what_is_in_8_bits([stored[key].dtype for key in keys.values()], path, dtype)
     module.load_state_dict(tensors, strict=True, assign=True)
     module.eval().requires_grad_(False)
 
@@ -568,6 +574,46 @@ def check_type(key: str, kind: str, path: Path) -> None:
     if kind not in FLOATING:
         raise WeightsError(
             f"{path} holds {key} as {kind}", expected=f"one of {', '.join(FLOATING)}"
+        )
+
+
+def in_type(key: str, tensor: Tensor, dtype: torch.dtype, path: Path) -> Tensor:
+    """A weight in the type that the model works in.
+
+    One that has this type stays mapped and is not read, so neither is it looked at here: a
+    NaN in it is found by the first run (`pare.health`).  One that is cast is in the CPU's
+    cache just then, and looking at it costs next to nothing.
+
+    Raises:
+        WeightsError: it holds NaN or infinities, or numbers that `dtype` does not reach.
+    """
+    if tensor.dtype == dtype:
+        return tensor
+    cast = tensor.to(dtype)
+    if is_finite(cast):
+        return cast
+    numbers = Numbers.of(tensor)
+    if numbers.wrong:
+        raise WeightsError(
+            f"{path} holds {numbers.wrong_in_words()} in {key}",
+            fix="get it again, or from somewhere else",
+        )
+    largest = max(-numbers.low, numbers.high)
+    raise WeightsError(
+        f"{path} holds {largest:.3g} in {key}, and {type_name(dtype)} ends at "
+        f"{torch.finfo(dtype).max:.3g}",
+        fix="use --dtype bfloat16 or float32",
+    )
+
+
+def say_what_is_in_8_bits(kinds: Sequence[str], path: Path, dtype: torch.dtype) -> None:
+    small = [kind for kind in kinds if FLOATING[kind].itemsize == 1]
+    if small:
+        warnings.warn(
+            f"{path} holds {len(small)} of {len(kinds)} tensors in 8 bits ({small[0]}): they are "
+            f"cast to {type_name(dtype)} in memory, and what was rounded away stays away",
+            PrecisionWarning,
+            stacklevel=2,
         )
 
 
