@@ -207,11 +207,12 @@ def handler_of(hub: Hub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
             headers: dict[str, str] | None = None,
         ) -> None:
             headers, status = {**(headers or {}), "Accept-Ranges": "bytes"}, 200
-            asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
             if asked:
-                start = int(asked[1])
-                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-                content, status = content[start:], 206
+                start, whole = int(asked[1]), len(content)
+                content = content[start : int(asked[2]) + 1 if asked[2] else whole]
+                end, status = start + len(content) - 1, 206
+                headers["Content-Range"] = f"bytes {start}-{end}/{whole}"
             cuts = repository.cuts.get(file, [])
             cut = cuts.pop(0) if cuts and self.command == "GET" else None
             if self.command == "HEAD" and file in repository.claimed_sizes:
