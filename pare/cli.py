@@ -31,6 +31,16 @@ from pare.errors import NonFiniteError
 COMMANDS = (generate, img2img, blend, inspect, rerun, convert, verify, bench, completion)
 
 
+def all_commands() -> dict[str, click.Command]:
+    """Every command by its name: `generate`, …, `bench`, `bench load`, `bench edits`."""
+    found = {}
+    for name, command in cli.commands.items():
+        found[name] = command
+        if isinstance(command, click.Group):
+            found |= {f"{name} {inner}": one for inner, one in command.commands.items()}
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `pare` with the given arguments (default: the process's); the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)

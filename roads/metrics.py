@@ -37,11 +37,12 @@ def ssim(a: Pixels, b: Pixels, mask: Mask) -> float:
     """Mean structural similarity of the luma over the mask's pixels; 1 for equal pictures.
 
     Wang, Bovik, Sheikh, Simoncelli: Image Quality Assessment, IEEE TIP 13(4), 2004, eq. 13,
-    with their Gaussian window.
+    with their Gaussian window.  What lies beyond the mask is taken from `a` in both, so that
+    a window that reaches over the mask's border sees no difference there.
     """
     if not mask.any():
         return math.nan
-    x, y = unit(a) @ LUMA, unit(b) @ LUMA
+    x, y = unit(a) @ LUMA, unit(np.where(mask[..., None], b, a)) @ LUMA
     mean_x, mean_y = window(x), window(y)
     variance_x = window(x * x) - mean_x**2
     variance_y = window(y * y) - mean_y**2

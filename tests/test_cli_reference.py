@@ -7,7 +7,7 @@ import re
 import click
 import pytest
 
-from pare.cli import cli
+from pare.cli import all_commands
 from pare.commands.examples import examples_of
 from pare.commands.reference import ENVIRONMENT, reference
 from pare.console import EXIT_CODES
@@ -22,7 +22,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_it_is_complete() -> None:
     page = reference()
-    for name, command in cli.commands.items():
+    for name, command in all_commands().items():
         section = page.partition(f"\n## pare {name}\n")[2].partition("\n## ")[0]
         assert section, name
         for parameter in command.params:

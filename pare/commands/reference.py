@@ -6,12 +6,13 @@ python -m pare.commands.reference > docs/reference.md
 from __future__ import annotations
 
 import inspect
+import itertools
 import textwrap
 from collections.abc import Iterator, Mapping
 
 import click
 
-from pare.cli import cli
+from pare.cli import all_commands
 from pare.commands.examples import examples_of
 from pare.console import EXIT_CODES
 
@@ -44,23 +45,24 @@ ENVIRONMENT = {
 
 def reference() -> str:
     """The page, in Markdown."""
-    sections = [HEAD, contents(cli.commands), *map(command_section, cli.commands.values())]
+    commands = all_commands()
+    sections = [HEAD, contents(commands), *itertools.starmap(command_section, commands.items())]
     sections += [exit_codes(), environment()]
     return "\n\n".join(sections) + "\n"
 
 
 def contents(commands: Mapping[str, click.Command]) -> str:
-    links = [f"[{name}](#pare-{name})" for name in commands]
+    links = [f"[{name}](#pare-{name.replace(' ', '-')})" for name in commands]
     links += ["[exit codes](#exit-codes)", "[environment](#environment)"]
     return filled(" · ".join(links))
 
 
-def command_section(command: click.Command) -> str:
+def command_section(name: str, command: click.Command) -> str:
     """Synopsis, what it does, its options, examples."""
-    context = click.Context(command, info_name=f"pare {command.name}")
-    synopsis = " ".join([f"pare {command.name}", *command.collect_usage_pieces(context)])
+    context = click.Context(command, info_name=f"pare {name}")
+    synopsis = " ".join([f"pare {name}", *command.collect_usage_pieces(context)])
     options = [option for option in command.params if isinstance(option, click.Option)]
-    parts = [f"## pare {command.name}", fenced([synopsis]), *paragraphs(command.help or "")]
+    parts = [f"## pare {name}", fenced([synopsis]), *paragraphs(command.help or "")]
     if options:
         parts.append("\n".join(option_item(option, context) for option in options))
     parts += ["For example:", fenced(examples_of(command))]

@@ -1,6 +1,6 @@
 """How long a model takes to be ready for pictures, and how much memory, beside diffusers.
 
-`pare bench --load` runs this.  Each loading has a process of its own, which imports
+`pare bench load` runs this.  Each loading has a process of its own, which imports
 everything, reads the model's files once so that the system has them in memory, and then
 takes the time until every page of every weight has been touched.  The two sides take
 turns: a machine that is busy with something else slows both.

@@ -34,6 +34,7 @@ def test_a_mask_chooses_the_pixels() -> None:
     assert mse(ROAD, changed, ~upper) == 0
     assert mse(ROAD, changed, upper) > 0.01
     assert ssim(ROAD, changed, upper) < 0.5
+    assert ssim(ROAD, changed, ~upper) == pytest.approx(1)
     assert math.isnan(mse(ROAD, changed, ~EVERYWHERE))
     assert math.isnan(ssim(ROAD, changed, ~EVERYWHERE))
 

@@ -1,0 +1,340 @@
+"""The edit benchmark: techniques on tasks whose true answer is known, judged and measured.
+
+    pare bench edits --split held-out --out edits.png
+
+A technique is a function of a pipeline, a task and a seed that returns a picture.  Three
+rows frame the others: no edit at all, the rendered truth, and the truth after its way
+through the VAE, which is the best that any technique working on latents can do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from pare.errors import SettingError
+from pare.image import to_pil, to_tensor
+from pare.pipeline import Pipeline
+from roads.edits import Split, Task, tasks
+from roads.judge import Judge, Verdict
+from roads.metrics import mse, psnr, ssim, structure_distance
+from roads.scene import Scene
+from roads.sheet import contact_sheet
+from techniques.blended import blend
+
+Technique = Callable[[Pipeline, Task, int], Image.Image]
+Pixels = npt.NDArray[np.uint8]
+
+
+# --- techniques ----------------------------------------------------------------------------
+
+
+def no_edit(_pipe: Pipeline, task: Task, _seed: int) -> Image.Image:
+    return task.image
+
+
+def truth(_pipe: Pipeline, task: Task, _seed: int) -> Image.Image:
+    return Image.fromarray(task.target_pixels)
+
+
+def truth_through_vae(pipe: Pipeline, task: Task, _seed: int) -> Image.Image:
+    latents = pipe.encode(to_tensor(Image.fromarray(task.target_pixels)))
+    return to_pil(pipe.decode(latents))[0]
+
+
+def img2img(pipe: Pipeline, task: Task, seed: int, *, strength: float) -> Image.Image:
+    """The picture, noised and denoised under the new prompt: no technique at all."""
+    pictures = pipe.img2img(
+        to_tensor(task.image), task.target_prompt, [seed], strength=strength, steps=STEPS
+    )
+    return to_pil(pictures)[0]
+
+
+def blended(pipe: Pipeline, task: Task, seed: int, **choices: Any) -> Image.Image:
+    """Blended latent diffusion under the mask that a person would paint."""
+    solver = pipe.with_scheduler("dpm++2m", karras=True)
+    edited = blend(
+        solver, task.image, task.mask, task.target_prompt, [seed], steps=STEPS, **choices
+    )
+    return edited.images[0]
+
+
+STEPS = 25
+FRAME: dict[str, Technique] = {
+    "no edit": no_edit,
+    "truth": truth,
+    "truth through the VAE": truth_through_vae,
+}
+TECHNIQUES: dict[str, Technique] = {
+    "img2img 0.5": functools.partial(img2img, strength=0.5),
+    "img2img 0.7": functools.partial(img2img, strength=0.7),
+    "img2img 0.9": functools.partial(img2img, strength=0.9),
+    "blend latent": functools.partial(blended, background="latent"),
+    "blend paste": functools.partial(blended, background="paste"),
+    "blend poisson": functools.partial(blended, background="poisson"),
+}
+
+
+def chosen_techniques(names: Sequence[str]) -> dict[str, Technique]:
+    """The techniques of these names; all of them where none is named.
+
+    Raises:
+        SettingError: there is no technique of such a name.
+    """
+    for name in names:
+        if name not in TECHNIQUES:
+            raise SettingError(f"there is no technique {name!r}", expected=", ".join(TECHNIQUES))
+    return {name: TECHNIQUES[name] for name in names} if names else TECHNIQUES
+
+
+# --- measuring -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One technique on one task.  Errors are of channels in [0, 1]; nan: nothing to measure."""
+
+    technique: str
+    task: str
+    kind: str
+    success: bool  # the judge finds the attribute that was asked for
+    unchanged: float  # share of all other attributes that the judge finds as they were
+    inside_mse: float  # to the truth, where the true edit touches the picture
+    inside_ssim: float
+    outside_mse: float  # to the source, everywhere else
+    outside_ssim: float
+    structure: float  # structure distance to the truth
+    seconds: float
+    evaluations: int  # of the UNet, one a row of its batch
+
+
+def measure(
+    name: str, technique: Technique, task: Task, pipe: Pipeline, judge: Judge, seed: int
+) -> tuple[Measured, Pixels]:
+    """Run one technique on one task; the picture that it made."""
+    with counted_evaluations(pipe) as evaluations:
+        started = time.perf_counter()
+        picture = technique(pipe, task, seed)
+        seconds = time.perf_counter() - started
+    pixels = np.asarray(picture.convert("RGB"))
+    verdict = judge([picture])[0]
+    touched = task.touched
+    measured = Measured(
+        technique=name,
+        task=task.name,
+        kind=task.kind,
+        success=agrees(verdict, task.target, task.attribute),
+        unchanged=float(np.mean([agrees(verdict, task.source, kept) for kept in task.kept()])),
+        inside_mse=mse(pixels, task.target_pixels, touched),
+        inside_ssim=ssim(pixels, task.target_pixels, touched),
+        outside_mse=mse(pixels, task.source_pixels, ~touched),
+        outside_ssim=ssim(pixels, task.source_pixels, ~touched),
+        structure=structure_distance(pixels, task.target_pixels),
+        seconds=seconds,
+        evaluations=sum(evaluations),
+    )
+    return measured, pixels
+
+
+def agrees(verdict: Verdict, scene: Scene, attribute: str) -> bool:
+    """Whether the judge sees the scene's value of `attribute`."""
+    return verdict.agrees(scene)[attribute]
+
+
+@contextmanager
+def counted_evaluations(pipe: Pipeline) -> Iterator[list[int]]:
+    """A list that grows by the number of rows at every call of the UNet."""
+    rows: list[int] = []
+    handle = pipe.unet.register_forward_pre_hook(lambda _unet, given: rows.append(len(given[0])))
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+# --- the table -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One technique over many tasks: means, and PSNR of the mean squared errors."""
+
+    technique: str
+    tasks: int
+    success: float  # percent
+    unchanged: float  # percent
+    outside_psnr: float  # dB
+    outside_ssim: float
+    inside_psnr: float  # dB
+    inside_ssim: float
+    structure: float
+    seconds: float
+    evaluations: float
+
+    @classmethod
+    def of(cls, technique: str, measured: Sequence[Measured]) -> Row:
+        def mean(name: str) -> float:
+            values = np.array([getattr(one, name) for one in measured], dtype=float)
+            known = values[~np.isnan(values)]
+            return float(known.mean()) if len(known) else math.nan
+
+        return cls(
+            technique=technique,
+            tasks=len(measured),
+            success=100 * mean("success"),
+            unchanged=100 * mean("unchanged"),
+            outside_psnr=psnr(mean("outside_mse")),
+            outside_ssim=mean("outside_ssim"),
+            inside_psnr=psnr(mean("inside_mse")),
+            inside_ssim=mean("inside_ssim"),
+            structure=mean("structure"),
+            seconds=mean("seconds"),
+            evaluations=mean("evaluations"),
+        )
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """Every measurement of a run of the benchmark, and its pictures."""
+
+    split: Split
+    model: str
+    seed: int
+    measured: Sequence[Measured]
+    pictures: Mapping[tuple[str, str], Pixels]  # by technique and task
+
+    def rows(self, kind: str | None = None) -> list[Row]:
+        """One row a technique, over all tasks or those of one kind."""
+        names = list(dict.fromkeys(one.technique for one in self.measured))
+        chosen = [one for one in self.measured if kind in (None, one.kind)]
+        return [Row.of(name, [m for m in chosen if m.technique == name]) for name in names]
+
+    def table(self) -> str:
+        """The rows as text, and each technique's success by kind of task."""
+        return "\n\n".join([text_table(self.rows()), self.success_by_kind()])
+
+    def success_by_kind(self) -> str:
+        kinds = list(dict.fromkeys(one.kind for one in self.measured))
+        columns = {kind: self.rows(kind) for kind in kinds}
+        width = max(len(row.technique) for row in self.rows())
+        lines = [f"{'success %':{width}}" + "".join(f"{kind:>10}" for kind in kinds)]
+        for k, row in enumerate(self.rows()):
+            cells = "".join(f"{columns[kind][k].success:10.0f}" for kind in kinds)
+            lines.append(f"{row.technique:{width}}{cells}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Rows and single measurements; what is infinite or not a number becomes null."""
+        rows = {"all": self.rows()} | {
+            kind: self.rows(kind) for kind in dict.fromkeys(one.kind for one in self.measured)
+        }
+        return {
+            "split": self.split,
+            "model": self.model,
+            "seed": self.seed,
+            "rows": {
+                name: [finite(dataclasses.asdict(r)) for r in of] for name, of in rows.items()
+            },
+            "measured": [finite(dataclasses.asdict(one)) for one in self.measured],
+        }
+
+    def sheet(self, per_kind: int = 2) -> Image.Image:
+        """Tasks from above to below; source, truth and every technique from left to right."""
+        by_name = {task.name: task for task in tasks(self.split)}
+        shown = [
+            name
+            for kind in dict.fromkeys(one.kind for one in self.measured)
+            for name in list(dict.fromkeys(m.task for m in self.measured if m.kind == kind))
+            [:per_kind]
+        ]  # fmt: skip
+        techniques = [row.technique for row in self.rows() if row.technique not in FRAME]
+        pictures = []
+        for name in shown:
+            task = by_name[name]
+            pictures += [task.source_pixels, task.target_pixels]
+            pictures += [self.pictures[technique, name] for technique in techniques]
+        return contact_sheet(pictures, columns=2 + len(techniques))
+
+
+def finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record fit for JSON, which has no infinity and no nan."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
+
+
+# Title, field of `Row`, digits behind the point.
+COLUMNS = (
+    ("success %", "success", 1),
+    ("unchanged %", "unchanged", 1),
+    ("PSNR out", "outside_psnr", 1),
+    ("SSIM out", "outside_ssim", 3),
+    ("PSNR in", "inside_psnr", 1),
+    ("SSIM in", "inside_ssim", 3),
+    ("structure", "structure", 3),
+    ("seconds", "seconds", 2),
+    ("UNet", "evaluations", 0),
+)
+
+
+def text_table(rows: Sequence[Row]) -> str:
+    width = max(len("technique"), *(len(row.technique) for row in rows))
+    lines = ["  ".join([f"{'technique':{width}}", *(title for title, _, _ in COLUMNS)])]
+    for row in rows:
+        cells = [
+            f"{getattr(row, field):{len(title)}.{digits}f}" for title, field, digits in COLUMNS
+        ]
+        lines.append("  ".join([f"{row.technique:{width}}", *cells]))
+    return "\n".join(lines)
+
+
+# --- the run -------------------------------------------------------------------------------
+
+
+def run_edits(
+    pipe: Pipeline,
+    judge: Judge,
+    split: Split = "development",
+    techniques: Mapping[str, Technique] = TECHNIQUES,
+    *,
+    per_kind: int | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> EditReport:
+    """Every technique on every task of a split, with the frame.
+
+    Args:
+        per_kind: only so many tasks of each kind.
+        seed: of the first task's noise; each task has its own.
+        progress: told what begins.
+
+    Raises:
+        SettingError: there is no such split.
+    """
+    chosen = [
+        task
+        for kind in dict.fromkeys(task.kind for task in tasks(split))
+        for task in [task for task in tasks(split) if task.kind == kind][:per_kind]
+    ]
+    measured, pictures = [], {}
+    for name, technique in {**FRAME, **techniques}.items():
+        if progress:
+            progress(name)
+        for k, task in enumerate(chosen):
+            with torch.no_grad():
+                one, pixels = measure(name, technique, task, pipe, judge, seed + k)
+            measured.append(one)
+            pictures[name, task.name] = pixels
+    return EditReport(split, str(pipe.source.path), seed, measured, pictures)
