@@ -255,8 +255,8 @@ def write_folder(
     """Write the model's folder under another name, then give it its own in one step."""
     target = Path(os.path.realpath(target))
     building = target.with_name(f".pare-{secrets.token_hex(8)}.part")
-    building.mkdir()
     try:
+        building.mkdir()
         fill_folder(model, building, tokenizer, dtype, old_vae=old_vae)
         move_folder(building, target, force=force)
     finally:

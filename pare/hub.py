@@ -156,7 +156,8 @@ def load_model(
     folder = model.folder
     check_index(folder)
     scheduler_config, _ = config_of(folder, "scheduler")
-    unet_config, vae_config, text_config = read_configs(folder)
+    unet_config, vae_config, text_config = read_parts(folder)
+    tokens = check_tokenizer(folder, text_config)
     files = {part: find_weights(folder, part, kind) for part in layout.WEIGHTS}
     fingerprints = {
         str(file.relative_to(folder)): fingerprint(file)
@@ -176,7 +177,7 @@ def load_model(
     return Components(
         unet.to(place),
         vae.to(place),
-        load_tokenizer(folder, text_config),
+        load_tokenizer(tokens, text_config),
         text_encoder.to(place),
         scheduler_config,
         ModelSource(
@@ -211,8 +212,7 @@ def load_from_file(
         (Path(folder) / "tokenizer").mkdir()
         for name, content in tokens.items():
             (Path(folder) / "tokenizer" / name).write_bytes(content)
-        check_tokenizer(Path(folder), text_config)
-        loaded_tokenizer = load_tokenizer(Path(folder), text_config)
+        loaded_tokenizer = load_tokenizer(check_tokenizer(Path(folder), text_config), text_config)
     return Components(
         unet.to(device),
         vae.to(device),
@@ -325,11 +325,17 @@ def check_index(folder: Path) -> None:
 
 def read_configs(folder: Path) -> tuple[UNetConfig, VAEConfig, TextConfig]:
     """The parts' configs, checked against each other and against the tokenizer."""
+    unet, vae, text = read_parts(folder)
+    check_tokenizer(folder, text)
+    return unet, vae, text
+
+
+def read_parts(folder: Path) -> tuple[UNetConfig, VAEConfig, TextConfig]:
+    """The parts' configs, checked against each other."""
     unet = UNetConfig.read(*config_of(folder, "unet"))
     vae = VAEConfig.read(*config_of(folder, "vae"))
     text = TextConfig.read(*config_of(folder, "text_encoder"))
     check_fit(folder, unet, vae, text)
-    check_tokenizer(folder, text)
     return unet, vae, text
 
 
@@ -656,9 +662,8 @@ def check_tokenizer(folder: Path, config: TextConfig) -> TokenizerFiles:
     return read_tokenizer(folder / "tokenizer", config.vocab_size)
 
 
-def load_tokenizer(folder: Path, config: TextConfig) -> CLIPTokenizer:
-    """The tokenizer of a model's folder."""
-    files = check_tokenizer(folder, config)
+def load_tokenizer(files: TokenizerFiles, config: TextConfig) -> CLIPTokenizer:
+    """The tokenizer of these files."""
     return build_tokenizer(files, config.vocab_size, config.max_position_embeddings)
 
 

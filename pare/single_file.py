@@ -162,7 +162,7 @@ def load_single_file(
 
     Args:
         ema: the UNet's moving average (True), the last step's weights (False), or the
-            average where there is one (None), as the original sampling script does.
+            average where there is one (None), which files for inference hold alone.
         prediction: "eps" or "v"; None guesses, and `notes` says how.
         only: "unet" or "vae" accepts a file with just this part.
         drop: beginnings of names that are not to be looked at.

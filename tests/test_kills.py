@@ -292,13 +292,24 @@ def survive(work: Work, server: Server, kills: int, lines: Sequence[int]) -> Cou
         code, _ = server.wait()
         where = work.lines[line - 1]
         ends[work.ending(code, number, before, where)] += 1
-        if number != signal.SIGKILL:
+        # A signal in the middle of taking a leftover away cuts that short.
+        if number != signal.SIGKILL and not takes_away(where):
             assert work.leftovers() == leftovers, where
     # And over all that the killed ones have left, the next run works.
     server.start(work.arguments)
     assert server.wait()[0] == 0
     assert state(work.folder, work.targets) == work.new
     return ends
+
+
+def takes_away(place: str) -> bool:
+    """Whether a line, as "weights_convert.py:220", is where leftovers are removed."""
+    name, _, number = place.rpartition(":")
+    path = next(
+        path for path in (ROOT, ROOT / "pare", ROOT / "pare/commands") if (path / name).is_file()
+    )
+    line = (path / name).read_text().splitlines()[int(number) - 1]
+    return "rmtree(" in line or ".unlink(" in line
 
 
 @pytest.mark.parametrize("case", ["generate --force", "convert to a folder --force"])
