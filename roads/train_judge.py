@@ -251,7 +251,7 @@ def known_binary(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def calibration_data(vae: AutoencoderKL, folder: Path, dtype: str) -> Batch:
-    """Renders, round trips, and degraded copies of both, of layouts that nobody trained on."""
+    """Renders, round trips, and badly degraded copies of both, of layouts nobody trained on."""
     if worker()[0] == 0:
         load_variants(CALIBRATION_SEEDS, 600, folder)
     wait_for_workers()
@@ -259,7 +259,8 @@ def calibration_data(vae: AutoencoderKL, folder: Path, dtype: str) -> Batch:
     trips = load_round_trips(vae, renders, "calibration", folder, dtype)
     pixels = [*renders.pixels, *trips.pixels]
     copies = [
-        degrade(p, np.random.default_rng([CALIBRATION_SEEDS, k])) for k, p in enumerate(pixels)
+        degrade(p, np.random.default_rng([CALIBRATION_SEEDS, k]), odds=0.8)
+        for k, p in enumerate(pixels)
     ]
     truths = [truth(s, o) for s, o in zip(renders.scenes, renders.objects, strict=True)]
     return Batch.of([*pixels, *copies], truths * 4)
@@ -284,8 +285,12 @@ def calibrate(network: JudgeNetwork, seen: Batch, device: torch.device) -> Judge
 
 
 def best_temperature(logits: Tensor, target: Tensor) -> float:
-    """Of 200 temperatures between a quarter and 4, the likeliest one."""
-    grid = torch.logspace(-2, 2, 201, base=2)
+    """Of temperatures between a half and 4, the likeliest one.
+
+    Not below a half: with hardly a mistake to learn from, the likelihood would have the judge
+    be quite sure of everything.
+    """
+    grid = torch.logspace(-1, 2, 201, base=2)
     losses = torch.stack([known_cross_entropy(logits / t, target) for t in grid])
     return round(float(grid[losses.argmin()]), 4)
 
