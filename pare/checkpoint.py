@@ -11,9 +11,16 @@ A file is told by how it begins, not by its name.
 
 from __future__ import annotations
 
+import _compat_pickle
+import contextlib
+import errno
 import pickle
+import pickletools
+import stat
+import struct
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +58,32 @@ BYSTANDERS = frozenset(
     """.split()  # noqa: SIM905 - one name a line would fill a screen
 )
 
-LARGEST_PICKLE = 64 * 2**20
+# What tensors are made of.  torch's reader would call more than that: a `bytearray` of any
+# length, tensors on other devices, subclasses of tensors.
+BUILDERS = frozenset(
+    """
+    collections.OrderedDict collections.Counter builtins.set builtins.complex _codecs.encode
+    torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2 torch._utils._rebuild_tensor_v3
+    torch._utils._rebuild_parameter torch.nn.parameter.Parameter torch.Size torch.device
+    torch.storage.UntypedStorage
+    """.split()  # noqa: SIM905
+)
+WIDTHS = {
+    "torch.storage.UntypedStorage": 1, "torch.ByteStorage": 1, "torch.CharStorage": 1,
+    "torch.BoolStorage": 1, "torch.ShortStorage": 2, "torch.HalfStorage": 2,
+    "torch.BFloat16Storage": 2, "torch.IntStorage": 4, "torch.FloatStorage": 4,
+    "torch.LongStorage": 8, "torch.DoubleStorage": 8, "torch.ComplexFloatStorage": 8,
+    "torch.ComplexDoubleStorage": 16,
+}  # fmt: skip
+"""Bytes a number, of each kind of storage."""
+BUILDERS |= WIDTHS.keys()
+BUILDERS |= {str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)}
+
+LARGEST_PICKLE = 16 * 2**20
 """Bytes: the pickle in an SD checkpoint, which names its tensors, has half a million."""
+
+LARGEST_TUPLE = 100_000
+"""Numbers in a tuple, those in its tuples counted as often as they occur."""
 
 # What torch.load raises on bytes that are not what they should be.
 MALFORMED = (
@@ -99,6 +130,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         WeightsError: it is damaged, or a pickle that wants to run code.
         OSError: it cannot be opened.
     """
+    if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+        raise ModelError(f"{path} is not a regular file", expected="a checkpoint")
     with path.open("rb") as file:
         head = file.read(32)
     for signature, words in OTHER_FILES.items():
@@ -129,19 +162,14 @@ def open_safetensors(path: Path) -> Checkpoint:
 
 def open_pickle(path: Path) -> Checkpoint:
     """A zipped `.ckpt`: nothing in its pickle is run, tensors stay mapped."""
-    check_archive(path)
+    archived, records = read_archive(path)
     try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        code = [
-            name for name in foreign if not name.startswith(TRAINERS) and name not in BYSTANDERS
-        ]
-        if code:
-            raise WeightsError(
-                f"{path} is a pickle with code in it: it wants to call {', '.join(code[:3])}",
-                expected="tensors alone",
-                fix="do not load it anywhere; look for a .safetensors file",
-            )
-        with torch.serialization.safe_globals([(Inert, name) for name in foreign]):
+        outline = go_through(archived)
+        wanted = outline.names
+        check_calls(path, wanted)
+        check_storages(path, outline.storages, records)
+        inert: list[Any] = [(Inert, name) for name in wanted if name not in BUILDERS]
+        with torch.serialization.safe_globals(inert):
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except WeightsError:
         raise
@@ -160,13 +188,134 @@ def open_pickle(path: Path) -> Checkpoint:
     return Checkpoint(path, tensors, extras)
 
 
-def check_archive(path: Path) -> None:
-    """Raise unless the zip archive is whole and cannot swell when it is read."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
-        raise damaged(path, ".ckpt", error) from error
+def check_calls(path: Path, names: Iterable[str]) -> None:
+    """Raise if the pickle calls anything that neither makes tensors nor is put to rest."""
+    foreign = [
+        name
+        for name in sorted(names)
+        if name not in BUILDERS and name not in BYSTANDERS and not name.startswith(TRAINERS)
+    ]
+    if not foreign:
+        return
+    listed = ", ".join(foreign[:3])
+    if all(name.startswith("torch._utils._rebuild_") for name in foreign):
+        raise WeightsError(
+            f"{path} holds tensors of a kind that no weights are ({listed})",
+            expected="plain tensors of numbers",
+        )
+    raise WeightsError(
+        f"{path} is a pickle with code in it: it wants to call {listed}",
+        expected="tensors alone",
+        fix="do not load it anywhere; look for a .safetensors file",
+    )
+
+
+def check_storages(
+    path: Path, storages: Iterable[tuple[object, ...]], records: Mapping[str, int]
+) -> None:
+    """Raise unless every storage is a record of the archive and as long as that.
+
+    torch's reader would map what lies behind a record that is shorter.
+    """
+    for storage in storages:
+        match storage:
+            case ("storage", str(kind), str(key), _, int(count)) if kind in WIDTHS:
+                if records.get(key) != count * WIDTHS[kind]:
+                    problem = f"{path} holds {records.get(key, 0)} bytes as storage {key!r}"
+                    expected = f"{count * WIDTHS[kind]}, as its pickle says"
+                    raise WeightsError(problem, expected=expected, fix="download it again")
+            case _:
+                raise ValueError("a storage of an unknown kind")
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a pickle says, known without doing it."""
+
+    names: set[str]
+    """Everything that it wants to call."""
+    storages: list[tuple[object, ...]]
+    """What it says of the archive's records: ("storage", type, key, device, numbers)."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What lies on a pickle's stack."""
+
+    size: int = 1
+    """Of a tuple: its parts, and theirs, as often as they occur."""
+    value: object = None
+    """Where it is text, a number or a tuple of such."""
+
+
+MARK = Thing()
+
+
+def go_through(archived: bytes) -> Outline:
+    """Follow a pickle's instructions without doing what they say.
+
+    A tuple may hold one tuple twice, that one another twice, and so on: a hundred bytes then
+    stand for more parts than can be counted, and a dictionary that takes it for a key counts
+    them.  So the sizes of tuples are followed too.
+
+    Raises:
+        ValueError, LookupError: it is no pickle, or none that `torch.save` writes.
+    """
+    outline = Outline(set(), [])
+    stack: list[Thing] = []
+    kept: dict[object, Thing] = {}
+    for opcode, argument, _ in pickletools.genops(archived):
+        name = opcode.name
+        if name == "STACK_GLOBAL" or (name == "PROTO" and argument != 2):
+            raise ValueError("a pickle of another protocol than torch.save's")
+        if "PUT" in name:
+            kept[argument] = stack[-1]
+            continue
+        taken = take(stack, opcode)
+        if name in ("GLOBAL", "INST"):
+            called = today(*str(argument).split(" ", 1))
+            outline.names.add(called)
+            stack.append(Thing(value=called))
+        elif "GET" in name:
+            stack.append(kept[argument])
+        elif name.startswith("TUPLE"):
+            size = 1 + sum(thing.size for thing in taken)
+            if size > LARGEST_TUPLE:
+                raise ValueError("a tuple in its pickle is larger than memory")
+            stack.append(Thing(size, tuple(thing.value for thing in taken)))
+        elif name == "BINPERSID" and isinstance(taken[0].value, tuple):
+            outline.storages.append(taken[0].value)
+            stack.append(Thing())
+        else:
+            marks = pickletools.markobject
+            new = Thing(value=argument)
+            stack += [MARK if pushed is marks else new for pushed in opcode.stack_after]
+    return outline
+
+
+def take(stack: list[Thing], opcode: pickletools.OpcodeInfo) -> list[Thing]:
+    """Remove from the stack what an instruction takes; a mark goes, and does not count."""
+    count = len(opcode.stack_before)
+    if pickletools.stackslice in opcode.stack_before:
+        mark = next((k for k in reversed(range(len(stack))) if stack[k] is MARK), -len(stack))
+        count = len(stack) - mark + opcode.stack_before.index(pickletools.markobject)
+    if count > len(stack):
+        raise IndexError("its pickle takes more than it has put down")
+    taken = stack[len(stack) - count :]
+    del stack[len(stack) - count :]
+    return [thing for thing in taken if thing is not MARK]
+
+
+def today(module: str, name: str = "") -> str:
+    """The full name of what Python 2 called otherwise, which pickles of protocol 2 do still."""
+    module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+    return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
+
+
+def read_archive(path: Path) -> tuple[bytes, dict[str, int]]:
+    """The pickle in a zip archive that is whole and cannot swell; its records' lengths by key."""
+    with zip_errors(path), zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
     pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise ModelError(
@@ -178,8 +327,29 @@ def check_archive(path: Path) -> None:
         raise WeightsError(f"{path} is compressed", expected="a .ckpt as PyTorch writes it")
     if pickles[0].file_size > LARGEST_PICKLE:
         raise WeightsError(f"{path} has a pickle of {pickles[0].file_size} bytes in it")
+    with zip_errors(path), zipfile.ZipFile(path) as archive:
+        archived = archive.read(pickles[0])
+    root = pickles[0].filename.removesuffix("data.pkl") + "data/"
+    data = [entry for entry in entries if entry.filename.startswith(root)]
+    return archived, {entry.filename.removeprefix(root): entry.file_size for entry in data}
+
+
+@contextlib.contextmanager
+def zip_errors(path: Path) -> Iterator[None]:
+    """What zipfile raises on archives that are not whole, as a WeightsError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a seek to a place that makes no sense
+            raise
+        raise damaged(path, ".ckpt", error) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError,
+            OverflowError, struct.error) as error:  # fmt: skip
+        raise damaged(path, ".ckpt", error) from error
 
 
 def damaged(path: Path, kind: str, error: Exception) -> WeightsError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    # torch puts two paragraphs of advice around what went wrong.
+    reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+    reason = " ".join(reason.split())[:200] or type(error).__name__
     return WeightsError(f"{path} is not a whole {kind} file ({reason})", fix="download it again")

@@ -203,8 +203,9 @@ def warnings_in_words() -> Iterator[None]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
         warnings.simplefilter("default", RuntimeWarning)
-        # Pillow's warning about large pictures: pare's own limit is lower, and an error.
-        warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
+        # Pillow's own: of large pictures, where pare's limit is lower and an error; of tags
+        # that make no sense, which are passed over.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.showwarning = show
         yield
 

@@ -62,7 +62,9 @@ def read_tokenizer(folder: Path, size: int) -> TokenizerFiles:
         ConfigError: a file that is not what its name says, or ids that are not below `size`.
         OSError: a file cannot be opened.
     """
-    whole, special, added = folder / "tokenizer.json", {}, {}
+    whole = folder / "tokenizer.json"
+    special: dict[str, Added] = {}
+    added: dict[int, Added] = {}
     if whole.exists():
         vocabulary, merges, added = read_whole(whole, size)
     else:

@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing of everything in pare that parses: `make fuzz`."""
