@@ -193,8 +193,8 @@ def known_words(folder: Path | str) -> frozenset[str] | None:
     """The words that a model was taught, in lower case; None if it does not list them.
 
     A tokenizer encodes any text, and splits a word that it does not know into smaller pieces;
-    so the words are listed in a file of their own, `tokenizer/words.txt`.  The built-in model
-    has one, as 58 words are its whole language; models that were trained on the web have none.
+    so the words are listed in a file of their own, `tokenizer/words.txt`.  The built-in model,
+    whose language is small, has one; models that were trained on the web have none.
 
     Args:
         folder: the model's (`pipe.source.path`).

@@ -1,6 +1,8 @@
 """docs/reference.md, from the commands themselves.
 
-python -m pare.commands.reference > docs/reference.md
+    python -m pare.commands.reference > docs/reference.md
+
+It reads no terminal: the page is the same wherever it is made.
 """
 
 from __future__ import annotations

@@ -179,7 +179,8 @@ States = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def place_of(model: str, dtype: torch.dtype, revision: str | None) -> str:
-    """ "sd1", "sd21", or the folder of a model: found once, so that all measure the same files."""
+    """The folder of a model, found once so that all measure the same files; or its name, of
+    random weights."""
     if model in UNETS and revision is None:
         return model
     folder = find_model(model, dtype=dtype, revision=revision).folder

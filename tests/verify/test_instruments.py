@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pare.errors import ModelError, SettingError
 from pare.schedulers import build_scheduler
 from pare.verify.analytic import HIGH, LOW, SPREAD, denoiser
-from pare.verify.bench import Measure, run_bench
+from pare.verify.bench import Measure, place_of, run_bench
 from pare.verify.clock import in_turns
 from pare.verify.layers import compare_layers, watching
 from pare.verify.memory import peak_memory
+from pare.verify.reference import require_folder
 from tests.random_models import normal
 from tests.schedulers.rollout import SD14
 
@@ -129,6 +131,16 @@ def test_a_measure_is_held_to_its_ratio() -> None:
     assert Measure("x", "s", 1.0, 1.0, ratio=1.03, bound=1.03).passed
     assert not Measure("x", "s", 1.0, 1.0, ratio=1.031, bound=1.03).passed
     assert not Measure("x", "s", 1.0, 1.0, ratio=math.nan, bound=1.03).passed
+
+
+def test_what_the_bench_measures_is_found_once(tiny_model: Path, tmp_path: Path) -> None:
+    assert place_of("sd1", torch.float32, None) == "sd1"
+    assert place_of(str(tiny_model), torch.float32, None) == str(tiny_model)
+    with pytest.raises(SettingError, match="'v1', and sd1 is not a model on the Hub"):
+        place_of("sd1", torch.float32, "v1")
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ModelError, match="is a single file; expected a folder"):
+        require_folder(tmp_path / "model.safetensors")
 
 
 @pytest.mark.slow
