@@ -280,16 +280,13 @@ def stage_lines(stages: Sequence[Stage], whole: Layer) -> list[str]:
 
 
 def in_words(made_of: Sequence[str]) -> str:
-    """`2 (ResNet, attention), halve`."""
+    """`2 ResNet+attention, halve`."""
     words = list(made_of)
     last = [words.pop()] if words and words[-1] in ("halve", "double") else []
     for period in (1, 2):
         repeats = len(words) // period
         if repeats > 1 and words == words[:period] * repeats:
-            inner = ", ".join(words[:period])
-            return ", ".join(
-                [f"{repeats} ({inner})" if period > 1 else f"{repeats} {inner}", *last]
-            )
+            return ", ".join([f"{repeats} {'+'.join(words[:period])}", *last])
     return ", ".join([*words, *last])
 
 
@@ -376,7 +373,7 @@ def layer_page(layer: Layer, table: LayerTable, model: Model, title: str, depth:
     )  # fmt: skip
     inside = table.inside(layer.name)
     lines = tree_lines(inside, layer.name, depth) if inside else []
-    return page(head, lines, tensor_lines(layer, part, depth))
+    return page(head, lines, tensor_lines(layer, part))
 
 
 def activations(layer: Layer) -> str:
@@ -401,7 +398,7 @@ def flops_in_words(flops: Flops) -> str:
     return f"{short(flops.total)}: {split}" if split else "0"
 
 
-def tensor_lines(layer: Layer, part: Part, depth: int | None) -> list[str]:
+def tensor_lines(layer: Layer, part: Part) -> list[str]:
     """The layer's tensors under their names on the Hub, and in the file where that differs."""
     if not layer.tensors:
         return []
@@ -417,7 +414,7 @@ def tensor_lines(layer: Layer, part: Part, depth: int | None) -> list[str]:
         (key, spaced(shape), stored[key].removeprefix(beginning) if renamed else "")
         for key, shape in layer.tensors.items()
     ]
-    return [head, *limited(columns(rows), ROWS if depth is None else len(rows))]
+    return [head, *limited(columns(rows))]
 
 
 def glob_page(found: Sequence[Layer], title: str) -> str:
