@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from PIL import Image, PngImagePlugin
 
 from pare.errors import ImageError, RecipeError
 from pare.files import write_whole
-from pare.recipe import MAX_TEXT, Recipe, current_versions, parse_recipe, read_recipe, save_png
+from pare.recipe import (
+    MAX_FILE,
+    MAX_TEXT,
+    Recipe,
+    current_versions,
+    parse_recipe,
+    read_recipe,
+    save_png,
+)
 
 RECIPE = Recipe(
     command="blend",
@@ -53,18 +62,45 @@ def test_pictures_without_a_recipe(tmp_path: Path, gradient: Image.Image) -> Non
         read_recipe(tmp_path / "a.jpg")
 
 
-def save_with_text(path: Path, text: str) -> None:
+def save_with_texts(path: Path, text: str, *, times: int = 1, kind: str = "tEXt") -> None:
     information = PngImagePlugin.PngInfo()
-    information.add_text("pare", text, zip=True)
+    for _ in range(times):
+        if kind == "iTXt":
+            information.add_itxt("pare", text, zip=True)
+        else:
+            information.add_text("pare", text, zip=kind == "zTXt")
     Image.new("RGB", (8, 8)).save(path, pnginfo=information)
 
 
-def test_a_text_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
-    save_with_text(tmp_path / "a.png", "x" * 50_000_000)
-    assert (tmp_path / "a.png").stat().st_size < 100_000
-    with pytest.raises((RecipeError, ImageError)) as caught:
-        read_recipe(tmp_path / "a.png")
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt"])
+@pytest.mark.parametrize(("size", "times"), [(20_000_000, 1), (1_000_000, 100)])
+def test_texts_that_unpack_to_a_hundred_megabytes(
+    tmp_path: Path, kind: str, size: int, times: int
+) -> None:
+    save_with_texts(tmp_path / "a.png", "x" * size, times=times, kind=kind)
+    assert (tmp_path / "a.png").stat().st_size < 200_000
+    tracemalloc.start()
+    try:
+        with pytest.raises((RecipeError, ImageError)) as caught:
+            read_recipe(tmp_path / "a.png")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert len(str(caught.value)) < 1000
+    assert peak < 150_000_000
+
+
+@pytest.mark.parametrize("kind", ["tEXt", "zTXt", "iTXt"])
+def test_other_programs_may_pack_the_text_otherwise(tmp_path: Path, kind: str) -> None:
+    save_with_texts(tmp_path / "a.png", RECIPE.to_json(), kind=kind)
+    assert read_recipe(tmp_path / "a.png") == RECIPE
+
+
+def test_a_file_larger_than_any_picture_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "a.png", "wb") as file:
+        file.truncate(MAX_FILE + 1)  # takes no room on the disk
+    with pytest.raises(RecipeError, match="larger than any picture"):
+        read_recipe(tmp_path / "a.png")
 
 
 def with_changes(**changes: Any) -> str:
@@ -83,6 +119,13 @@ def with_changes(**changes: Any) -> str:
         '{"a":' * 50_000,
         " " * (MAX_TEXT + 1),
         with_changes(threads=float("nan")),
+        with_changes(arguments={"guidance": float("inf")}),
+        with_changes(arguments={"guidance": 0.5}).replace("0.5", "1e999"),
+        with_changes(arguments={"a": json.loads("[" * 20 + "]" * 20)}),
+        with_changes(device="/dev/sda"),
+        with_changes(device="cuda:"),
+        with_changes(dtype="object"),
+        with_changes(dtype=["float32"]),
         with_changes(seed=1),
         with_changes(model="ABSENT"),
         with_changes(model="roads"),
