@@ -48,7 +48,7 @@ edits_options = options(
 @pairs_option
 @json_option
 @click.pass_context
-def bench(context: click.Context, pairs: int, as_json: bool, **given: Any) -> None:
+def bench(context: click.Context, /, pairs: int, as_json: bool, **given: Any) -> None:
     """Measure speed and memory beside diffusers; exit code 1 if a bound is broken.
 
     --model may also be sd1 or sd21: random weights at true size. The bounds are meant for a
