@@ -197,7 +197,9 @@ def words_section(words: Sequence[str]) -> list[str]:
 
 def bullet(problem: str) -> list[str]:
     first, *rest = problem.splitlines()
-    return [f"  - {first}", *(f"    {line}" for line in rest)]
+    wrapped = textwrap.wrap(first, WIDTH - 4, break_long_words=False, break_on_hyphens=False)
+    lines = [*wrapped, *rest] or [""]
+    return [f"  - {lines[0]}", *(f"    {line}" for line in lines[1:])]
 
 
 def common_beginning(names: Sequence[str]) -> str:
@@ -280,14 +282,14 @@ def stage_lines(stages: Sequence[Stage], whole: Layer) -> list[str]:
 
 
 def in_words(made_of: Sequence[str]) -> str:
-    """`2 ResNet+attention, halve`."""
+    """`2 ResNet+attention ↓`."""
     words = list(made_of)
-    last = [words.pop()] if words and words[-1] in ("halve", "double") else []
+    arrow = f" {SIGNS[words.pop()]}" if words and words[-1] in ("halve", "double") else ""
     for period in (1, 2):
         repeats = len(words) // period
         if repeats > 1 and words == words[:period] * repeats:
-            return ", ".join([f"{repeats} {'+'.join(words[:period])}", *last])
-    return ", ".join([*words, *last])
+            return f"{repeats} {'+'.join(words[:period])}{arrow}"
+    return "+".join(words) + arrow
 
 
 def code(place: str) -> str:
@@ -357,11 +359,12 @@ def shapes_text(layer: Layer) -> str:
 def layer_page(layer: Layer, table: LayerTable, model: Model, title: str, depth: int | None) -> str:
     """One layer opened: what it is, the layers in it, its tensors."""
     part = model.parts[layer.name.partition(".")[0]]
-    head = [f"{layer.name}   {layer.kind}   ({title})"]
+    head = [f"{layer.name}   {layer.kind}"]
     inputs = ", ".join(f"{name} {spaced(shape)}" for name, shape in shown_inputs(layer))
     outputs = ", ".join(spaced(shape) for shape in layer.outputs)
     head += facts(
         [
+            ("shown for", title),
             ("computed by", layer.code),
             ("called at", layer.called if layer.called != layer.code else ""),
             ("in", inputs),

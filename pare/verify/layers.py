@@ -2,7 +2,8 @@
 
 pare's modules bear the Hub's names, and so do diffusers'; so modules of the same path
 should say the same when both models get the same input.  Their outputs are read off with
-PyTorch's forward hooks, here alone: pare itself has none.
+PyTorch's forward hooks, which pare has nowhere else but on copies without weights
+(`pare.study.layers`).
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_the_page_of_a_model(capsys: Output) -> None:
     for words in (
         "roads   Stable Diffusion 1, folder",
         "128 x 128 pictures, which are latents of 4 x 16 x 16",
-        "down_blocks.1  1 128 4 4    2 ResNet+attention, halve",
+        "down_blocks.1  1 128 4 4    2 ResNet+attention ↓",
         "── 128 128 128 ──",
         "mid_block  RA R",
         "snowy",
@@ -100,7 +100,8 @@ def test_a_layer_opened(capsys: Output) -> None:
 
 def test_a_layer_of_the_default_model(capsys: Output) -> None:
     page, _ = inspect(capsys, "unet.mid_block", "--size", "64x256", "--dtype", "float16")
-    assert "unet.mid_block   MidBlock   (64 x 256, batch 1, float16)" in page
+    assert page.startswith("unet.mid_block   MidBlock\n")
+    assert "shown for    64 x 256, batch 1, float16" in page
     assert "in           x 1 64 4 1, time 1 256, text 1 77 128" in page
 
 
@@ -282,8 +283,8 @@ def test_numbers_are_short() -> None:
 
 
 def test_words_and_beginnings() -> None:
-    assert in_words(("ResNet", "attention") * 2 + ("halve",)) == "2 ResNet+attention, halve"
-    assert in_words(("ResNet",) * 3 + ("double",)) == "3 ResNet, double"
-    assert in_words(("ResNet", "attention", "ResNet")) == "ResNet, attention, ResNet"
+    assert in_words(("ResNet", "attention") * 2 + ("halve",)) == "2 ResNet+attention ↓"
+    assert in_words(("ResNet",) * 3 + ("double",)) == "3 ResNet ↑"
+    assert in_words(("ResNet", "attention", "ResNet")) == "ResNet+attention+ResNet"
     assert common_beginning(["a.b.c", "a.b.d.e"]) == "a.b."
     assert common_beginning(["a", "a.b"]) == ""
