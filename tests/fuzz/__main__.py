@@ -33,6 +33,7 @@ def main() -> int:
     for name in given.targets or TARGETS:
         command = [sys.executable, "-m", "tests.fuzz", "--child", "--seconds", str(given.seconds)]
         done = subprocess.run([*command, name], capture_output=True, text=True, errors="replace")
+        (KEPT / name).mkdir(parents=True, exist_ok=True)
         log = KEPT / name / "log.txt"
         log.write_text(done.stderr)
         runs = re.search(r"stat::number_of_executed_units: *(\d+)", done.stderr)
