@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from pare.cli import main
 from pare.text import known_words
 from tests.conftest import ROADS
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import change_json, write_tiny_model
 
 LONG = "a car " * 40 + "behind the house"
 
@@ -26,7 +26,10 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mask = Image.new("L", (32, 24))
     mask.paste(255, (8, 8, 24, 16))
     mask.save("mask.png")
-    return write_tiny_model(tmp_path / "tiny")
+    folder = write_tiny_model(tmp_path / "tiny")
+    none = {"safety_checker": [None, None], "feature_extractor": [None, None]}
+    change_json(folder / "model_index.json", **none)  # that it is left out would be said
+    return folder
 
 
 COMMANDS = {
