@@ -90,20 +90,38 @@ def answers(verdicts: Sequence[Verdict], pictures: Data) -> list[Answer]:
     return found
 
 
-def region_answers(verdicts: Sequence[Verdict], pictures: Data) -> list[Answer]:
-    """The same of regions: is the object here?
-
-    Asked where the object is; of absent objects, where they would be; and of those that are
-    there, in the mirror image of their place, as far as they do not reach it.
-    """
+def region_answers(
+    verdicts: Sequence[Verdict], questions: Sequence[RegionQuestion]
+) -> list[Answer]:
+    """The same of regions: is the object here?"""
     found = []
-    for k, (verdict, scene) in enumerate(zip(verdicts, pictures.scenes, strict=True)):
-        for name in OBJECTS:
-            for region, truth in regions(scene, name):
-                odds = presence(verdict, name, region)
-                said, sure = odds > 0.5, max(odds, 1 - odds)
-                found.append(Answer(name, k, str(truth), str(said), sure))
+    for question in questions:
+        odds = presence(verdicts[question.picture], question.thing, question.region)
+        sure, said = max(odds, 1 - odds), str(odds > 0.5)
+        found.append(Answer(question.thing, question.picture, str(question.there), said, sure))
     return found
+
+
+@dataclass(frozen=True)
+class RegionQuestion:
+    """Is `thing` in this region of this picture?"""
+
+    picture: int
+    thing: str
+    region: npt.NDArray[np.bool_]
+    there: bool
+
+
+def region_questions(scenes: Sequence[Scene]) -> list[RegionQuestion]:
+    """Asked where the object is; of absent objects, where they would be; and of those that
+    are there, in the mirror image of their place, as far as they do not reach it.
+    """
+    return [
+        RegionQuestion(k, name, region, there)
+        for k, scene in enumerate(scenes)
+        for name in OBJECTS
+        for region, there in regions(scene, name)
+    ]
 
 
 def regions(scene: Scene, thing: str) -> Iterable[tuple[npt.NDArray[np.bool_], bool]]:
@@ -173,16 +191,8 @@ def print_report(
     found = {name: answers(verdicts[name], columns[name]) for name in columns}
     print(f"Right, in %, on {len(columns['renders'].scenes)} held-out pictures each:\n")
     print_table(found, ATTRIBUTES)
-    some = {
-        name: dataclasses.replace(
-            pictures,
-            scenes=pictures.scenes[:REGION_SCENES],
-            pixels=pictures.pixels[:REGION_SCENES],
-            objects=pictures.objects[:REGION_SCENES],
-        )
-        for name, pictures in columns.items()
-    }
-    there = {name: region_answers(verdicts[name][:REGION_SCENES], some[name]) for name in some}
+    asked = region_questions(columns["renders"].scenes[:REGION_SCENES])
+    there = {name: region_answers(verdicts[name], asked) for name in columns}
     print("\nThe same in regions: where it is, where it would be, and opposite:\n")
     print_table(there, OBJECTS)
     everything = [answer for column in found.values() for answer in column]
