@@ -136,10 +136,11 @@ def download(
 
 def config_names(names: Collection[str], where: str) -> list[str]:
     """The small files of a model: all that must be there, and those that may be."""
+    spare = layout.IN_TOKENIZER_JSON if "tokenizer/tokenizer.json" in names else frozenset()
     for name in layout.CONFIGS:
-        if name not in names:
+        if name not in names and name not in spare:
             raise ModelError(f"{where} has no {name}", expected="a whole Stable Diffusion model")
-    return [*layout.CONFIGS, *(name for name in layout.TOKENIZER_EXTRAS if name in names)]
+    return [name for name in (*layout.CONFIGS, *layout.TOKENIZER_EXTRAS) if name in names]
 
 
 def chosen_weights(names: Collection[str], where: str, half: bool) -> list[str]:

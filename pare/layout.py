@@ -30,7 +30,10 @@ CONFIGS = (
     "tokenizer/merges.txt",
     "tokenizer/vocab.json",
 )
-"""Small files without which no model runs."""
+"""Small files without which no model runs; but for those in `IN_TOKENIZER_JSON`."""
+
+IN_TOKENIZER_JSON = frozenset({"tokenizer/merges.txt", "tokenizer/vocab.json"})
+"""What need not be there beside a tokenizer.json, which says it too."""
 
 TOKENIZER_EXTRAS = (
     "tokenizer/added_tokens.json",
