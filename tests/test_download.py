@@ -29,7 +29,7 @@ from pare.errors import ModelError, PareError, SettingError
 from pare.hub import find_model, load_model
 from pare.recipe import read_recipe
 from tests.hub_server import COMMIT, LARGE, OTHER_COMMIT, Hub, Repository
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import write_inpainting_model, write_tiny_model
 
 NAME = "somebody/tiny-diffusion"
 ROOT = Path(__file__).parent.parent
@@ -776,6 +776,19 @@ def test_an_unknown_config_costs_no_weights(hub: Hub, user: User, tiny: Path) ->
     with user.client(), pytest.raises(PareError, match="upcast_atention"):
         load_model(NAME, device="cpu")
     assert not any(name.endswith(LARGE) for name in hub.fetched())
+
+
+def test_an_inpainting_model_and_its_kin(hub: Hub, user: User, tmp_path: Path) -> None:
+    hub.repositories[NAME] = repository = Repository.of(write_inpainting_model(tmp_path / "model"))
+    with user.client(), pytest.warns(UserWarning, match="leaves out"):
+        assert load_model(NAME, device="cpu").unet.config.inpaints
+    config = json.loads(repository.files["unet/config.json"]) | {"in_channels": 8}
+    hub.repositories["somebody/pix2pix"] = other = Repository.of(tmp_path / "model")
+    other.files["unet/config.json"] = json.dumps(config).encode()
+    weights = [name for name in hub.fetched() if name.endswith(LARGE)]
+    with user.client(), pytest.raises(ModelError, match="is InstructPix2Pix"):
+        load_model("somebody/pix2pix", device="cpu")
+    assert [name for name in hub.fetched() if name.endswith(LARGE)] == weights
 
 
 def test_a_folder_goes_before_a_repository(

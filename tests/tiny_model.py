@@ -88,6 +88,18 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def write_inpainting_model(folder: Path) -> Path:
+    """Write the folder of a model whose UNet reads a mask and the masked picture, too."""
+    write_tiny_model(folder)
+    raw = TINY_UNET | {"in_channels": 9}
+    with torch.device("meta"):
+        unet = UNet(UNetConfig.read(raw, "the test's config"))
+    tensors = random_state(unet, torch.Generator().manual_seed(1))
+    write_part(folder / "unet", raw | {"_class_name": "UNet2DConditionModel"}, tensors)
+    change_json(folder / "model_index.json", _class_name="StableDiffusionInpaintPipeline")
+    return folder
+
+
 def text_modules(config: dict[str, Any]) -> nn.Module:
     """Modules with the names and shapes that a text encoder's file has on the Hub."""
     width, inner = config["hidden_size"], config["intermediate_size"]

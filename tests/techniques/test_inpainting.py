@@ -23,7 +23,7 @@ from pare.schedulers import build_scheduler
 from pare.single_file import Part
 from techniques.blended import Blended, blend
 from techniques.blended.inpaint import masked_picture
-from tests.random_models import TINY_UNET, normal, random_state, unet_pair
+from tests.random_models import normal
 from tests.single_files import UNET1, UNET2, original_checkpoint
 from tests.techniques.blending import (
     SCHEDULER_CONFIG,
@@ -40,7 +40,7 @@ from tests.techniques.reference_inpaint import (
     reference_inpaint,
 )
 from tests.techniques.test_blended_parity import SOLVERS
-from tests.tiny_model import change_json, write_part, write_tiny_model
+from tests.tiny_model import change_json, write_inpainting_model
 
 BOUND = 1e-5
 PROMPT, NEGATIVE = "a snowy road", "a car"
@@ -160,14 +160,6 @@ def test_a_visible_inside_is_noticed(model: TinyModel, monkeypatch: pytest.Monke
 
 
 # --- a model's folder, and other ways to come by one ------------------------------------------
-
-
-def write_inpainting_model(folder: Path) -> Path:
-    write_tiny_model(folder)
-    raw = TINY_UNET | {"in_channels": 9}
-    write_part(folder / "unet", raw, random_state(unet_pair(raw)[0], torch.Generator()))
-    change_json(folder / "model_index.json", _class_name="StableDiffusionInpaintPipeline")
-    return folder
 
 
 @pytest.fixture(scope="module")
