@@ -65,7 +65,7 @@ def test_the_us_drawing_of_sd14(capsys: Output) -> None:
     page, _ = inspect(capsys, "sd1", "--batch", "2")
     assert narrow(page)
     lines = [line.split() for line in page.splitlines()]
-    drawn = [line for line in lines if "▶" in line]
+    drawn = [line.split() for line in page.splitlines() if "▶" in line and "up_blocks" in line]
     assert [[word for word in line if word.isdigit()][2:] for line in drawn] == [
         ["320", "320", "320"],
         ["320", "640", "640"],
@@ -269,6 +269,15 @@ def test_the_weights_of_4_gigabytes_are_not_read(tmp_path: Path) -> None:
     assert measured["read"] < 0.05 * size, measured
     assert "up_blocks.1" in run.stdout
     assert narrow(run.stdout)
+
+
+def test_the_docs_python(capsys: Output) -> None:
+    page = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    exec(compile(code, "docs/inspect.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("((2, 640, 32, 32),)")
+    assert "up_blocks.3 (2, 320, 64, 64)" in printed[-3]
 
 
 # --- small things -------------------------------------------------------------------------
