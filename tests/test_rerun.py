@@ -16,7 +16,7 @@ from typing import Any
 import click
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
@@ -265,6 +265,32 @@ def test_a_model_that_has_moved(work: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["rerun", "generate-0.png", "--model", "models", "--check"]) == 0
 
 
+def test_a_model_from_the_hub_is_taken_from_the_cache_at_its_commit(
+    work: Path, nothing_from_afar: None, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    make()
+    commit = "0123456789" * 4
+    change_recipe("generate-0.png", arguments(model="owner/tiny"))
+    change_recipe("generate-0.png", model(name="owner/tiny", revision=commit))
+    cache = work / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    capsys.readouterr()
+    assert main(["rerun", "generate-0.png"]) == 2
+    assert "is not in the Hub's cache; to download it, say so: --model" in error_line(capsys)
+
+    shutil.move("model", cache / "models--owner--tiny" / "snapshots" / commit)
+    assert main(["rerun", "generate-0.png"]) == 0
+    again = read_recipe("rerun-0.png")
+    assert (again.model["name"], again.model["revision"]) == ("owner/tiny", commit)
+    assert str(work) not in again.to_json()
+    capsys.readouterr()
+    assert main(["rerun", "rerun-0.png", "--show"]) == 0
+    line = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert line[line.index("--model") + 1] == "owner/tiny"
+    assert line[line.index("--revision") + 1] == commit
+
+
 def test_other_threads(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make("generate", "--threads", "2")
     assert read_recipe("generate-0.png").threads == 2
@@ -465,6 +491,9 @@ HOSTILE: dict[str, Callable[[Raw], None]] = {
     "unknown setting": arguments(frobnicate=1),
     "help": arguments(help=True),
     "hidden": arguments(find_nan=True),
+    "a prompt that steers": both(
+        arguments(prompt="\x1b[2J\x07\n\r"), model(files={"\x1b[2J": "\x1b"}, name="\x1b[2J")
+    ),
     "no prompt": without("arguments", "prompt"),
     "a prompt of another type": arguments(prompt=5),
     "a prompt that is a list": arguments(prompt=["a", "b"]),
@@ -578,18 +607,23 @@ class Evil:
         return open, (self.path, "w")
 
 
+def stop(*_: Any, **__: Any) -> None:
+    raise AssertionError("reached")
+
+
 @pytest.fixture
-def nothing_runs(victim: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """In the victim's folder no model is loaded, and no network is there."""
+def nothing_from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no network, and whoever looks for it fails the test."""
+    monkeypatch.setattr(socket.socket, "connect", stop)
+    monkeypatch.setattr(socket, "getaddrinfo", stop)
 
-    def stop(*_: Any, **__: Any) -> None:
-        raise AssertionError("reached")
 
+@pytest.fixture
+def nothing_runs(victim: Any, nothing_from_afar: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The victim's folder, where no model is loaded."""
     monkeypatch.chdir(victim[0])
     monkeypatch.setattr(pare.hub, "load_model", stop)
     monkeypatch.setattr(pare.hub, "load_single_file", stop)
-    monkeypatch.setattr(socket.socket, "connect", stop)
-    monkeypatch.setattr(socket, "getaddrinfo", stop)
     return victim[0]
 
 
@@ -609,6 +643,10 @@ def test_a_strangers_recipe_ends_in_a_sentence(
     before = snapshot(nothing_runs)
     assert main(["rerun", str(tmp_path / "a.png")]) == 2
     assert len(error_line(capsys)) < 1000
+    assert main(["rerun", str(tmp_path / "a.png"), "--show"]) in (0, 2)  # much can be shown
+    assert "\x1b" not in "".join(capsys.readouterr())
+    assert main(["rerun", str(tmp_path / "a.png"), "--compare", "img2img-0.png"]) in (0, 2)
+    assert "\x1b" not in "".join(capsys.readouterr())
     assert snapshot(nothing_runs) == before
     assert not (nothing_runs / "was here").exists()
 
@@ -688,6 +726,7 @@ def damage(draw: st.DrawFn) -> Callable[[Raw], None]:
     return change
 
 
+@settings(max_examples=200)
 @given(changes=st.lists(damage(), min_size=1, max_size=3))
 @example(changes=[])
 def test_any_recipe_is_run_as_it_says_or_refused(
