@@ -1,1 +1,1 @@
-"""The editing techniques: one readable file each, every one with its own visible loop."""
+"""The editing techniques: each a readable file or a small folder, with its own visible loop."""
