@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import weights_convert
 from pare.cli import all_commands, main
 from pare.commands.examples import examples_of
-from tests.single_files import original_checkpoint
+from tests.single_files import UNET1, original_checkpoint
 
 # Diffusers takes long to load; many tasks take long to edit.
 SLOW = ("verify", "bench", "bench load", "bench edits")
@@ -40,9 +40,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(road) == 0
     checkpoint = original_checkpoint("SD 1")
     torch.save(checkpoint, folder / "model.ckpt")
-    save_file(
-        {name: t.contiguous() for name, t in checkpoint.items()}, folder / "model.safetensors"
-    )
+    inpainting = original_checkpoint("SD 1", unet=UNET1 | {"in_channels": 9})
+    for name, tensors in (("model", checkpoint), ("inpainting", inpainting)):
+        whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(whole, folder / f"{name}.safetensors")
     weights_convert.convert(folder / "model.ckpt", folder / "model")
     return folder
 

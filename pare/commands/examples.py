@@ -1,8 +1,9 @@
 """The examples with which every command's help ends.
 
 Each can be pasted into a terminal: a test runs them all, in a folder with a photo.jpg and a
-mask.png, a road.png that `pare` made, and a model as a folder (model), as model.safetensors
-and as model.ckpt.  Examples name no other files but those that they make.
+mask.png, a road.png that `pare` made, a model as a folder (model), as model.safetensors and
+as model.ckpt, and an inpainting.safetensors.  Examples name no other files but those that
+they make.
 """
 
 from __future__ import annotations
