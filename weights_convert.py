@@ -32,6 +32,7 @@ from pare.checkpoint import open_checkpoint
 from pare.config import UNetConfig, VAEConfig
 from pare.errors import OutputError, SettingError, WeightsError
 from pare.files import check_output, exchange, write_whole
+from pare.health import Numbers, is_finite
 from pare.ldm import Place, Shape
 from pare.single_file import (
     Part,
@@ -127,7 +128,7 @@ def convert(
     tensors = [tensor for part in model.parts.values() for tensor in part.tensors.values()]
     size = sum(tensor.numel() * stored_type(tensor, dtype).itemsize for tensor in tensors)
     check_space(target, size)
-    notes = list(model.notes)
+    notes = [*model.notes, *non_finite_notes(model)]
     if single:
         notes += write_single_file(model, target, dtype, force=force)
     else:
@@ -151,7 +152,34 @@ def check(
     if path.is_dir():
         refuse({"--ema": ema is not None, "--only": only, "--drop": drop}, f"{path} is a folder")
         return check_folder(path)
-    return inventory(make_plan(open_checkpoint(path), ema=ema, only=only, drop=drop))
+    plan = make_plan(open_checkpoint(path), ema=ema, only=only, drop=drop)
+    tensors = plan.checkpoint.tensors
+    return [
+        dataclasses.replace(row, status=judge_numbers(tensors[row.name])) if row.status == "ok"
+        else row for row in inventory(plan)
+    ]  # fmt: skip
+
+
+def non_finite_notes(model: SingleFile) -> list[str]:
+    """A sentence about tensors with NaN or infinities, if there are any.
+
+    Reads every tensor: the disk is asked once, as the writing that follows finds them in memory.
+    """
+    bad = [
+        f"{part}/{name}"
+        for part, content in model.parts.items()
+        for name, tensor in content.tensors.items()
+        if not is_finite(tensor)
+    ]
+    if not bad:
+        return []
+    count = f"{len(bad)} tensors hold NaN or infinities"
+    return [f"{count}, the first being {bad[0]}: no picture comes of that"]
+
+
+def judge_numbers(tensor: Tensor) -> str:
+    """Whether a tensor holds numbers only, "ok", or what else.  Reads all of it."""
+    return "ok" if is_finite(tensor) else f"not finite: {Numbers.of(tensor).wrong_in_words()}"
 
 
 # --- from a folder ------------------------------------------------------------------------
@@ -227,7 +255,9 @@ def judge_stored(tensor: hub.Stored, name: str, wanted: Shape | None) -> str:
         return "unexpected"
     if hub.squeeze(tensor.shape, wanted) != wanted:
         return f"wrong shape: expected {' '.join(map(str, wanted))}"
-    return "ok" if tensor.dtype in hub.FLOATING else "wrong type: expected floating-point numbers"
+    if tensor.dtype not in hub.FLOATING:
+        return "wrong type: expected floating-point numbers"
+    return judge_numbers(tensor.read())
 
 
 def hub_shapes(name: str, config: Mapping[str, Any], where: str) -> dict[str, Shape]:
