@@ -110,7 +110,8 @@ def run_in_words(body: Callable[[], int]) -> int:
 
 def complain(sentence: str, prefix: str = "pare: ") -> int:
     """Print one line on stderr; the exit code for what a user can mend."""
-    click.echo(prefix + one_line(sentence), err=True)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads stderr: the exit code still tells
+        click.echo(prefix + one_line(sentence), err=True)
     return 2
 
 
