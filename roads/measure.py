@@ -206,7 +206,7 @@ def layout_spread(verdicts: Sequence[Verdict]) -> Values:
 
 def diversity(
     pipe: Pipeline, judge: Judge, pictures: int, options: argparse.Namespace
-) -> dict[str, Any]:
+) -> dict[str, float | None]:
     """Spread of the layout over seeds for one prompt a place, relative to the data's.
 
     The data's: renders of the very scene on as many held-out layouts, after a VAE round
@@ -222,9 +222,13 @@ def diversity(
         real = round_trip(pipe, pixels)
         ratios.append(layout_spread(judge(made)) / layout_spread(judge(real)))
     names = [f"{name} {axis}" for name in OBJECTS for axis in "xy"]
-    means = np.nanmean(ratios, axis=0)
-    each = {name: round(float(value), 3) for name, value in zip(names, means, strict=True)}
-    return {"mean": round(float(means.mean()), 3), **each}
+    report: dict[str, float | None] = {"mean": None}
+    for name, column in zip(names, np.transpose(ratios), strict=True):
+        known = column[np.isfinite(column)]  # a thing that is in no picture has no spread
+        report[name] = round(float(known.mean()), 3) if len(known) else None
+    known_means = [value for value in report.values() if value is not None]
+    report["mean"] = round(float(np.mean(known_means)), 3) if known_means else None
+    return report
 
 
 def sampled(pipe: Pipeline, prompts: Sequence[str], options: argparse.Namespace) -> Tensor:
