@@ -25,10 +25,10 @@ from PIL import Image
 
 from pare.errors import SettingError
 from pare.image import to_pil, to_tensor
+from pare.metrics import mse, psnr, ssim, structure_distance
 from pare.pipeline import Pipeline
 from roads.edits import Split, Task, tasks
 from roads.judge import Judge, Verdict
-from roads.metrics import mse, psnr, ssim, structure_distance
 from roads.scene import Scene
 from roads.sheet import contact_sheet
 from techniques.blended import blend

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
-from roads.metrics import mse, psnr, ssim, structure_distance
+from pare.metrics import mse, psnr, ssim, structure_distance
 from roads.render import render
 from roads.scene import draw_scene
 
