@@ -1,0 +1,52 @@
+"""Prompt-to-Prompt: what another prompt makes of the same picture (arXiv:2208.01626).
+
+`words` finds words and their tokens, `mapper` says which word of the source feeds which of
+the target, `control` edits attention by it, `loop` is the algorithm.  Around it:
+`local_blend` keeps what the edit is not about, `pictures` goes from words to pictures,
+`tutorial` is the variant that stores all maps and replays them.
+"""
+
+from techniques.prompt_to_prompt.control import (
+    Injection,
+    Sites,
+    Span,
+    Target,
+    cross_schedule,
+    steps_of,
+)
+from techniques.prompt_to_prompt.local_blend import LocalBlend, Masks
+from techniques.prompt_to_prompt.loop import edit_latents
+from techniques.prompt_to_prompt.mapper import Mode, TokenMap, token_map
+from techniques.prompt_to_prompt.pictures import (
+    Edit,
+    Edited,
+    prepare,
+    prompt_to_prompt,
+    token_maps,
+)
+from techniques.prompt_to_prompt.tutorial import replay_latents
+from techniques.prompt_to_prompt.words import Word, Words, read
+
+__all__ = [
+    "Edit",
+    "Edited",
+    "Injection",
+    "LocalBlend",
+    "Masks",
+    "Mode",
+    "Sites",
+    "Span",
+    "Target",
+    "TokenMap",
+    "Word",
+    "Words",
+    "cross_schedule",
+    "edit_latents",
+    "prepare",
+    "prompt_to_prompt",
+    "read",
+    "replay_latents",
+    "steps_of",
+    "token_map",
+    "token_maps",
+]

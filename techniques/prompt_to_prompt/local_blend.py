@@ -1,0 +1,159 @@
+"""Local blend: what the edit is not about stays the source's, latent by latent.
+
+Where the words in question have been looked at so far, in the source or in the target, the
+target's latents stand; everywhere else the source's:
+
+    x_t = source + mask (x_t - source)                    arXiv:2208.01626, sec. 4
+
+The published code takes the 16 x 16 layers of 64 x 64 latents.  Here layers are chosen by
+their share of the latent grid, so that any size of picture has some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pare.attention import Call, Site
+from pare.errors import PromptError, SettingError
+from pare.settings import check_number
+from techniques.prompt_to_prompt.words import Words
+
+FEWEST_CELLS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class LocalBlend:
+    """What to blend by."""
+
+    words: tuple[str, ...] = ()
+    """The edit is where these are; each is looked for in every prompt of the run."""
+    subtract: tuple[str, ...] = ()
+    """The edit is not where these are."""
+    threshold: float = 0.3
+    """Looked at is what gets more than this share of the most looked-at place."""
+    start: float = 0.2
+    """The share of the steps before the first blend, when maps are vague yet."""
+    level: int | None = None
+    """Whose cross-attention: 0 works on the full latent grid, each further one on half of it.
+    None: a quarter of the grid (level 2), as in the paper, but of 8 cells a side at least."""
+    mask: Tensor | None = None
+    """The user's own, (1, 1, h, w), 1 = may change: alone, or the words' is cut to it."""
+
+    def check(self) -> None:
+        """Raise a SettingError for a setting out of range, or nothing to blend by."""
+        if not self.words and self.mask is None:
+            raise SettingError("nothing says where to blend", fix="give words, or a mask")
+        check_number("threshold", self.threshold, 0.0, 1.0)
+        check_number("start", self.start, 0.0, 1.0)
+
+
+class Masks:
+    """Collects one run's maps and blends its latents."""
+
+    def __init__(
+        self, blend: LocalBlend, prompts: Sequence[Words], steps: int, grid: tuple[int, int]
+    ) -> None:
+        """
+        Args:
+            prompts: the source's words and then the targets', as the rows of the run go.
+            grid: height and width of the latents.
+
+        Raises:
+            PromptError: a word that none of the prompts has.
+            SettingError: see `LocalBlend.check`.
+        """
+        blend.check()
+        self.blend_by = blend
+        self.group = len(prompts)
+        self.level = blend.level if blend.level is not None else level_of(grid)
+        self.tokens = columns(blend.words, prompts)
+        self.subtracted = columns(blend.subtract, prompts)
+        self.first = round(blend.start * steps)
+        self.sums: dict[tuple[str, int, int], Tensor] = {}
+
+    def wants(self, site: Site) -> bool:
+        return site.kind == "cross" and site.level == self.level and bool(self.blend_by.words)
+
+    def add(self, call: Call, picture: int, maps: Tensor) -> None:
+        """Add one layer's maps (heads, queries, 77) of row `picture` of the run to its sums."""
+        for kind, tokens in (("words", self.tokens), ("subtract", self.subtracted)):
+            columns = maps[:, :, tokens[picture % self.group].to(maps.device)]
+            looked = columns.sum(2).mean(0).view(1, 1, call.height, call.width)
+            key = kind, picture, maps.shape[0]
+            self.sums[key] = self.sums[key] + looked if key in self.sums else looked
+
+    def looked_at(self, kind: str, picture: int, size: tuple[int, int], pool: bool) -> Tensor:
+        """Where a row of the run has looked at its words so far: (1, 1, h, w) of bool."""
+        # Layers weigh by their heads: the mean is over all heads of all layers.
+        parts = [heads * s for (k, p, heads), s in self.sums.items() if (k, p) == (kind, picture)]
+        if not parts:
+            raise SettingError(
+                f"the UNet has no cross-attention at level {self.level}", fix="choose another level"
+            )
+        seen = torch.stack(parts).sum(0)
+        if pool:
+            seen = F.max_pool2d(seen, 3, stride=1, padding=1)
+        seen = F.interpolate(seen, size)
+        most = seen.amax(dim=(2, 3), keepdim=True).clamp(min=1e-30)
+        return seen / most > self.blend_by.threshold
+
+    def mask(self, picture: int, size: tuple[int, int]) -> Tensor:
+        """Where row `picture` of the run may differ from its source: (1, 1, h, w), 0 or 1."""
+        source = picture - picture % self.group
+        own = self.blend_by.mask
+        if not self.blend_by.words:
+            assert own is not None  # checked
+            return own
+        inside = self.looked_at("words", source, size, pool=True)
+        inside = inside | self.looked_at("words", picture, size, pool=True)
+        if self.blend_by.subtract:
+            outside = self.looked_at("subtract", source, size, pool=False)
+            outside = outside | self.looked_at("subtract", picture, size, pool=False)
+            inside = inside & ~outside
+        return inside.float() if own is None else inside * own.to(inside.device)
+
+    def blend(self, i: int, x_t: Tensor) -> Tensor:
+        """After step `i`: the latents (B, 4, h, w), targets kept to their masks."""
+        if i < self.first:
+            return x_t
+        rows = list(x_t.unbind(0))
+        for picture in range(len(rows)):
+            if picture % self.group:
+                source = rows[picture - picture % self.group]
+                mask = self.mask(picture, (x_t.shape[2], x_t.shape[3]))[0].to(x_t)
+                rows[picture] = source + mask * (rows[picture] - source)
+        return torch.stack(rows)
+
+
+def level_of(grid: tuple[int, int]) -> int:
+    """A quarter of the latents' grid, or finer where that is too coarse to tell things apart."""
+    level = 2
+    while level and max(grid) / 2**level < FEWEST_CELLS:
+        level -= 1
+    return level
+
+
+def columns(wanted: Sequence[str], prompts: Sequence[Words]) -> list[Tensor]:
+    """For each prompt, the tokens of those of the words that it has.
+
+    Raises:
+        PromptError: a word that none of the prompts has.
+    """
+    for word in wanted:
+        if not any(prompt.has(word) for prompt in prompts):
+            listed = dict.fromkeys(w for prompt in prompts for w in prompt.spoken())
+            raise PromptError(
+                f"{word!r} is in none of the prompts", expected=f"one of {', '.join(listed)}"
+            )
+    return [
+        torch.tensor(
+            [token for word in wanted if prompt.has(word) for token in prompt.find(word)],
+            dtype=torch.long,
+        )
+        for prompt in prompts
+    ]

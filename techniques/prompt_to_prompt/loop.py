@@ -1,0 +1,83 @@
+"""The algorithm: denoise the source and its targets side by side, and edit what they look at.
+
+Source and targets start from one noise.  Where the attention of a target is made from the
+source's, the picture gets the source's layout; what stands in the layout comes from the
+target's own words (arXiv:2208.01626, algorithm 1).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pare.noise import Noise
+from pare.pipeline import Pipeline, Progress
+from pare.schedulers import History, Level, Prediction, Trajectory
+from pare.text import PromptEmbeddings
+from techniques.prompt_to_prompt.control import Injection, Part
+
+
+@torch.no_grad()
+def edit_latents(
+    pipe: Pipeline,
+    x_t: Tensor,
+    trajectory: Trajectory,
+    prompts: PromptEmbeddings,
+    injection: Injection,
+    *,
+    guidance: float,
+    rescale: float = 0.0,
+    noise: Noise | None = None,
+    batch: int | None = None,
+    progress: Progress = iter,
+) -> Tensor:
+    """x_t at the trajectory's first level -> latents at its last, both (B, 4, h, w).
+
+    The rows are, for each seed, the source and then its targets, all from one noise.
+
+    Args:
+        prompts: of every row.
+        noise: needed by schedulers that are `stochastic`; one stream a row, equal for all rows
+            of a seed.
+        batch: rows that go through the UNet together; None is all of them.  With 1, source and
+            targets are looked at one after the other, step by step, which takes the least
+            memory and changes the pictures by rounding alone.
+    """
+    history: History = ()
+    for i in progress(range(len(trajectory))):
+        level = trajectory.levels[i]
+        prediction = predict_in_parts(
+            pipe, x_t, level, prompts, injection, guidance, rescale, i, batch or len(x_t)
+        )
+        fresh = pipe.fresh_noise(noise, x_t)
+        x_t, history = pipe.scheduler.step(trajectory, i, x_t, prediction, history, fresh)
+        if injection.masks is not None:
+            x_t = injection.masks.blend(i, x_t)
+    return x_t
+
+
+def predict_in_parts(
+    pipe: Pipeline,
+    x_t: Tensor,
+    level: Level,
+    prompts: PromptEmbeddings,
+    injection: Injection,
+    guidance: float,
+    rescale: float,
+    i: int,
+    batch: int,
+) -> Prediction:
+    """`Pipeline.predict`, `batch` rows at a time.  A source comes before its targets, so that
+    its maps are there when they are wanted."""
+    parts = []
+    for first in range(0, len(x_t), batch):
+        rows = slice(first, first + batch)
+        control = Part(injection, first)
+        parts.append(
+            pipe.predict(
+                x_t[rows], level, prompts[rows], guidance, rescale=rescale, control=control, step=i
+            )
+        )
+    return Prediction(
+        x0=torch.cat([part.x0 for part in parts]), eps=torch.cat([part.eps for part in parts])
+    )

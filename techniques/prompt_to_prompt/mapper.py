@@ -1,0 +1,264 @@
+"""Which word of the source feeds which word of the target: a table of 77 x 77 tokens.
+
+The source's cross-attention says of every pixel how much it looks at each token of the
+source.  Multiplied by such a table, it says how much the target's pixels are to look at each
+token of the target:
+
+    edited = (source maps @ matrix) (1 - own) + (target's maps) own,   times scale
+
+`replaced` swaps word for word, `refined` keeps what two prompts share and leaves what is new
+to itself, `untouched` leaves everything; `with_word` puts a pair of words of the user's
+choice over any of them, `reweighted` turns words up and down.       arXiv:2208.01626, sec. 3.2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pare.errors import PromptError, SettingError
+from pare.settings import check_number
+from techniques.prompt_to_prompt.words import PADDING, Words
+
+Mode = Literal["replace", "refine", "own"]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMap:
+    """How the target's attention to its tokens is made of the source's to its own."""
+
+    source: Words
+    target: Words
+    matrix: Tensor
+    """(77, 77): [i, j] is the share of the source's attention to its token i that the target's
+    token j is given."""
+    own: Tensor
+    """(77,): 1 where a token of the target keeps its own attention instead, else 0."""
+    scale: Tensor
+    """(77,): what the attention to a token of the target is multiplied by at the end."""
+
+    def apply(self, source: Tensor, target: Tensor) -> Tensor:
+        """The maps (..., 77) of the source and of the target -> those that are to act."""
+        return (source @ self.matrix * (1 - self.own) + target * self.own) * self.scale
+
+    def to(self, device: torch.device) -> TokenMap:
+        return dataclasses.replace(
+            self,
+            matrix=self.matrix.to(device),
+            own=self.own.to(device),
+            scale=self.scale.to(device),
+        )
+
+    def __str__(self) -> str:
+        """The table for people: every token of the target, and what feeds it."""
+        rows = [f"{self.source.prompt!r} -> {self.target.prompt!r}"]
+        width = max(len(name) for name in self.target.names)
+        for j, name in enumerate(self.target.names):
+            if name == PADDING:
+                rows.append(f"{j:>4}  {'… padding':<{width}}  <-  {self.feeds(j)}, and so on")
+                break
+            rows.append(f"{j:>4}  {name:<{width}}  <-  {self.feeds(j)}")
+        return "\n".join(rows)
+
+    def feeds(self, j: int) -> str:
+        """What the target's token `j` is fed by, in words: `1/3 of 2 lion`."""
+        parts = [
+            f"{share_of(float(self.matrix[i, j]))}{i} {self.source.names[i]}"
+            for i in self.matrix[:, j].nonzero().flatten().tolist()
+        ]
+        text = " + ".join(parts) or "nothing"
+        if self.own[j] == 1:
+            text = "its own"
+        if self.scale[j] != 1:
+            text += f", times {float(self.scale[j]):g}"
+        return text
+
+
+def share_of(value: float) -> str:
+    """1 -> "", 1/3 -> "1/3 of " """
+    if value == 1:
+        return ""
+    whole = round(1 / value)
+    return f"1/{whole} of " if abs(value * whole - 1) < 1e-6 else f"{value:.3g} of "
+
+
+def token_map(
+    source: Words,
+    target: Words,
+    *,
+    mode: Mode | None = None,
+    words: Mapping[str, str] | None = None,
+    weights: Mapping[str, float] | None = None,
+    normalised: bool = False,
+) -> TokenMap:
+    """A table out of all that a user may ask for, chained in this order.
+
+    Args:
+        mode: None is "replace" where both prompts have as many words, else "refine".
+        words: pairs of a word of the source and the word of the target that it is to feed.
+        weights: for words of the target, what their attention is multiplied by.
+        normalised: see `replaced`.
+
+    Raises:
+        PromptError: a word that is not in its prompt.
+        SettingError: prompts that cannot be paired word by word; a weight out of range.
+    """
+    if mode is None:
+        mode = "replace" if len(source.words) == len(target.words) else "refine"
+    if mode == "replace":
+        table = replaced(source, target, normalised=normalised)
+    elif mode == "refine":
+        table = refined(source, target)
+    else:
+        table = untouched(source, target)
+    for old, new in (words or {}).items():
+        table = with_word(table, old, new, normalised=normalised)
+    return reweighted(table, weights or {})
+
+
+def untouched(source: Words, target: Words) -> TokenMap:
+    """Every token of the target keeps its own attention."""
+    length = target.length
+    empty = torch.zeros(length, length)
+    return TokenMap(source, target, empty, torch.ones(length), torch.ones(length))
+
+
+def replaced(source: Words, target: Words, *, normalised: bool = False) -> TokenMap:
+    """Word for word: the k-th word of the target takes over where the source's k-th looked.
+
+    A word of n tokens that becomes one of as many feeds them one by one.  Otherwise its
+    n x m block holds 1 / max(n, m), and what stands behind shifts along.  For n > m the new
+    word then gets only m / n of the old one's attention, and padding that is pushed off the
+    end is lost, or at the end has nothing to feed it.
+
+    Args:
+        normalised: blocks hold 1 / m, and the last token takes what is pushed off the end:
+            every row sums to 1, no attention is lost.
+
+    Raises:
+        SettingError: prompts of different numbers of words.
+    """
+    if len(source.words) != len(target.words):
+        raise SettingError(
+            f"replace swaps word for word, and {source.prompt!r} has {len(source.words)} words "
+            f"and punctuation marks, {target.prompt!r} {len(target.words)}",
+            fix="take refine, or give a map of words",
+        )
+    length = target.length
+    matrix, own = torch.zeros(length, length), torch.zeros(length)
+    matrix[0, 0] = 1
+    for old, new in zip(source.words, target.words, strict=True):
+        feed(matrix, own, old.tokens, new.tokens, normalised)
+
+    # Behind the words: the end on the end, padding on padding.
+    shift = len(target.ids) - len(source.ids)
+    for i in range(len(source.ids) - 1, length):
+        if i + shift < length:
+            matrix[i, i + shift] = 1
+        elif normalised:
+            matrix[i, length - 1] = 1
+    return TokenMap(source, target, matrix, own, torch.ones(length))
+
+
+def feed(
+    matrix: Tensor, own: Tensor, old: Sequence[int], new: Sequence[int], normalised: bool
+) -> None:
+    """Let the source's tokens `old` feed the target's `new`, in place."""
+    n, m = len(old), len(new)
+    if n == 0:  # nothing to be fed by
+        own[list(new)] = 1
+    elif n == m:
+        matrix[list(old), list(new)] = 1
+    else:
+        for j in new:
+            matrix[list(old), j] = 1 / (m if normalised else max(n, m))
+
+
+def refined(source: Words, target: Words) -> TokenMap:
+    """What both prompts share is fed by the source; what is new keeps its own attention.
+
+    A token of padding is fed by the one at the same place, if the source has padding there.
+    """
+    length = target.length
+    matrix, own = torch.zeros(length, length), torch.ones(length)
+    for j, i in enumerate(aligned(source.ids, target.ids)):
+        if i is not None:
+            matrix[i, j], own[j] = 1, 0
+    for j in range(len(target.ids), length):
+        if j >= len(source.ids):
+            matrix[j, j], own[j] = 1, 0
+    return TokenMap(source, target, matrix, own, torch.ones(length))
+
+
+def aligned(source: Sequence[int], target: Sequence[int]) -> list[int | None]:
+    """For each token of the target the place of its partner in the source, None if it is new.
+
+    The best global alignment (Needleman and Wunsch 1970) with 1 for a match, -1 for a mismatch
+    and 0 for a gap: the longest common subsequence, as two gaps are better than a mismatch.
+    """
+    rows, columns = len(source) + 1, len(target) + 1
+    best = [[0] * columns for _ in range(rows)]
+    for i in range(1, rows):
+        for j in range(1, columns):
+            pair = best[i - 1][j - 1] + (1 if source[i - 1] == target[j - 1] else -1)
+            best[i][j] = max(best[i][j - 1], best[i - 1][j], pair)
+
+    # Back from the ends.  Among equals, the published code's order: new, dropped, paired.
+    partners: list[int | None] = [None] * len(target)
+    i, j = len(source), len(target)
+    while i and j:
+        if best[i][j] == best[i][j - 1]:
+            j -= 1
+        elif best[i][j] == best[i - 1][j]:
+            i -= 1
+        else:
+            i, j = i - 1, j - 1
+            partners[j] = i
+    return partners
+
+
+def with_word(table: TokenMap, old: str, new: str, *, normalised: bool = False) -> TokenMap:
+    """A word of the source feeds a word of the target, whatever fed that before.
+
+    A word that occurs several times in both is paired in order.
+
+    Raises:
+        PromptError: a word that is not in its prompt, or not as often in both.
+    """
+    olds, news = table.source.occurrences(old), table.target.occurrences(new)
+    if len(olds) != len(news):
+        raise PromptError(
+            f"{old!r} occurs {times(len(olds))} in the source and {new!r} {times(len(news))} in "
+            "the target",
+            fix=f"say which: '{old}#1'",
+        )
+    matrix, own = table.matrix.clone(), table.own.clone()
+    for before, after in zip(olds, news, strict=True):
+        matrix[:, list(after)], own[list(after)] = 0, 0
+        feed(matrix, own, before, after, normalised)
+    return dataclasses.replace(table, matrix=matrix, own=own)
+
+
+def times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def reweighted(table: TokenMap, weights: Mapping[str, float]) -> TokenMap:
+    """Words of the target, turned up or down; below 0, away from.  arXiv:2208.01626 takes
+    -2 to 2.
+
+    Raises:
+        PromptError: a word that is not in the target.
+        SettingError: a weight that is not in -100 .. 100.
+    """
+    scale = table.scale.clone()
+    for word, weight in weights.items():
+        scale[list(table.target.find(word))] *= check_number(
+            f"weight of {word!r}", weight, -100, 100
+        )
+    return dataclasses.replace(table, scale=scale)
