@@ -390,7 +390,8 @@ def test_show(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "seed: 8, picture 2 of 2" in shown
     line = shown.splitlines()[-1]
     command = ["blend", "photo.png", "the car", "--mask", "mask.png", "--sample", "--steps", "3"]
-    more = ["--negative", "it's", "--model", "model", "--seed", "7", "--seed", "8"]
+    more = ["--negative", "it's", "--batch", "2", "--model", "model", "--seed", "7"]
+    more += ["--seed", "8"]
     assert shlex.split(line) == ["pare", *command, *more]
     # The line does what it says.
     assert main([*shlex.split(line)[1:], "--out", "again.png"]) == 0

@@ -221,7 +221,6 @@ MERGES = {
     "one-word": b"#version: 0.2\nsn\n",
     "three-words": b"#version: 0.2\ns n o\n",
     "unknown": "#version: 0.2\n雪 雪\n".encode(),
-    "windows": b"#version: 0.2\r\ns n\r\n",
     "megabytes": b"s n\n" * 2_200_000,
     "json": b'{"s": "n"}',
 }

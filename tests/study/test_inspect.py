@@ -224,13 +224,15 @@ def test_values_of_a_layer(capsys: Output, tiny: Path) -> None:
 # --- at true size, without the weights -----------------------------------------------------
 
 MEASURED = """
-import json, resource, sys
+import json, sys
+import torch
 import pare.cli
+from pare.verify.memory import peak_memory
 code = pare.cli.main(["inspect", *sys.argv[1:]])
 sys.stdout.flush()
 with open("/proc/self/io") as file:
     read = int(file.readline().split()[1])  # rchar: what read() brought
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # mapped pages included
+peak = peak_memory(torch.device("cpu"))  # mapped pages included
 print(json.dumps({"code": code, "read": read, "peak": peak}), file=sys.stderr)
 """
 
