@@ -63,6 +63,13 @@ class TokenMap:
                 rows.append(f"{j:>4}  {'… padding':<{width}}  <-  {self.feeds(j)}, and so on")
                 break
             rows.append(f"{j:>4}  {name:<{width}}  <-  {self.feeds(j)}")
+        idle = [
+            f"{i} {self.source.names[i]}"
+            for i in range(len(self.source.ids))
+            if not self.matrix[i].any()
+        ]
+        if idle:
+            rows.append(f"of the source nothing feeds on {', '.join(idle)}")
         return "\n".join(rows)
 
     def feeds(self, j: int) -> str:
