@@ -85,6 +85,10 @@ class RecipeError(PareError):
     """A picture without a recipe, or with one that cannot be read."""
 
 
+class InversionError(PareError):
+    """An inversion's file that cannot be read, or one that does not fit the model."""
+
+
 class NonFiniteError(PareError):
     """A NaN or an infinity where a model's part should have answered with a number."""
 

@@ -1,0 +1,604 @@
+"""Inversion against the published loops on diffusers, and what each method promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import diffusers
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+import pare
+from pare.errors import InversionError, PareError, SchedulerError, SettingError
+from pare.image import to_tensor
+from pare.text import PromptEmbeddings
+from roads.captions import full_caption
+from roads.render import render
+from roads.scene import draw_scene
+from techniques.inversion import (
+    Inverted,
+    Method,
+    Trace,
+    ddim,
+    direct,
+    edict,
+    edit_friendly,
+    fixed_point,
+    invert,
+    invert_and_report,
+    load,
+    negative,
+    null_text,
+    sample,
+    statistics,
+)
+from techniques.inversion.report import metered
+from tests.conftest import ROADS
+from tests.random_models import normal
+from tests.techniques.blending import (
+    SCHEDULER_CONFIG,
+    TinyModel,
+    TinyPipeline,
+    distance,
+    embedding,
+    picture,
+)
+from tests.techniques.mutants import mutant
+from tests.techniques.reference_inversion import (
+    reference_direct,
+    reference_edict,
+    reference_guided,
+    reference_invert,
+    reference_null_text,
+    reference_sample,
+)
+
+BOUND = 1e-5
+SOURCE = normal(1, 4, 9, 11, seed=2)
+PROMPT, EDIT = "a road in norway", "a snowy road in norway"
+METHODS: tuple[Method, ...] = get_args(Method)
+OPTIONS = {"clip_sample": False, "set_alpha_to_one": False}
+
+
+@pytest.fixture(scope="module")
+def model() -> TinyModel:
+    return TinyModel.build()
+
+
+@pytest.fixture(scope="module")
+def pipe(model: TinyModel) -> TinyPipeline:
+    return model.pipe("ddim")
+
+
+def theirs(kind: type, prediction_type: str = "epsilon") -> Any:
+    return kind.from_config(SCHEDULER_CONFIG, **OPTIONS, prediction_type=prediction_type)
+
+
+# --- parity --------------------------------------------------------------------------------
+
+
+def apart(model: TinyModel, module: ModuleType, prediction_type: str = "epsilon") -> float:
+    """`module`'s loops (ddim's, or a mutant's) from the reference's: the largest distance of
+    the latents on the way to the noise, and on the way back."""
+    steps, every = 12, range(12)
+    pipe = model.pipe("ddim", prediction_type=prediction_type)
+    prompts = pipe.encode_prompts([PROMPT])
+    back: dict[int, Tensor] = {}
+    trace = module.invert(pipe, SOURCE, prompts, steps)
+    module.sample_latents(pipe, trace, prompts, 1.0, watch=back.__setitem__)
+    noise, their_way = reference_invert(
+        model.their_unet, theirs(diffusers.DDIMInverseScheduler, prediction_type),
+        SOURCE, embedding(PROMPT), steps=steps, visual_steps=every,
+    )  # fmt: skip
+    _, their_back = reference_sample(
+        model.their_unet, theirs(diffusers.DDIMScheduler, prediction_type),
+        noise, embedding(PROMPT), steps=steps, visual_steps=every,
+    )  # fmt: skip
+    assert list(back) == list(every)
+    return max(
+        distance(ours, reference)
+        for i in every
+        for ours, reference in ((trace.after(i), their_way[i]), (back[i], their_back[i]))
+    )
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_both_loops_are_the_tutorial_s(model: TinyModel, prediction_type: str) -> None:
+    assert apart(model, ddim, prediction_type) < BOUND
+
+
+LOOK = "level = trajectory.levels[i]\n        prediction = pipe.predict(x_t, level, "
+MUTATIONS = {
+    "inversion asks at the level it comes from": (
+        LOOK + "only_cond",
+        LOOK.replace("trajectory.levels[i]", "trajectory.levels[max(i - 1, 0)]") + "only_cond",
+    ),
+    "inversion is guided": ("only_cond, guidance=1.0", "PromptEmbeddings(cond, -cond), guidance=2"),
+    "the way is not turned round": ("visited[::-1]", "visited"),
+    "x0 is clipped": ("clip_sample=False", "clip_sample=True"),
+    "the run ends clean": ("set_alpha_to_one=False", "set_alpha_to_one=True"),
+    "sampling's steps are one behind": (
+        "ddim.step(trajectory, i, ", "ddim.step(trajectory, max(i - 1, 0), ",
+    ),
+    "sampling asks one level on": (
+        LOOK + "prompts, guidance",
+        LOOK.replace("levels[i]", "levels[i + 1]") + "prompts, guidance",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_the_comparison_notices(model: TinyModel, name: str, tmp_path: Path) -> None:
+    assert apart(model, mutant(ddim, *MUTATIONS[name], tmp_path)) > 100 * BOUND
+
+
+def test_the_comparison_accepts_a_copy(model: TinyModel, tmp_path: Path) -> None:
+    assert apart(model, mutant(ddim, "visited[::-1]", "visited[::-1]", tmp_path)) < BOUND
+
+
+def null_text_apart(model: TinyModel, module: ModuleType) -> float:
+    pipe, steps = model.pipe("ddim"), 4
+    prompts = pipe.encode_prompts([PROMPT])
+    trace = module.invert(pipe, SOURCE, prompts, steps, 7.5, inner_steps=4)
+    reference = reference_null_text(
+        model.their_unet, theirs(diffusers.DDIMScheduler), trace.trajectory.split(1),
+        embedding(""), embedding(PROMPT), guidance=7.5, inner_steps=4,
+    )  # fmt: skip
+    again = module.sample_latents(pipe, trace, prompts, 7.5)
+    their_again = reference_guided(
+        model.their_unet, theirs(diffusers.DDIMScheduler), trace.x_T, reference,
+        embedding(PROMPT), guidance=7.5,
+    )  # fmt: skip
+    return distance(again, their_again)
+
+
+# Adam's first step divides a gradient by its own size: where that is no more than rounding,
+# an element goes up here and down there.
+NULL_TEXT_BOUND = 1e-3
+
+
+def test_null_text_is_the_published_code(model: TinyModel) -> None:
+    assert null_text_apart(model, null_text) < NULL_TEXT_BOUND
+
+
+NULL_TEXT_MUTATIONS = {
+    "the learning rate": ("lr=1e-2 * (1 - i / 100)", "lr=2e-2"),
+    "no warm start": ("uncond = uncond.clone()", "uncond = prompts.uncond.clone()"),
+    "the pivot's level": ("pivot[i + 1 : i + 2]", "pivot[i : i + 1]"),
+    "learnt for another step": ("trace.uncond[skip + i]", "trace.uncond[skip]"),
+}
+
+
+@pytest.mark.parametrize("name", NULL_TEXT_MUTATIONS)
+def test_null_text_s_comparison_notices(model: TinyModel, name: str, tmp_path: Path) -> None:
+    module = mutant(null_text, *NULL_TEXT_MUTATIONS[name], tmp_path)
+    assert null_text_apart(model, module) > 5 * NULL_TEXT_BOUND
+
+
+def negative_apart(
+    model: TinyModel, module: ModuleType = negative, quantile: float | None = 0.7
+) -> float:
+    pipe = model.pipe("ddim")
+    trace = ddim.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 5)
+    prompts = pipe.encode_prompts([EDIT], negative=PROMPT)
+    ours = module.sample_latents(pipe, trace, prompts, 7.5, quantile=quantile)
+    reference = reference_guided(
+        model.their_unet, theirs(diffusers.DDIMScheduler), trace.x_T, [embedding(PROMPT)] * 5,
+        embedding(EDIT), guidance=7.5, quantile=quantile,
+    )  # fmt: skip
+    return distance(ours, reference)
+
+
+def direct_apart(model: TinyModel, module: ModuleType = direct) -> float:
+    pipe = model.pipe("ddim")
+    # At a guidance where a random model's rounding does not grow a thousandfold.
+    trace = module.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 8)
+    ours = module.sample_latents(pipe, trace, pipe.encode_prompts([PROMPT, EDIT]), 1.5)
+    reference = reference_direct(
+        model.their_unet, theirs(diffusers.DDIMScheduler), trace.trajectory.split(1),
+        embedding(""), torch.cat([embedding(PROMPT), embedding(EDIT)]), guidance=1.5,
+    )  # fmt: skip
+    return distance(ours, reference)
+
+
+def edict_apart(model: TinyModel, module: ModuleType = edict) -> float:
+    pipe = model.pipe("ddim")
+    trace = module.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 5)
+    assert trace.partner is not None
+    x, y = reference_edict(
+        model.their_unet, theirs(diffusers.DDIMScheduler), SOURCE, embedding(""),
+        embedding(PROMPT), steps=5, guidance=3.0, p=0.93, backwards=True,
+    )  # fmt: skip
+    there = max(distance(trace.x_T, x), distance(trace.partner[:1], y))
+    # And forwards, from a pair that is equal as the reference's.
+    start = Trace(normal(6, 4, 9, 11).double(), partner=normal(6, 4, 9, 11).double())
+    sampled = module.sample_latents(pipe, start, pipe.encode_prompts([EDIT]), 3.0)
+    x, _ = reference_edict(
+        model.their_unet, theirs(diffusers.DDIMScheduler), start.x_T, embedding(""),
+        embedding(EDIT), steps=5, guidance=3.0, p=0.93, backwards=False,
+    )  # fmt: skip
+    return max(there, distance(sampled, x))
+
+
+@pytest.mark.parametrize("quantile", [None, 0.7])
+def test_negative_prompt_inversion_is_the_published_code(
+    model: TinyModel, quantile: float | None
+) -> None:
+    assert negative_apart(model, quantile=quantile) < BOUND
+
+
+def test_direct_inversion_is_the_published_code(model: TinyModel) -> None:
+    assert direct_apart(model) < BOUND
+
+
+def test_edict_is_the_published_code(model: TinyModel) -> None:
+    assert edict_apart(model) < BOUND
+
+
+OTHER_MUTATIONS = {
+    "the proximal step keeps the small ones": (
+        negative_apart, negative, "size > threshold", "size <= threshold",
+    ),
+    "guidance starts at the new prompt": (
+        negative_apart, negative, "answers[\"uncond\"] + guidance", "answers[\"cond\"] + guidance",
+    ),
+    "both rows are put back": (direct_apart, direct, "[source, x_t[1:]]", "[source, source]"),
+    "the source is put back a level late": (direct_apart, direct, "skip + i + 1", "skip + i"),
+    "x always leads": (edict_apart, edict, "if i % 2 else", "if False else"),
+    "y mixes before x": (edict_apart, edict, "y = p * y + (1 - p) * x", "y = p * x + (1 - p) * y"),
+    "EDICT's levels are one behind": (
+        edict_apart, edict, "coefficients(levels[k], ", "coefficients(levels[max(k - 1, 0)], ",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_MUTATIONS)
+def test_the_other_comparisons_notice(model: TinyModel, name: str, tmp_path: Path) -> None:
+    comparison, module, old, new = OTHER_MUTATIONS[name]
+    assert comparison(model, mutant(module, old, new, tmp_path)) > 100 * BOUND
+
+
+# --- what the methods promise ----------------------------------------------------------------
+
+
+def missed(pipe: TinyPipeline, trace: Trace, guidance: float, module: ModuleType = ddim) -> float:
+    """How far the source prompt's own way back ends from the source."""
+    again = module.sample_latents(pipe, trace, pipe.encode_prompts([PROMPT]), guidance)
+    return distance(again, SOURCE.to(again))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_fixed_point_leads_back(model: TinyModel, prediction_type: str) -> None:
+    pipe = model.pipe("ddim", prediction_type=prediction_type)
+    prompts = pipe.encode_prompts([PROMPT])
+    plain = missed(pipe, ddim.invert(pipe, SOURCE, prompts, 8), 1.0)
+    once = fixed_point.invert(pipe, SOURCE, prompts, 8, iterations=1)
+    settled = missed(pipe, fixed_point.invert(pipe, SOURCE, prompts, 8, iterations=20), 1.0)
+    assert settled < 0.01 * plain
+    assert missed(pipe, once, 1.0) == pytest.approx(
+        plain, rel=0.5 if prediction_type[0] == "v" else 1e-2
+    )
+
+
+def test_null_text_learns_at_every_step(pipe: TinyPipeline) -> None:
+    losses: dict[int, list[float]] = {}
+    prompts = pipe.encode_prompts([PROMPT])
+    trace = null_text.invert(pipe, SOURCE, prompts, 6, watch=losses.__setitem__)
+    assert sorted(losses) == list(range(6))
+    assert all(way[-1] < way[0] for way in losses.values())
+    assert missed(pipe, trace, 7.5, null_text) < 0.5 * missed(pipe, trace, 7.5)
+
+
+@pytest.mark.slow
+def test_null_text_is_trained_below_its_bound_on_roads() -> None:
+    scene = draw_scene(3)
+    roads = pare.Pipeline.from_pretrained(ROADS, device="cpu", scheduler="ddim")
+    x0 = roads.encode(to_tensor(Image.fromarray(render(scene).pixels)))
+    prompts = roads.encode_prompts([full_caption(scene)])
+    losses: dict[int, list[float]] = {}
+    trace = null_text.invert(roads, x0, prompts, 50, watch=losses.__setitem__)
+    # The first steps have much to learn and the strictest bounds: there ten steps of Adam
+    # may not do.
+    assert all(losses[i][-1] < null_text.loss_bound(i) for i in range(10, 50))
+    plain, learnt = (
+        module.sample_latents(roads, trace, prompts, 7.5) - x0 for module in (ddim, null_text)
+    )
+    assert learnt.square().mean() < 0.05 * plain.square().mean()
+
+
+def test_null_text_leaves_the_model_alone(pipe: TinyPipeline) -> None:
+    pipe.unet.requires_grad_(True)
+    try:
+        null_text.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 1, inner_steps=1)
+        assert all(weight.grad is None for weight in pipe.unet.parameters())
+    finally:
+        pipe.unet.requires_grad_(False)
+
+
+def test_direct_inversion_keeps_the_source_row_and_no_other(pipe: TinyPipeline) -> None:
+    trace = direct.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 8)
+    assert missed(pipe, trace, 7.5) > 0.1
+    rows = direct.sample_latents(pipe, trace, pipe.encode_prompts([PROMPT, EDIT, PROMPT]), 7.5)
+    plain = ddim.sample_latents(pipe, trace, pipe.encode_prompts([PROMPT, EDIT, PROMPT]), 7.5)
+    assert torch.equal(rows[:1], SOURCE)
+    assert torch.equal(rows[1:], plain[1:])
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", [1, 7])
+def test_edit_friendly_noise_gives_the_picture_back(
+    model: TinyModel, prediction_type: str, steps: int
+) -> None:
+    pipe = model.pipe("ddim", prediction_type=prediction_type)
+    noise = pipe.noise([3])
+    prompts = pipe.encode_prompts([PROMPT])
+    trace = edit_friendly.invert(pipe, SOURCE, prompts, steps, noise=noise)
+    assert missed(pipe, trace, edit_friendly.GUIDANCE, edit_friendly) < 1e-6
+    again = edit_friendly.sample_latents(pipe, trace, prompts, edit_friendly.GUIDANCE)
+    assert torch.equal(again, trace.source)
+    edited = edit_friendly.sample_latents(pipe, trace, pipe.encode_prompts([EDIT]), 3.5)
+    assert distance(edited, SOURCE) > 0.005
+
+
+def test_edit_friendly_levels_have_noise_of_their_own(pipe: TinyPipeline) -> None:
+    noise = pipe.noise([3])
+    trace = edit_friendly.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 5, noise=noise)
+    levels = pipe.scheduler.trajectory(5).levels
+    drawn = [
+        (x_t - level.signal_rate * SOURCE[0]) / level.noise_rate
+        for x_t, level in zip(trace.trajectory[:-1], levels[:-1], strict=True)
+    ]
+    likeness = torch.corrcoef(torch.stack(drawn).flatten(1))
+    assert (likeness - torch.eye(5)).abs().max() < 0.2
+    assert torch.stack(drawn).std() == pytest.approx(1, abs=0.1)
+
+
+@hypothesis_settings(max_examples=10, deadline=None)
+@given(
+    steps=st.integers(1, 8),
+    p=st.floats(0.5, 1.0),
+    guidance=st.floats(0, 7.5),
+    prediction_type=st.sampled_from(["epsilon", "v_prediction"]),
+)
+def test_edict_is_undone_exactly(
+    model: TinyModel, steps: int, p: float, guidance: float, prediction_type: str
+) -> None:
+    pipe = model.pipe("ddim", prediction_type=prediction_type)
+    prompts = pipe.encode_prompts([PROMPT])
+    trace = edict.invert(pipe, SOURCE, prompts, steps, guidance, p=p)
+    for skip in (0, steps - 1):
+        again = edict.sample_latents(pipe, trace, prompts, guidance, p=p, skip=skip)
+        assert distance(again, SOURCE.double()) < 1e-6
+
+
+def test_guidance_cannot_hurt_negative_prompt_inversion(pipe: TinyPipeline) -> None:
+    trace = ddim.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 5)
+    source_twice = pipe.encode_prompts([PROMPT], negative=PROMPT)
+    plain = ddim.sample_latents(pipe, trace, source_twice, 1.0)
+    for quantile in (None, 0.7):
+        guided = negative.sample_latents(pipe, trace, source_twice, 7.5, quantile=quantile)
+        assert distance(guided, plain) < BOUND
+
+
+@given(st.floats(0, 1))
+def test_the_proximal_step_keeps_the_largest_of_each_picture(share: float) -> None:
+    difference = torch.cat([normal(1, 4, 5, 6), 100 * normal(1, 4, 5, 6, seed=2)])
+    kept = negative.proximal(difference, share)
+    passed = (kept != 0).flatten(1).float().mean(1)
+    assert torch.all((passed - (1 - share)).abs() <= 1.01 / 120)
+    assert torch.all((kept == 0) | (kept == difference))
+
+
+# --- words, pictures and files ---------------------------------------------------------------
+
+IMAGE = picture(33, 21)
+
+
+def inverted_by(pipe: TinyPipeline, method: Method) -> Inverted:
+    return invert(pipe, IMAGE, PROMPT, method=method, steps=3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_way_there_through_a_file_and_back(
+    pipe: TinyPipeline, method: Method, tmp_path: Path
+) -> None:
+    inverted = inverted_by(pipe, method)
+    inverted.save(tmp_path / "it.safetensors")
+    loaded = load(tmp_path / "it.safetensors")
+    again, edited = sample(pipe, loaded), sample(pipe, loaded, EDIT, guidance=5, skip=1)
+    assert again.image.size == edited.image.size == IMAGE.size
+    assert torch.equal(again.latents, sample(pipe, inverted).latents)
+    assert again.latents.shape == (1, 4, 6, 9)
+    assert distance(again.latents, edited.latents) > 1e-3
+    if method in ("direct", "edit-friendly", "edict"):
+        assert distance(again.latents, inverted.trace.source.float()) < BOUND
+
+
+def test_intermediate_latents_of_chosen_steps(pipe: TinyPipeline) -> None:
+    inverted = inverted_by(pipe, "ddim")
+    visited = sample(pipe, inverted, visual_steps=[2, 0]).visited
+    assert sorted(visited) == [0, 2]
+    assert torch.equal(visited[2], sample(pipe, inverted).latents)
+    assert torch.equal(inverted.trace.after(2), inverted.trace.x_T)
+    with pytest.raises(
+        SettingError, match="a visual step is 3; expected a whole number from 0 to 2"
+    ):
+        sample(pipe, inverted, visual_steps=[3])
+    with pytest.raises(SettingError, match="skip is -1"):
+        sample(pipe, inverted, skip=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("dpm++2m", {}), ("euler", {}), ("ddim-inverse", {}), ("ddim", {"eta": 1})],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_solvers_without_an_inverse_name_the_one_that_has(
+    model: TinyModel, method: Method, name: str, options: dict[str, Any]
+) -> None:
+    with pytest.raises(SchedulerError, match=r"has no exact inverse; expected ddim with eta 0"):
+        invert(model.pipe(name, **options), IMAGE, PROMPT, method=method, steps=2)
+
+
+def test_a_level_without_signal_is_refused(pipe: TinyPipeline) -> None:
+    from pare.schedulers import build_scheduler
+
+    raw = {**SCHEDULER_CONFIG, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    solver = build_scheduler(raw, "the test's file", "ddim", prediction_type="v_prediction")
+    with pytest.raises(SchedulerError, match="has no signal"):
+        invert(TinyPipeline(pipe_parts(pipe), solver), IMAGE, PROMPT, steps=2)
+
+
+def pipe_parts(pipe: TinyPipeline) -> Any:
+    from pare.hub import Components
+
+    no_text: Any = None
+    return Components(pipe.unet, pipe.vae, no_text, no_text, SCHEDULER_CONFIG, pipe.source)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"method": "magic"}, "method is 'magic'"),
+        ({"steps": 0}, "steps is 0"),
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"method": "null-text", "steps": 101}, "at most 100 for null-text"),
+        ({"prompt": 7}, "the prompt is a int"),
+    ],
+)
+def test_bad_settings_are_refused(pipe: TinyPipeline, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(PareError, match=words):
+        invert(pipe, IMAGE, **{"prompt": PROMPT, "steps": 2, **given})
+
+
+def test_a_mismatch_is_a_sentence(model: TinyModel, pipe: TinyPipeline) -> None:
+    inverted = inverted_by(pipe, "null-text")
+    other = dataclasses.replace(inverted, model={"unet.safetensors": "abc"})
+    with pytest.raises(InversionError, match="is of another model than tiny"):
+        sample(pipe, other)
+    with pytest.raises(InversionError, match="another noise schedule or spacing"):
+        sample(model.pipe("ddim", spacing="trailing"), inverted)
+    with pytest.raises(
+        InversionError, match=r"latents of the shape \(4, 6, 9\); expected \(4, 6, 10\)"
+    ):
+        sample(pipe, dataclasses.replace(inverted, width=38))
+    assert inverted.trace.uncond is not None
+    narrow = dataclasses.replace(inverted.trace, uncond=inverted.trace.uncond[..., :5])
+    with pytest.raises(InversionError, match="embeddings of width 5; expected 12"):
+        sample(pipe, dataclasses.replace(inverted, trace=narrow))
+
+
+def write_changed(
+    path: Path, pipe: TinyPipeline, about: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """A file of edit-friendly inversion with some of its JSON and its tensors replaced."""
+    inverted = inverted_by(pipe, "edit-friendly")
+    inverted.save(path)
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = json.loads(file.metadata()["pare-inversion"])
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    path.unlink()
+    changed = {"pare-inversion": json.dumps(metadata | about)}
+    save_file({**held, **tensors}, path, changed)
+
+
+@pytest.mark.parametrize(
+    ("about", "tensors", "words"),
+    [
+        ({"format": 2}, {}, "its format is not 1"),
+        ({"method": "magic"}, {}, "there is no method 'magic'"),
+        ({"method": "edict"}, {}, "its tensors are noise, trajectory"),
+        ({"method": ["ddim"]}, {}, "its 'method' is not what pare writes"),
+        ({"more": 1}, {}, "missing or unknown: 'more'"),
+        ({"width": True}, {}, "its 'width' is not"),
+        ({"width": 10**9}, {}, "out of range"),
+        ({"guidance": float("nan")}, {}, "NaN is not a JSON number"),
+        ({"guidance": 1e9}, {}, "out of range"),
+        ({"prompt": "x" * 30_000}, {}, "out of range"),
+        ({"model": {"unet": 1}}, {}, "its 'model' is not"),
+        ({}, {"trajectory": torch.zeros(4, 4)}, "its trajectory has the shape"),
+        ({}, {"trajectory": torch.zeros(1, 4, 6, 9)}, "its trajectory has the shape"),
+        ({}, {"noise": torch.zeros(2, 4, 6, 9)}, "its noise has the shape"),
+        ({}, {"noise": torch.zeros(3, 4, 6, 9, dtype=torch.int64)}, "is torch.int64"),
+        ({}, {"noise": torch.full((3, 4, 6, 9), torch.nan)}, "not numbers"),
+        ({}, {"more": torch.zeros(1)}, "its tensors are more, noise, trajectory"),
+    ],
+)
+def test_hostile_files_are_refused(
+    pipe: TinyPipeline,
+    about: dict[str, Any],
+    tensors: dict[str, Tensor],
+    words: str,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "it.safetensors"
+    write_changed(path, pipe, about, tensors)
+    with pytest.raises(InversionError, match=words):
+        load(path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "it.safetensors"
+    for content in (b"", b"no", b"\xff" * 100, b"\x80" + bytes(7) + b"{" * 200):
+        path.write_bytes(content)
+        with pytest.raises(InversionError, match="no whole safetensors file"):
+            load(path)
+    save_file({"trajectory": torch.zeros(2, 4, 6, 9)}, path)
+    with pytest.raises(InversionError, match="holds no inversion"):
+        load(path)
+    with pytest.raises(InversionError, match="not a regular file"):
+        load(tmp_path)
+
+
+# --- the report card -------------------------------------------------------------------------
+
+
+def test_the_report_card(pipe: TinyPipeline) -> None:
+    inverted, again, card = invert_and_report(pipe, IMAGE, PROMPT, method="direct", steps=3)
+    assert (card.inverting.evaluations, card.sampling.evaluations) == (3, 6)
+    assert card.inverting.seconds > 0
+    assert card.reconstruction.psnr == pytest.approx(card.vae_alone.psnr, abs=0.1)
+    assert card.latent_error < 1e-5
+    assert card.noise == statistics(inverted.trace.x_T)
+    assert again.image.size == IMAGE.size
+    json.dumps(card.report(), allow_nan=False)
+
+
+def test_statistics_tell_noise_from_pictures() -> None:
+    white = statistics(normal(1, 4, 64, 64))
+    assert white.mean == pytest.approx(0, abs=0.02)
+    assert white.std == pytest.approx(1, abs=0.02)
+    assert white.autocorrelation == pytest.approx(0, abs=0.02)
+    assert white.kurtosis == pytest.approx(3, abs=0.15)
+    smooth = torch.nn.functional.avg_pool2d(normal(1, 4, 66, 66), 3, stride=1)
+    assert statistics(smooth).autocorrelation == pytest.approx(2 / 3, abs=0.03)
+    assert statistics(white_with_colours()).autocorrelation == pytest.approx(0, abs=0.02)
+
+
+def white_with_colours() -> Tensor:
+    return normal(1, 4, 64, 64) + torch.tensor([5.0, -3, 0, 1]).view(1, 4, 1, 1)
+
+
+def test_nothing_stays_on_the_model(pipe: TinyPipeline) -> None:
+    with pytest.raises(ZeroDivisionError), metered(pipe):
+        raise ZeroDivisionError
+    assert not pipe.unet._forward_pre_hooks
+
+
+def test_embeddings_of_the_prompt_alone_decide_the_way(pipe: TinyPipeline) -> None:
+    cond = embedding(PROMPT)
+    one = ddim.invert(pipe, SOURCE, PromptEmbeddings(cond, embedding("")), 3)
+    other = ddim.invert(pipe, SOURCE, PromptEmbeddings(cond, embedding("else")), 3)
+    assert torch.equal(one.trajectory, other.trajectory)
