@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -172,7 +172,7 @@ class Part(Control):
     """A run's control for a batch that holds only some of its rows, from `first` on."""
 
     whole: Control
-    first: int = field(default=0)
+    first: int
 
     def observes(self, site: Site, step: int) -> bool:
         return self.whole.observes(site, step)

@@ -11,7 +11,7 @@ their share of the latent grid, so that any size of picture has some.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,12 +44,20 @@ class LocalBlend:
     mask: Tensor | None = None
     """The user's own, (1, 1, h, w), 1 = may change: alone, or the words' is cut to it."""
 
-    def check(self) -> None:
-        """Raise a SettingError for a setting out of range, or nothing to blend by."""
-        if not self.words and self.mask is None:
+    def check(self, grid: tuple[int, int]) -> None:
+        """Raise a SettingError for a setting out of range, or nothing to blend by.
+
+        Args:
+            grid: height and width of the latents.
+        """
+        if not self.words and not self.subtract and self.mask is None:
             raise SettingError("nothing says where to blend", fix="give words, or a mask")
         check_number("threshold", self.threshold, 0.0, 1.0)
         check_number("start", self.start, 0.0, 1.0)
+        if self.mask is not None and self.mask.shape != (1, 1, *grid):
+            raise SettingError(
+                f"the mask is {tuple(self.mask.shape)}", expected=f"(1, 1, {grid[0]}, {grid[1]})"
+            )
 
 
 class Masks:
@@ -67,35 +75,37 @@ class Masks:
             PromptError: a word that none of the prompts has.
             SettingError: see `LocalBlend.check`.
         """
-        blend.check()
+        blend.check(grid)
         self.blend_by = blend
         self.group = len(prompts)
         self.level = blend.level if blend.level is not None else level_of(grid)
         self.tokens = columns(blend.words, prompts)
         self.subtracted = columns(blend.subtract, prompts)
         self.first = round(blend.start * steps)
-        self.sums: dict[tuple[str, int, int], Tensor] = {}
+        self.sums: dict[tuple[str, int], Tensor] = {}
+
+    def require_maps(self, sites: Iterable[Site]) -> None:
+        """Raise a SettingError where maps are needed and none of a UNet's layers has them."""
+        if (self.blend_by.words or self.blend_by.subtract) and not any(map(self.wants, sites)):
+            raise SettingError(
+                f"the UNet has no cross-attention at level {self.level}", fix="choose another level"
+            )
 
     def wants(self, site: Site) -> bool:
-        return site.kind == "cross" and site.level == self.level and bool(self.blend_by.words)
+        by_words = bool(self.blend_by.words or self.blend_by.subtract)
+        return by_words and site.kind == "cross" and site.level == self.level
 
     def add(self, call: Call, picture: int, maps: Tensor) -> None:
         """Add one layer's maps (heads, queries, 77) of row `picture` of the run to its sums."""
         for kind, tokens in (("words", self.tokens), ("subtract", self.subtracted)):
-            columns = maps[:, :, tokens[picture % self.group].to(maps.device)]
-            looked = columns.sum(2).mean(0).view(1, 1, call.height, call.width)
-            key = kind, picture, maps.shape[0]
-            self.sums[key] = self.sums[key] + looked if key in self.sums else looked
+            of_words = maps[:, :, tokens[picture % self.group].to(maps.device)]
+            looked = of_words.sum(2).mean(0).view(1, 1, call.height, call.width)
+            before = self.sums.get((kind, picture))
+            self.sums[kind, picture] = looked if before is None else before + looked
 
     def looked_at(self, kind: str, picture: int, size: tuple[int, int], pool: bool) -> Tensor:
         """Where a row of the run has looked at its words so far: (1, 1, h, w) of bool."""
-        # Layers weigh by their heads: the mean is over all heads of all layers.
-        parts = [heads * s for (k, p, heads), s in self.sums.items() if (k, p) == (kind, picture)]
-        if not parts:
-            raise SettingError(
-                f"the UNet has no cross-attention at level {self.level}", fix="choose another level"
-            )
-        seen = torch.stack(parts).sum(0)
+        seen = self.sums[kind, picture]
         if pool:
             seen = F.max_pool2d(seen, 3, stride=1, padding=1)
         seen = F.interpolate(seen, size)
@@ -106,16 +116,16 @@ class Masks:
         """Where row `picture` of the run may differ from its source: (1, 1, h, w), 0 or 1."""
         source = picture - picture % self.group
         own = self.blend_by.mask
-        if not self.blend_by.words:
-            assert own is not None  # checked
-            return own
-        inside = self.looked_at("words", source, size, pool=True)
-        inside = inside | self.looked_at("words", picture, size, pool=True)
+        inside = torch.ones(1, 1, *size) if own is None else own
+        if self.blend_by.words:
+            looked = self.looked_at("words", source, size, pool=True)
+            looked = looked | self.looked_at("words", picture, size, pool=True)
+            inside = inside.to(looked.device) * looked
         if self.blend_by.subtract:
-            outside = self.looked_at("subtract", source, size, pool=False)
-            outside = outside | self.looked_at("subtract", picture, size, pool=False)
-            inside = inside & ~outside
-        return inside.float() if own is None else inside * own.to(inside.device)
+            looked = self.looked_at("subtract", source, size, pool=False)
+            looked = looked | self.looked_at("subtract", picture, size, pool=False)
+            inside = inside.to(looked.device) * ~looked
+        return inside
 
     def blend(self, i: int, x_t: Tensor) -> Tensor:
         """After step `i`: the latents (B, 4, h, w), targets kept to their masks."""

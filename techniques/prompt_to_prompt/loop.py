@@ -42,7 +42,12 @@ def edit_latents(
         batch: rows that go through the UNet together; None is all of them.  With 1, source and
             targets are looked at one after the other, step by step, which takes the least
             memory and changes the pictures by rounding alone.
+
+    Raises:
+        SettingError: a local blend by layers that the UNet does not have.
     """
+    if injection.masks is not None:
+        injection.masks.require_maps(pipe.unet.sites())
     history: History = ()
     for i in progress(range(len(trajectory))):
         level = trajectory.levels[i]

@@ -269,8 +269,8 @@ MUTATIONS = {
     ),
     "the mask is the target's alone": (
         "local_blend",
-        'inside = inside | self.looked_at("words", picture',
-        'inside = self.looked_at("words", picture',
+        'looked = looked | self.looked_at("words", picture',
+        'looked = self.looked_at("words", picture',
     ),
     "the mask is not pooled": ("local_blend", "        if pool:", "        if not pool:"),
     "the blend begins a step late": ("local_blend", "if i < self.first", "if i <= self.first"),
@@ -432,6 +432,14 @@ def test_maps_come_from_a_quarter_of_the_grid_or_finer(grid: tuple[int, int], le
     assert level_of(grid) == level
 
 
+def test_words_are_subtracted_without_others(model: TinyModel) -> None:
+    target, edit, _ = CASES["replace"]
+    blend = LocalBlend(subtract=("lion", "hippo"), threshold=0.85, level=0)
+    made = ours(model, [(target, edit)], blend=blend)
+    kept = (made[0] == made[1]).all(0).float().mean()
+    assert 0 < kept < 1
+
+
 def test_a_level_without_cross_attention_is_said(model: TinyModel) -> None:
     target, edit, _ = CASES["replace"]
     with pytest.raises(PareError, match="no cross-attention at level 3; choose another"):
@@ -453,6 +461,7 @@ ROAD, SNOW = "a sunny road", "a snowy road"
         ({"targets": [Edit(SNOW, cross_replace=2)]}, "cross_replace is 2"),
         ({"targets": [Edit(SNOW, self_replace=(0.5, 0.1))]}, "self_replace ends at 0.1"),
         ({"blend": LocalBlend()}, "nothing says where to blend"),
+        ({"blend": LocalBlend(mask=torch.ones(1, 1, 8, 8))}, r"the mask is \(1, 1, 8, 8\)"),
         ({"blend": LocalBlend(("moon",))}, "'moon' is in none of the prompts"),
         ({"blend": LocalBlend(("road",), threshold=3)}, "threshold is 3"),
         ({"steps": 0}, "steps is 0"),
