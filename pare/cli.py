@@ -22,13 +22,14 @@ from pare.commands.convert import convert
 from pare.commands.generate import generate
 from pare.commands.img2img import img2img
 from pare.commands.inspect import inspect
+from pare.commands.invert import invert
 from pare.commands.options import FIND_NAN
 from pare.commands.rerun import rerun
 from pare.commands.verify import verify
 from pare.console import run_in_words
 from pare.errors import NonFiniteError
 
-COMMANDS = (generate, img2img, blend, inspect, rerun, convert, verify, bench, completion)
+COMMANDS = (generate, img2img, blend, invert, inspect, rerun, convert, verify, bench, completion)
 
 
 def all_commands() -> dict[str, click.Command]:
