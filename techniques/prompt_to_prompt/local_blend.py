@@ -41,6 +41,8 @@ class LocalBlend:
     level: int | None = None
     """Whose cross-attention: 0 works on the full latent grid, each further one on half of it.
     None: a quarter of the grid (level 2), as in the paper, but of 8 cells a side at least."""
+    blocks: tuple[str, ...] = ("down", "mid", "up")
+    """On which sides of the U these layers may be."""
     mask: Tensor | None = None
     """The user's own, (1, 1, h, w), 1 = may change: alone, or the words' is cut to it."""
 
@@ -88,12 +90,15 @@ class Masks:
         """Raise a SettingError where maps are needed and none of a UNet's layers has them."""
         if (self.blend_by.words or self.blend_by.subtract) and not any(map(self.wants, sites)):
             raise SettingError(
-                f"the UNet has no cross-attention at level {self.level}", fix="choose another level"
+                f"the UNet has no cross-attention at level {self.level} of its "
+                f"{', '.join(self.blend_by.blocks) or 'no'} blocks",
+                fix="choose another level, or other blocks",
             )
 
     def wants(self, site: Site) -> bool:
         by_words = bool(self.blend_by.words or self.blend_by.subtract)
-        return by_words and site.kind == "cross" and site.level == self.level
+        here = site.kind == "cross" and site.level == self.level
+        return by_words and here and site.block in self.blend_by.blocks
 
     def add(self, call: Call, picture: int, maps: Tensor) -> None:
         """Add one layer's maps (heads, queries, 77) of row `picture` of the run to its sums."""

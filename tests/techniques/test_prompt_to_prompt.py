@@ -442,8 +442,26 @@ def test_words_are_subtracted_without_others(model: TinyModel) -> None:
 
 def test_a_level_without_cross_attention_is_said(model: TinyModel) -> None:
     target, edit, _ = CASES["replace"]
-    with pytest.raises(PareError, match="no cross-attention at level 3; choose another"):
-        ours(model, [(target, edit)], blend=LocalBlend(("lion",), level=3))
+    for blend, where in (
+        (LocalBlend(("lion",), level=3), "level 3 of its down, mid, up blocks"),
+        (LocalBlend(("lion",), level=0, blocks=("mid",)), "level 0 of its mid blocks"),
+        (LocalBlend(("lion",), level=0, blocks=()), "level 0 of its no blocks"),
+    ):
+        with pytest.raises(PareError, match=f"no cross-attention at {where}; choose another"):
+            ours(model, [(target, edit)], blend=blend)
+
+
+def test_a_blend_may_see_one_side_of_the_u_alone(model: TinyModel) -> None:
+    target, edit, _ = CASES["replace"]
+    masks = [
+        ours(
+            model,
+            [(target, edit)],
+            blend=LocalBlend(("lion", "hippo"), threshold=0.85, level=0, blocks=blocks),
+        )
+        for blocks in (("down",), ("up",))
+    ]
+    assert not torch.equal(masks[0], masks[1])
 
 
 # --- errors --------------------------------------------------------------------------------
