@@ -43,7 +43,7 @@ def invert(
     """Both trajectories, float64 on the CPU; at the picture they are one."""
     ddim, _ = solvers(pipe)
     levels = ddim.trajectory(steps).levels
-    x = y = x0.to("cpu", torch.float64)
+    x = y = x0.cpu().double()
     ways = [(x, y)]
     for i in progress(range(steps - 1, -1, -1)):  # sampling's steps, the last one first
         a, b = coefficients(levels[i], levels[i + 1])
@@ -76,8 +76,8 @@ def sample_latents(
     ddim, _ = solvers(pipe)
     trajectory = ddim.trajectory(trace.steps, skip)
     levels, rows = trajectory.levels, len(prompts)
-    x = trace.trajectory[skip].to("cpu", torch.float64).expand(rows, -1, -1, -1)
-    y = trace.partner[skip].to("cpu", torch.float64).expand(rows, -1, -1, -1)
+    x = trace.trajectory[skip].cpu().double().expand(rows, -1, -1, -1)
+    y = trace.partner[skip].cpu().double().expand(rows, -1, -1, -1)
     for k in progress(range(len(trajectory))):
         i = skip + k
         a, b = coefficients(levels[k], levels[k + 1])
@@ -118,6 +118,6 @@ def eps(
     The model sees float32, so that the last digits of x_t, which the way back does not give
     again, cannot change its answer.
     """
-    seen = x_t.to(pipe.device, torch.float32)
+    seen = x_t.float().to(pipe.device)
     prediction = pipe.predict(seen, level, prompts, guidance, control=control, step=step)
-    return prediction.eps.to("cpu", torch.float64)
+    return prediction.eps.cpu().double()  # in this order: MPS has no float64

@@ -7,6 +7,7 @@ edited   = sample(pipe, inverted, "a snowy road in the mountains")   # the edit
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from pare import settings
 from pare.errors import InversionError, SettingError
 from pare.image import fit_to_multiple, to_pil, to_tensor
 from pare.pipeline import Pipeline, Progress
+from pare.schedulers import Scheduler
 from techniques.inversion import (
     ddim,
     direct,
@@ -108,7 +110,7 @@ def invert(
         width=image.width,
         height=image.height,
         model=fingerprints(pipe),
-        scheduler=solver.describe(),
+        scheduler=described(solver),
         trace=trace,
     )
 
@@ -201,6 +203,12 @@ def fingerprints(pipe: Pipeline) -> Mapping[str, str]:
     return dict(pipe.source.files) or {"name": pipe.source.name}
 
 
+def described(solver: Scheduler) -> dict[str, Any]:
+    """The solver's description as it comes out of a file."""
+    through_json: dict[str, Any] = json.loads(json.dumps(solver.describe()))
+    return through_json
+
+
 def check_fit(pipe: Pipeline, inverted: Inverted) -> None:
     """Raise an InversionError unless the pipeline has the inversion's model and levels."""
     solver, _ = ddim.solvers(pipe)
@@ -209,7 +217,7 @@ def check_fit(pipe: Pipeline, inverted: Inverted) -> None:
             f"the inversion is of another model than {pipe.source.name}",
             expected="the model whose noise was looked for",
         )
-    if inverted.scheduler != solver.describe():
+    if inverted.scheduler != described(solver):
         raise InversionError(
             "the inversion is of another noise schedule or spacing of steps than the pipeline's",
             fix="use the scheduler options that the picture was inverted with",

@@ -114,7 +114,7 @@ def likeness(one: Image.Image, other: Image.Image) -> Likeness:
 
 def statistics(noise: Tensor) -> Statistics:
     """Of latents (1, 4, h, w)."""
-    values = noise.double().cpu()
+    values = noise.cpu().double()
     unit = (values - values.mean()) / values.std()
     # Each channel by itself: one that is brighter throughout is no correlation of neighbours.
     flat = values - values.mean(dim=(2, 3), keepdim=True)
