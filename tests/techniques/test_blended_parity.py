@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +22,7 @@ from pare.schedulers import Trajectory
 from tests.conftest import ROADS
 from tests.random_models import normal
 from tests.techniques.blending import SCHEDULER_CONFIG, TinyModel, distance, embedding
+from tests.techniques.mutants import mutant
 from tests.techniques.reference_blend import reference_blend
 
 BOUND = 1e-5
@@ -126,24 +125,6 @@ def test_guidance_is_the_reference_s(model: TinyModel, guidance: float) -> None:
 # --- the comparison notices mistakes --------------------------------------------------------
 
 
-def mutant(
-    original: ModuleType, old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> ModuleType:
-    """The module as it would be with `new` in place of `old`, which must be there once."""
-    assert original.__file__ is not None
-    source = Path(original.__file__).read_text(encoding="utf-8")
-    assert source.count(old) == 1, f"{original.__name__} does not hold {old!r} once"
-    path = tmp_path / "mutant.py"
-    path.write_text(source.replace(old, new), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("mutant", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "mutant", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 LEVEL = "background = add_noise(source, background_noise, level.alpha_bar)"
 BLEND = "x_t = edit * x_t + (1 - edit) * background"
 MUTATIONS = {
@@ -161,11 +142,9 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_a_mutated_blend_is_noticed(
-    model: TinyModel, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mutated_blend_is_noticed(model: TinyModel, name: str, tmp_path: Path) -> None:
     old, new = MUTATIONS[name]
-    module = mutant(techniques.blended.loop, old, new, tmp_path, monkeypatch)
+    module = mutant(techniques.blended.loop, old, new, tmp_path)
     edited, reference = both(model, module)
     assert distance(edited, reference) > 100 * BOUND
 
@@ -175,17 +154,15 @@ def test_the_wrong_order_of_the_guidance_s_rows_is_noticed(
 ) -> None:
     old = "zip(texts, output.split(count), strict=True)"
     new = "zip(reversed(texts), output.split(count), strict=True)"
-    module = mutant(pare.guidance, old, new, tmp_path, monkeypatch)
+    module = mutant(pare.guidance, old, new, tmp_path)
     monkeypatch.setattr(pare.pipeline, "guiding", module)
     edited, reference = both(model, techniques.blended.loop)
     assert distance(edited, reference) > 100 * BOUND
 
 
-def test_an_unchanged_copy_of_the_module_passes(
-    model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unchanged_copy_of_the_module_passes(model: TinyModel, tmp_path: Path) -> None:
     """So that what the mutants fail on is the mutation."""
-    module = mutant(techniques.blended.loop, LEVEL, LEVEL, tmp_path, monkeypatch)
+    module = mutant(techniques.blended.loop, LEVEL, LEVEL, tmp_path)
     edited, reference = both(model, module)
     assert distance(edited, reference) < BOUND
 

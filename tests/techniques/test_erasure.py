@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +19,7 @@ import techniques.erasure
 from pare.errors import PareError
 from pare.schedulers import add_noise
 from techniques.erasure import PRESETS, Concept, Gates, capped, erase, gate, quantile
+from tests.conftest import ROOT
 from tests.random_models import normal
 from tests.techniques.blending import (
     SCHEDULER_CONFIG,
@@ -29,6 +28,7 @@ from tests.techniques.blending import (
     embedding,
     picture,
 )
+from tests.techniques.mutants import mutant
 from tests.techniques.reference_erase import Combine, reference_erase, safe, sega, tutorial
 
 BOUND = 1e-5
@@ -146,30 +146,12 @@ MUTATIONS = {
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_the_comparison_notices(model: TinyModel, name: str, tmp_path: Path) -> None:
-    mutant = mutated(*MUTATIONS[name], tmp_path)
+    changed = mutant(techniques.erasure, *MUTATIONS[name], tmp_path)
     reference = safe(7.5, 5000, 1.0, 0, 0.5, 0.7)
     ours, theirs = both(
-        model, reference, [Concept("lamps", 7.5)], PRESETS["safe-max"], module=mutant, start=0
+        model, reference, [Concept("lamps", 7.5)], PRESETS["safe-max"], module=changed, start=0
     )
     assert not near_everywhere(ours, theirs)
-
-
-def mutated(old: str, new: str, folder: Path) -> ModuleType:
-    """techniques.erasure with one line changed, as a module of its own."""
-    text = Path(str(techniques.erasure.__file__)).read_text()
-    assert text.count(old) == 1, old
-    path = folder / "mutant.py"
-    path.write_text(text.replace(old, new))
-    spec = importlib.util.spec_from_file_location("mutant", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mutant"] = module  # dataclasses look themselves up there
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules["mutant"]
-    return module
 
 
 # --- gates ---------------------------------------------------------------------------------
@@ -312,3 +294,14 @@ def largest_difference(one: Any, other: Any) -> int:
     import numpy as np
 
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other)).max())
+
+
+def test_the_docs_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "erasure.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    exec(compile(code, "docs/erasure.md", "exec"), {})
+    assert "torch.Size([20, 2, 1, 16, 16])" in capsys.readouterr().out
+    assert (tmp_path / "dark.png").exists()

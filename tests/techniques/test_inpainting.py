@@ -34,6 +34,7 @@ from tests.techniques.blending import (
     picture,
     rectangle,
 )  # fmt: skip
+from tests.techniques.mutants import mutant
 from tests.techniques.reference_inpaint import (
     ModeInpaintPipeline,
     inpaint_pipeline,
@@ -143,9 +144,7 @@ MUTATIONS = {
 def test_mistakes_are_noticed(
     model: TinyModel, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.techniques.test_blended_parity import mutant
-
-    module = mutant(pare.guidance, *MUTATIONS[name], tmp_path, monkeypatch)
+    module = mutant(pare.guidance, *MUTATIONS[name], tmp_path)
     monkeypatch.setattr(pare.pipeline, "guiding", module)
     latents, _ = theirs(model, "ddim", seeds=[7], num_inference_steps=4, strength=1.0)
     ours = edit(model.pipe("ddim"), guidance=5.0, negative=NEGATIVE)
