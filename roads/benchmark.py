@@ -112,7 +112,7 @@ class Measured:
     unchanged: float  # share of all other attributes that the judge finds as they were
     inside_mse: float  # to the truth, where the true edit touches the picture
     inside_ssim: float
-    outside_mse: float  # to the source, everywhere else
+    outside_mse: float  # to the source, where it touches nothing (`Task.untouched`)
     outside_ssim: float
     structure: float  # structure distance to the truth
     seconds: float
@@ -138,8 +138,8 @@ def measure(
         unchanged=float(np.mean([agrees(verdict, task.source, kept) for kept in task.kept()])),
         inside_mse=mse(pixels, task.target_pixels, touched),
         inside_ssim=ssim(pixels, task.target_pixels, touched),
-        outside_mse=mse(pixels, task.source_pixels, ~touched),
-        outside_ssim=ssim(pixels, task.source_pixels, ~touched),
+        outside_mse=mse(pixels, task.source_pixels, task.untouched),
+        outside_ssim=ssim(pixels, task.source_pixels, task.untouched),
         structure=structure_distance(pixels, task.target_pixels),
         seconds=seconds,
         evaluations=sum(evaluations),

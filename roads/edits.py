@@ -42,6 +42,8 @@ ATTRIBUTES = ("weather", "place", *OBJECTS)
 CLEARLY = 4 * VISIBLE
 BRUSH = 3  # pixels by which a person's mask goes beyond what it is meant to cover
 
+WHOLE_PICTURE = ("weather", "place")  # kinds of task
+
 Change = tuple[str, str, Any, Any]  # kind, attribute, before, after
 
 
@@ -68,10 +70,16 @@ class Task:
         """Where the true edit changes the picture, shadows and lamplight included."""
         return np.any(self.source_pixels != self.target_pixels, axis=-1)
 
+    @property
+    def untouched(self) -> Mask:
+        """Where the edit must change nothing.  Weather and place are of the whole picture, and
+        the few pixels that happen to stay equal there are nobody's to keep: none."""
+        return ~self.touched & (self.kind not in WHOLE_PICTURE)
+
     @functools.cached_property
     def brushed(self) -> Mask:
         """What a person would paint over to ask for the edit; all of it for weather and place."""
-        if self.kind in ("weather", "place"):
+        if self.kind in WHOLE_PICTURE:
             return np.ones((SIZE, SIZE), bool)
         if self.kind == "clouds":
             covered = region(self.source, "sky")

@@ -49,6 +49,8 @@ def test_the_brush_covers_what_the_edit_touches(all_tasks: tuple[Task, ...]) -> 
     for task in all_tasks:
         assert task.touched.any()
         assert not (task.touched & ~task.brushed).any()
+        assert task.untouched.any() == (task.kind not in ("weather", "place"))
+        assert not (task.touched & task.untouched).any()
 
 
 def test_prompts_name_the_change_and_nothing_hidden(all_tasks: tuple[Task, ...]) -> None:
