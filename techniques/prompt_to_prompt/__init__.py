@@ -1,11 +1,12 @@
 """Prompt-to-Prompt: what another prompt makes of the same picture (arXiv:2208.01626).
 
-`words` finds words and their tokens, `mapper` says which word of the source feeds which of
-the target, `control` edits attention by it, `loop` is the algorithm.  Around it:
-`local_blend` keeps what the edit is not about, `pictures` goes from words to pictures,
-`tutorial` is the variant that stores all maps and replays them.
+`mapper` says which word (`pare.words`) of the source feeds which of the target, `control`
+edits attention by it, `loop` is the algorithm.  Around it: `local_blend` keeps what the edit
+is not about, `pictures` goes from words to pictures, `tutorial` is the variant that stores
+all maps and replays them.
 """
 
+from pare.words import Word, Words, read
 from techniques.prompt_to_prompt.control import (
     Injection,
     Sites,
@@ -25,7 +26,6 @@ from techniques.prompt_to_prompt.pictures import (
     token_maps,
 )
 from techniques.prompt_to_prompt.tutorial import replay_latents
-from techniques.prompt_to_prompt.words import Word, Words, read
 
 __all__ = [
     "Edit",

@@ -21,7 +21,7 @@ from torch import Tensor
 from pare.attention import Call, Site
 from pare.errors import PromptError, SettingError
 from pare.settings import check_number
-from techniques.prompt_to_prompt.words import Words
+from pare.words import Words
 
 FEWEST_CELLS = 8
 

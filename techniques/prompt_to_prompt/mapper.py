@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pare.errors import PromptError, SettingError
 from pare.settings import check_number
-from techniques.prompt_to_prompt.words import PADDING, Words
+from pare.words import PADDING, Words
 
 Mode = Literal["replace", "refine", "own"]
 

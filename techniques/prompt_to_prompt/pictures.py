@@ -12,6 +12,7 @@ from torch import Tensor
 from pare.errors import SettingError
 from pare.image import to_pil
 from pare.pipeline import Pipeline, Progress, check_sampling
+from pare.words import Words, read
 from techniques.prompt_to_prompt.control import (
     COARSE,
     EVERYWHERE,
@@ -25,7 +26,6 @@ from techniques.prompt_to_prompt.control import (
 from techniques.prompt_to_prompt.local_blend import LocalBlend, Masks
 from techniques.prompt_to_prompt.loop import edit_latents
 from techniques.prompt_to_prompt.mapper import Mode, TokenMap, token_map
-from techniques.prompt_to_prompt.words import Words, read
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import pare
 from pare.errors import PareError, PromptError, SettingError
+from pare.words import Word, Words, read
 from techniques.prompt_to_prompt import mapper
 from techniques.prompt_to_prompt.control import cross_schedule, steps_of
 from techniques.prompt_to_prompt.mapper import (
@@ -24,7 +25,6 @@ from techniques.prompt_to_prompt.mapper import (
     untouched,
     with_word,
 )
-from techniques.prompt_to_prompt.words import Word, Words, read
 from tests.techniques.mutants import mutant
 from tests.techniques.reference_p2p import refinement_mapper, replacement_mapper
 

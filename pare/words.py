@@ -1,6 +1,6 @@
 """Words as people write them, and the tokens that the model sees for them.
 
-    read("A sunny road, at night").find("Sunny")  ->  (2,)
+    read(tokenizer, "A sunny road, at night").find("Sunny")  ->  (2,)
 
 Token 0 is the prompt's start; behind the last word come its end and padding up to 77.
 """
