@@ -1,0 +1,61 @@
+"""Maps of numbers as pictures: a scale of colours, and a map laid over a picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pare.study.attention_maps import normalised
+
+# From cold to hot, each step brighter than the one before: it survives greyscale printing.
+SCALE = np.array(
+    [(8, 10, 38), (64, 24, 108), (150, 38, 104), (222, 84, 60), (250, 164, 48), (255, 246, 178)],
+    dtype=np.float32,
+)
+
+
+def heat_colours(heat: Tensor) -> NDArray[np.uint8]:
+    """(H, W) in [0, 1] -> (H, W, 3), 8-bit RGB; what is outside is clipped."""
+    values = heat.detach().float().cpu().clamp(0, 1).numpy()
+    places = np.linspace(0, 1, len(SCALE))
+    channels = [np.interp(values, places, SCALE[:, k]) for k in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def heat_picture(heat: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
+    """The map (h, w) in colours, its lowest place cold and its highest hot.
+
+    Args:
+        size: (width, height) of the picture, its cells as squares; as the map if None.
+    """
+    picture = Image.fromarray(heat_colours(normalised(heat)))
+    return picture if size is None else picture.resize(size, Image.Resampling.NEAREST)
+
+
+def overlay(picture: Image.Image, heat: Tensor, strength: float = 0.75) -> Image.Image:
+    """The map (h, w), any size, over the picture: hot places in colour, cold ones in dim grey.
+
+    Args:
+        strength: of the colours, where the map is hottest.
+    """
+    size = (picture.height, picture.width)
+    smooth = F.interpolate(heat[None, None].float().cpu(), size, mode="bicubic")[0, 0]
+    warmth = normalised(smooth)
+    pixels = np.asarray(picture.convert("RGB")).astype(np.float32)
+    grey = 0.55 * np.asarray(picture.convert("L")).astype(np.float32)[..., None]
+    weight = (strength * warmth).numpy()[..., None]
+    # Cold places lose their colours, hot ones keep them under the heat's.
+    base = grey + (pixels - grey) * warmth.sqrt().numpy()[..., None]
+    mixed = base + (heat_colours(warmth) - base) * weight
+    return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
+
+
+def grey_picture(values: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
+    """Numbers (h, w) in grey: their lowest black, their highest white."""
+    scaled = (normalised(values.detach().float().cpu()) * 255).round().to(torch.uint8)
+    picture = Image.fromarray(scaled.numpy())
+    return picture if size is None else picture.resize(size, Image.Resampling.NEAREST)
