@@ -21,6 +21,7 @@ from roads.scene import OBJECTS, Scene, training_scenes, unseen_scenes
 
 WORLD = ("scene", "canvas", "light", "road", "sky", "places", "objects", "render")
 CHUNK = 250  # scenes that one process renders at a time
+CELL = 8  # pixels that the side of a latent cell spans
 VISIBLE = 24  # pixels of an object from which on it can be made out, out of 128 x 128
 
 
@@ -70,6 +71,39 @@ def load(split: str, count: int, folder: Path) -> Data:
         pixels=np.load(home / "pixels.npy", mmap_mode="r")[:count],
         objects=np.load(home / "objects.npy", mmap_mode="r")[:count],
     )
+
+
+def standing(data: Data, folder: Path) -> npt.NDArray[np.uint8]:
+    """How much of each latent cell the objects cover, or would cover (N, 16, 16), 0 to 255.
+
+    Of every scene's layout with all objects in it, whichever the scene itself has: where
+    things stand says nothing about whether they do.  Cached as the renders are.
+    """
+    path = folder / f"standing-{len(data.scenes)}-{source_fingerprint()}.npy"
+    if not path.exists():
+        parts = [data.scenes[i : i + CHUNK] for i in range(0, len(data.scenes), CHUNK)]
+        if len(parts) == 1:
+            covers = standing_chunk(parts[0])
+        else:
+            with multiprocessing.get_context("spawn").Pool() as pool:
+                covers = np.concatenate(list(pool.imap(standing_chunk, parts)))
+        partial = path.with_suffix(f".partial-{os.getpid()}.npy")
+        np.save(partial, covers)
+        partial.rename(path)
+    covers = np.load(path)
+    return covers
+
+
+def standing_chunk(scenes: Sequence[Scene]) -> npt.NDArray[np.uint8]:
+    """Cover (N, 16, 16) of every cell of 8 x 8 pixels by any object, with all in the scene."""
+    covers = []
+    for scene in scenes:
+        car = "red" if scene.car == "none" else scene.car
+        full = scene.replace(car=car, streetlights=True, clouds=True, house=True, orb=True)
+        seen = np.logical_or.reduce(list(render(full).masks.values()))
+        cells = seen.reshape(SIZE // CELL, CELL, SIZE // CELL, CELL)
+        covers.append((255 * cells.mean(axis=(1, 3))).astype(np.uint8))
+    return np.stack(covers)
 
 
 def cached(folder: Path, split: str, count: int) -> Path | None:

@@ -22,10 +22,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from pare.pipeline import Pipeline
 from pare.text import WORDS_FILE
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
-from roads import train_unet, train_vae
+from roads import train_unet, train_vae, training
 from roads.tokenizer import caption_words
 
 MODEL_INDEX: dict[str, Any] = {
@@ -53,6 +54,27 @@ def export(run: Path, out: Path) -> None:
     vae.load_state_dict(saved["vae"])
     factor = json.loads((run / "vae.json").read_text())["scaling_factor"]
     write_model(out, model.unet, vae, factor, model.text_encoder, run / "tokenizer")
+
+
+def adopt(model: Path, run: Path) -> None:
+    """The reverse of `export`: a model folder as checkpoints of step 0, to go on training.
+
+    Its averaged weights become both the first weights and the first average; what the
+    optimizer knew is gone.
+    """
+    pipe = Pipeline.from_pretrained(model, device="cpu", dtype=torch.float32)
+    shutil.copytree(model / "tokenizer", run / "tokenizer", dirs_exist_ok=True)
+    write_json(run / "vae.json", {"scaling_factor": pipe.vae.config.scaling_factor})
+    parts = {
+        "vae.pt": {"vae": pipe.vae},
+        "unet.pt": {"unet": pipe.unet, "text_encoder": pipe.text_encoder},
+    }
+    for name, modules in parts.items():
+        weights = {key: module.state_dict() for key, module in modules.items()}
+        training.save_whole(
+            run / name,
+            {"step": 0, "modules": weights, "average": weights, "runs": [], "adopted": str(model)},
+        )
 
 
 def write_model(

@@ -4,6 +4,7 @@
     python -m roads.train vae  --steps 4000   # one stage; a run that was stopped goes on
     python -m roads.train unet --steps 4000
     python -m roads.train export              # runs/roads -> pare/models/roads
+    python -m roads.train adopt               # pare/models/roads -> runs/roads, to go on training
 
 Several workers share a batch when torchrun starts them (two of one thread each suit two
 CPU cores): `OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m roads.train all`.
@@ -23,7 +24,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from roads import data
-from roads.export import export
+from roads.export import adopt, export
 from roads.tokenizer import build_tokenizer
 from roads.train_unet import UNetSettings, train_unet
 from roads.train_vae import VAESettings, round_trip_psnr, train_vae
@@ -38,9 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=("all", "vae", "unet", "export"))
+    parser.add_argument("stage", choices=("all", "vae", "unet", "export", "adopt"))
     parser.add_argument("--folder", type=Path, default=Path("runs/roads"), help="the run's folder")
-    parser.add_argument("--out", type=Path, default=MODEL, help="where export writes the model")
+    parser.add_argument("--out", type=Path, default=MODEL, help="the model's folder")
     parser.add_argument("--pictures", type=int, default=24_000, help="rendered training scenes")
     parser.add_argument("--steps", type=int, help="optimizer steps of this stage")
     parser.add_argument("--batch", type=int, help="samples a step")
@@ -61,6 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
         if getattr(options, name) is not None:
             given[name] = getattr(options, name)
     join_workers()
+    if options.stage == "adopt":
+        adopt(options.out, options.folder)
+        return
     if options.stage != "export":
         train(options, device, given)
     if options.stage in ("all", "export") and worker()[0] == 0:
@@ -71,7 +75,9 @@ def train(options: argparse.Namespace, device: torch.device, given: dict[str, An
     """One of the two trainings, or both; `given` are the settings that the user chose."""
     first = worker()[0] == 0
     if first:  # renders what is not cached yet
-        data.load("train", options.pictures, options.folder.parent)
+        data.standing(
+            data.load("train", options.pictures, options.folder.parent), options.folder.parent
+        )
         data.load("test", 512, options.folder.parent)
     wait_for_workers()
     scenes = data.load("train", options.pictures, options.folder.parent)

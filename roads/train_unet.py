@@ -25,8 +25,8 @@ from pare.guidance import guide
 from pare.schedulers import Scheduler, add_noise, build_scheduler, interpret
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
-from roads.captions import caption
-from roads.data import Data, source_fingerprint
+from roads.captions import caption, full_caption
+from roads.data import Data, source_fingerprint, standing
 from roads.sheet import contact_sheet
 from roads.tokenizer import LENGTH
 from roads.train_vae import encode_all, new_vae, tensor_to_pixels
@@ -107,6 +107,7 @@ class UNetSettings:
     warm_up: int = 300
     decay: float = 0.999
     caption_dropout: float = 0.1
+    objects: float = 6.0  # how much more the loss weighs where objects (would) stand, at first
     snr_low: float = 1.0
     snr_high: float = 5.0
     seed: int = 0
@@ -152,6 +153,7 @@ def train_unet(
     vae, scaling_factor, latents, unseen_latents = prepare_latents(
         data, unseen, folder, settings.dtype, device
     )
+    covers = torch.from_numpy(standing(data, folder.parent))
     tokens = tokenize_captions(data, tokenizer, CAPTIONS_PER_SCENE)
     unseen_tokens = tokenize_captions(unseen, tokenizer, 1)
     empty = tokenize(tokenizer, [""])[0]
@@ -173,8 +175,8 @@ def train_unet(
         set_learning_rate(
             optimizer, learning_rate(step, settings.steps, settings.peak, settings.warm_up)
         )
-        batch = unet_batch(latents, tokens, empty, alpha_bar, settings, step).to(device)
-        loss, plain = unet_loss(model, batch, settings)
+        batch = unet_batch(latents, covers, tokens, empty, alpha_bar, settings, step).to(device)
+        loss, plain = unet_loss(model, batch, settings, step)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         average_gradients(modules.values())
@@ -239,9 +241,7 @@ def prepare_latents(
     path = folder / f"latents-{saved['step']}-{len(data.pixels)}-{source_fingerprint()}.pt"
     if not path.exists():
         latents = encode_all(vae, data, device, dtype)
-        # SD chose 0.18215 the same way: latents of the data get unit variance
-        # (arXiv:2112.10752, appendix G).
-        scaling_factor = 1 / float(latents.std())
+        scaling_factor = known_scaling_factor(folder) or 1 / float(latents.std())
         unseen_latents = encode_all(vae, unseen, device, dtype)
         wait_for_workers()  # or one that comes late would find what another one wrote
         if worker()[0] == 0:
@@ -254,6 +254,16 @@ def prepare_latents(
     return vae, factor, kept["train"] * factor, kept["unseen"] * factor
 
 
+def known_scaling_factor(folder: Path) -> float | None:
+    """The scaling factor of a UNet that was trained before on this VAE's latents, if any.
+
+    It is 1 / their standard deviation, so that the data have unit variance, as SD's 0.18215
+    is (arXiv:2112.10752, appendix G); measured once, for other pictures would move it.
+    """
+    path = folder / "vae.json"
+    return float(json.loads(path.read_text())["scaling_factor"]) if path.exists() else None
+
+
 def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     """Token ids (B, 77), padded with the end token as SD 1 does."""
     ids = tokenizer(
@@ -263,24 +273,28 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
 
 
 def tokenize_captions(data: Data, tokenizer: CLIPTokenizer, each: int) -> Tensor:
-    """`each` captions of every scene as token ids (N, each, 77) int16."""
+    """`each` captions of every scene as token ids (N, each, 77) int16.
+
+    The last of several names all that there is: most of the others say little of objects.
+    """
     rng = np.random.default_rng(1)
     texts = [
-        caption(scene, rng, unseen)
+        full_caption(scene, unseen) if 0 < k == each - 1 else caption(scene, rng, unseen)
         for scene, unseen in zip(data.scenes, data.unseen(), strict=True)
-        for _ in range(each)
+        for k in range(each)
     ]
     return tokenize(tokenizer, texts).to(torch.int16).view(len(data.scenes), each, LENGTH)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """x_t and eps (B, 4, 16, 16), t (B,), alpha_bar (B,), tokens (B, 77)."""
+    """x_t and eps (B, 4, 16, 16), t (B,), alpha_bar (B,), cover (B, 16, 16), tokens (B, 77)."""
 
     x_t: Tensor
     eps: Tensor
     t: Tensor
     alpha_bar: Tensor
+    cover: Tensor
     tokens: Tensor
 
     def to(self, device: torch.device) -> Batch:
@@ -288,10 +302,13 @@ class Batch:
 
 
 def unet_batch(
-    latents: Tensor, tokens: Tensor, empty: Tensor, alpha_bar: Tensor,
+    latents: Tensor, covers: Tensor, tokens: Tensor, empty: Tensor, alpha_bar: Tensor,
     settings: UNetSettings, step: int,
 ) -> Batch:  # fmt: skip
-    """The samples of one step: random pictures, captions, timesteps and noise."""
+    """The samples of one step: random pictures, captions, timesteps and noise.
+
+    covers (N, 16, 16) uint8: where objects (would) stand, see `roads.data.standing`.
+    """
     chooser, generator = batch_random(settings.seed, step)
     size = settings.batch
     index = torch.from_numpy(chooser.integers(len(latents), size=size))
@@ -307,18 +324,35 @@ def unet_batch(
     t = torch.from_numpy((part * len(alpha_bar) / size).astype(np.int64))
     eps = torch.randn((size, *latents.shape[1:]), generator=generator)
     x_t = add_noise(latents[index], eps, alpha_bar[t])
-    return Batch(*share(x_t, eps, t, alpha_bar[t], chosen))
+    cover = covers[index].float() / 255
+    return Batch(*share(x_t, eps, t, alpha_bar[t], cover, chosen))
 
 
-def unet_loss(model: Model, batch: Batch, settings: UNetSettings) -> tuple[Tensor, Tensor]:
+def unet_loss(
+    model: Model, batch: Batch, settings: UNetSettings, step: int
+) -> tuple[Tensor, Tensor]:
     """The weighted loss to descend, and the plain mean squared error of eps."""
     device = batch.x_t.device
     with precision(device, settings.dtype), attention_for(device):
         text = model.text_encoder(batch.tokens).last_hidden_state
         output = model.unet(batch.x_t, batch.t, text)
-    error = (output.float() - batch.eps).square().mean(dim=(1, 2, 3))
-    weight = snr_weight(batch.alpha_bar, settings.snr_low, settings.snr_high)
-    return (weight * error).mean(), error.detach().mean()
+    error = (output.float() - batch.eps).square().mean(dim=1)
+    level = snr_weight(batch.alpha_bar, settings.snr_low, settings.snr_high)
+    place = object_weight(batch.cover, settings, step)
+    return (level * (place * error).mean(dim=(1, 2))).mean(), error.detach().mean()
+
+
+def object_weight(cover: Tensor, settings: UNetSettings, step: int) -> Tensor:
+    """cover (B, 16, 16) in [0, 1] -> what an error counts in each cell of the latent.
+
+    A car is a dozen of 256 cells, and its colour one of their four channels: a plain mean
+    takes long to notice whether it is the one that was asked for.  So cells count more
+    where the layout has room for an object, whether it stands there or not: weighing the
+    present ones alone would teach that things are there more often than they are.  In
+    noise that hides the layout a rest of this fault remains, hence the weight fades
+    towards the end of the training.
+    """
+    return 1 + settings.objects * max(0.0, 1 - step / settings.steps) * cover
 
 
 def snr_weight(alpha_bar: Tensor, low: float, high: float) -> Tensor:
@@ -347,9 +381,11 @@ def unseen_error(
     """Mean squared error of eps on held-out scenes, always with the same noise."""
     device = next(model.unet.parameters()).device
     errors = []
+    covers = torch.zeros((len(latents), *latents.shape[2:]), dtype=torch.uint8)
     for k in range(8):
-        batch = unet_batch(latents, tokens, empty, alpha_bar, settings, UNSEEN_STEP + k)
-        errors.append(float(unet_loss(model, batch.to(device), settings)[1]))
+        step = UNSEEN_STEP + k
+        batch = unet_batch(latents, covers, tokens, empty, alpha_bar, settings, step)
+        errors.append(float(unet_loss(model, batch.to(device), settings, step)[1]))
     return sum(errors) / len(errors)
 
 

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 import pare
 from roads import train_unet, train_vae, training
-from roads.data import Data
+from roads.data import Data, standing
+from roads.export import adopt, export
 from roads.render import render
 from roads.scene import OBJECTS, training_scenes
-from roads.train_unet import UNetSettings, snr_weight, unet_batch
+from roads.train_unet import UNetSettings, object_weight, snr_weight, unet_batch
 from roads.train_vae import VAESettings, crop_corner, kl_to_unit, vae_batch, vae_loss
-from roads.training import Average, PlainAttention, batch_random, learning_rate
+from roads.training import Average, Float32Attention, batch_random, learning_rate
 
 ROADS = Path(pare.__file__).parent / "models" / "roads"
 CPU = torch.device("cpu")
@@ -132,14 +134,14 @@ def test_average_remembers_little_at_first_and_long_later() -> None:
     assert average.weights["layer"]["weight"].item() == pytest.approx(0.81)
 
 
-def test_plain_attention_is_attention() -> None:
+def test_attention_is_in_float32_within_bfloat16() -> None:
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn((2, 8, n, 8), generator=generator) for n in (16, 77, 77))
-    fused = F.scaled_dot_product_attention(q, k, v)
-    with PlainAttention():
-        plain = F.scaled_dot_product_attention(q, k, v)
-    assert torch.allclose(plain, fused, atol=1e-6)
-    assert not torch.equal(plain, fused)  # it was another computation
+    q, k, v = (torch.randn((2, 8, n, 8), generator=generator).bfloat16() for n in (16, 77, 77))
+    exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    with torch.autocast("cpu", torch.bfloat16), Float32Attention():
+        attended = F.scaled_dot_product_attention(q, k, v)
+    assert torch.equal(attended, exact.bfloat16())
+    assert not torch.equal(attended, F.scaled_dot_product_attention(q, k, v))
 
 
 def test_snr_weight() -> None:
@@ -149,12 +151,35 @@ def test_snr_weight() -> None:
     assert torch.allclose(weight, expected)
 
 
+def test_objects_weigh_more_at_first_and_the_same_at_last() -> None:
+    settings = UNetSettings(steps=100, objects=6.0)
+    cover = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1)
+    assert object_weight(cover, settings, 0).flatten().tolist() == [1, 4, 7]
+    assert object_weight(cover, settings, 50).flatten().tolist() == [1, 2.5, 4]
+    assert object_weight(cover, settings, 100).flatten().tolist() == [1, 1, 1]
+
+
+def test_where_things_stand_does_not_say_whether_they_do(data: Data, tmp_path: Path) -> None:
+    bare = [scene.replace(house=False, clouds=False, orb=False) for scene in data.scenes]
+    bare = [scene.without("car").without("streetlights") for scene in bare]
+    covers = standing(data, tmp_path)
+    (tmp_path / "other").mkdir()
+    same = standing(Data(bare, data.pixels, data.objects), tmp_path / "other")
+    assert covers.shape == (6, 16, 16)
+    assert (covers == same).all()
+    shown = (data.objects > 0).reshape(6, 16, 8, 16, 8).any(axis=(2, 4))
+    assert 0.1 < (covers > 0).mean() < 0.9
+    assert (covers[shown] > 0).mean() > 0.97  # some pixels are hidden by what would stand before
+
+
 def test_unet_batch_is_noised_latents_with_some_captions_dropped() -> None:
     latents = torch.arange(10.0).view(10, 1, 1, 1).expand(10, 4, 16, 16)
     tokens = torch.arange(1, 11).view(10, 1, 1).expand(10, 3, 77)
     alpha_bar = torch.linspace(0.99, 0.01, 1000)
     settings = UNetSettings(batch=200)
-    batch = unet_batch(latents, tokens, torch.zeros(77).long(), alpha_bar, settings, 0)
+    covers = torch.full((10, 16, 16), 51, dtype=torch.uint8)
+    batch = unet_batch(latents, covers, tokens, torch.zeros(77).long(), alpha_bar, settings, 0)
+    assert torch.allclose(batch.cover, torch.tensor(0.2))
     x0 = batch.x_t - (1 - batch.alpha_bar).sqrt().view(-1, 1, 1, 1) * batch.eps
     x0 = (x0 / batch.alpha_bar.sqrt().view(-1, 1, 1, 1)).mean(dim=(1, 2, 3))
     dropped = batch.tokens[:, 0] == 0
@@ -200,3 +225,20 @@ def test_kl_of_a_unit_gaussian_is_zero() -> None:
     zero = torch.zeros(2, 4, 2, 2)
     assert kl_to_unit(zero, zero) == 0
     assert kl_to_unit(zero + 2, zero) == pytest.approx(2.0)
+
+
+def test_a_model_folder_becomes_a_training_and_a_model_folder_again(tmp_path: Path) -> None:
+    adopt(ROADS, tmp_path / "run")
+    checkpoint = torch.load(tmp_path / "run" / "unet.pt", weights_only=True)
+    assert checkpoint["step"] == 0
+    export(tmp_path / "run", tmp_path / "out")
+    for name in (
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    ):
+        shipped, again = load_file(ROADS / name), load_file(tmp_path / "out" / name)
+        assert shipped.keys() == again.keys()
+        assert all(torch.equal(value, again[key]) for key, value in shipped.items())
+    for name in ("unet/config.json", "vae/config.json", "tokenizer/vocab.json"):
+        assert (ROADS / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
