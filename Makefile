@@ -38,5 +38,5 @@ $(READY): pyproject.toml constraints.txt
 	    || { echo "pare needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PY) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(if $(TORCH_INDEX),$(PY) -m pip install --quiet --index-url $(TORCH_INDEX) torch -c constraints.txt)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[verify,test,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[verify,study,docs,test,dev]'
 	@touch $@
