@@ -32,6 +32,8 @@ MAX_FILE = 500_000_000  # bytes of the picture's file; the largest picture is 15
 RECORDED = ("torch", "transformers", "numpy", "pillow", "scipy")  # what can change a pixel
 DEVICE = re.compile(r"(cpu|cuda|mps)(:[0-9]{1,3})?")
 DTYPES = ("float32", "float16", "bfloat16")
+PART = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+MAX_PARTS = 64  # pictures of one seed
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Recipe:
 
     The picture's own seed is `seeds[index]`: a picture depends on the size of its batch
     (matrix products of other shapes round differently), so the batch is recorded whole.
+    Where a seed makes several pictures, as a source and its edits, `part` says which of
+    `parts` this one is; so its place in the run is a seed and a part.
     """
 
     command: str  # the command of `pare`: "generate", "blend", …
@@ -54,6 +58,8 @@ class Recipe:
     threads: int
     versions: Mapping[str, str]
     format: int = FORMAT
+    parts: Sequence[str] = ()  # the names of the pictures that each seed makes, if several
+    part: str = ""
 
     @property
     def seed(self) -> int:
@@ -61,7 +67,10 @@ class Recipe:
 
     def to_json(self) -> str:
         """One line of ASCII, so that every PNG tool shows it."""
-        return json.dumps(dataclasses.asdict(self), allow_nan=False)
+        fields = dataclasses.asdict(self)
+        if not self.parts:  # as every pare reads it
+            del fields["parts"], fields["part"]
+        return json.dumps(fields, allow_nan=False)
 
 
 def current_versions(device: str = "cpu") -> dict[str, str]:
@@ -126,6 +135,8 @@ def parse_recipe(text: str, where: str) -> Recipe:
 
 def check_fields(raw: Mapping[str, Any], where: str) -> None:
     names = {field.name for field in dataclasses.fields(Recipe)}
+    if not {"parts", "part"} & set(raw):
+        names -= {"parts", "part"}
     if set(raw) != names:
         odd = ", ".join(sorted(repr(key)[:40] for key in set(raw) ^ names)[:5])
         raise broken(where, f"missing or unknown: {odd}")
@@ -144,6 +155,9 @@ def check_fields(raw: Mapping[str, Any], where: str) -> None:
     good = isinstance(seeds, list) and 1 <= len(seeds) <= MAX_PICTURES
     require(good and all(whole(seed, 0, MAX_SEED) for seed in seeds), "seeds", where)
     require(whole(raw["index"], 0, len(seeds) - 1), "index", where)
+    if "parts" in raw:
+        require(are_parts(raw["parts"]), "parts", where)
+        require(raw["part"] in raw["parts"], "part", where)
 
 
 def whole(value: object, low: int, high: int) -> bool:
@@ -156,6 +170,13 @@ def is_text_table(value: object) -> bool:
 
 def is_input(value: object) -> bool:
     return isinstance(value, dict) and set(value) == {"path", "sha256"} and is_text_table(value)
+
+
+def are_parts(value: object) -> bool:
+    if not isinstance(value, list) or not 2 <= len(value) <= MAX_PARTS:
+        return False
+    named = all(isinstance(part, str) and PART.fullmatch(part) for part in value)
+    return named and len(set(value)) == len(value)
 
 
 def require(good: bool, name: str, where: str) -> None:

@@ -211,13 +211,29 @@ def batch_of(recipe: Recipe) -> list[int]:
     """The seeds of the pictures that went through the model together with this one.
 
     Their number matters, as matrix products of another shape round differently; what they
-    show does not.  The pictures of a run may be more: they go in batches of `batch`.
+    show does not.  The pictures of a run may be more: they go in batches of `batch`, seed by
+    seed and part by part, so that a seed's parts may lie in two batches.  The seeds from one
+    seam between two batches to the next make the same batches by themselves.
     """
+    size, parts = batch_size(recipe), max(1, len(recipe.parts))
+    seams = [seed for seed in range(len(recipe.seeds)) if seed * parts % size == 0]
+    first = max(seam for seam in seams if seam <= recipe.index)
+    end = min((seam for seam in seams if seam > recipe.index), default=len(recipe.seeds))
+    return list(recipe.seeds[first:end])
+
+
+def batch_size(recipe: Recipe) -> int:
+    """How many pictures went through the model together, at most."""
+    pictures = len(recipe.seeds) * max(1, len(recipe.parts))
     size = recipe.arguments.get("batch")
-    if not isinstance(size, int) or size < 1:
-        return list(recipe.seeds)
-    first = recipe.index - recipe.index % size
-    return list(recipe.seeds[first : first + size])
+    return size if isinstance(size, int) and 1 <= size <= pictures else pictures
+
+
+def batch_length(recipe: Recipe) -> int:
+    """How many pictures this one's batch had, itself included; the run's last may be short."""
+    size, parts = batch_size(recipe), max(1, len(recipe.parts))
+    place = recipe.index * parts + (recipe.parts.index(recipe.part) if recipe.parts else 0)
+    return min(size, len(recipe.seeds) * parts - place // size * size)
 
 
 # --- two recipes --------------------------------------------------------------------------
@@ -265,7 +281,8 @@ def facts(recipe: Recipe) -> dict[str, Any]:
             **own,
             "input": {name: recorded["sha256"] for name, recorded in recipe.inputs.items()},
             "seed": recipe.seed,
-            "batch": len(batch_of(recipe)),
+            **({"part": recipe.part} if recipe.parts else {}),
+            "batch": batch_length(recipe),
             "scheduler": recipe.scheduler,
             "model": model,
             "device": recipe.device,

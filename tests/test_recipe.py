@@ -49,6 +49,14 @@ def test_a_picture_brings_its_recipe_back(tmp_path: Path, gradient: Image.Image)
         assert image.info["pare"].isascii()
 
 
+def test_a_place_in_a_run_is_a_seed_and_a_part(tmp_path: Path, gradient: Image.Image) -> None:
+    target = dataclasses.replace(RECIPE, parts=["source", "target-1"], part="target-1")
+    write_whole(tmp_path / "a.png", lambda file: save_png(gradient, target, file))
+    assert read_recipe(tmp_path / "a.png") == target
+    # A run that makes one picture a seed says nothing of parts: every pare reads its recipes.
+    assert not {"parts", "part"} & set(json.loads(RECIPE.to_json()))
+
+
 def test_versions_name_what_can_change_a_pixel() -> None:
     assert {"pare", "python", "torch", "transformers", "numpy", "pillow"} <= set(current_versions())
 
@@ -146,6 +154,18 @@ def with_changes(**changes: Any) -> str:
         with_changes(format=0),
         with_changes(format=True),
         with_changes(format="1"),
+        with_changes(parts=["source", "target"]),
+        with_changes(part="source"),
+        with_changes(parts=[], part=""),
+        with_changes(parts=["source"], part="source"),
+        with_changes(parts=["source", "target"], part="other"),
+        with_changes(parts=["source", "target"], part=0),
+        with_changes(parts=["source", "source"], part="source"),
+        with_changes(parts=["source", "../target"], part="source"),
+        with_changes(parts=["source", "a\x1b[2J"], part="source"),
+        with_changes(parts=["source", ["target"]], part="source"),
+        with_changes(parts="source", part="source"),
+        with_changes(parts=[f"p{k}" for k in range(65)], part="p1"),
         '{"seeds": ' + "9" * 5000 + "}",
     ],
     ids=lambda text: text[:20],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -30,6 +31,7 @@ from pare.commands.run import PictureCommand
 from pare.errors import PareError, RecipeError
 from pare.recipe import Recipe, parse_recipe, read_recipe
 from pare.rerun import (
+    batch_length,
     batch_of,
     changed_files,
     compare_pixels,
@@ -178,6 +180,38 @@ def test_of_a_run_only_the_batch_is_made_that_the_picture_was_in(
     assert main(["rerun", f"generate-{last}.png"]) == 0
     assert read_recipe(f"rerun-{last}.png").seeds == batch_of(recipe)
     assert read_recipe(f"rerun-{last}.png").seed == last
+
+
+@pytest.mark.parametrize(
+    ("seeds", "parts", "batch", "index", "together", "length"),
+    [
+        (3, 1, None, 1, [0, 1, 2], 3),
+        (3, 1, 2, 2, [2], 1),
+        (3, 2, None, 1, [0, 1, 2], 6),
+        (3, 2, 1, 1, [1], 1),
+        (3, 2, 2, 1, [1], 2),
+        (3, 2, 4, 0, [0, 1], 4),
+        (3, 2, 4, 2, [2], 2),
+        # Batches of 4 cut the seeds' three pictures anywhere; a new one begins with seed 4.
+        (6, 3, 4, 2, [0, 1, 2, 3], 4),
+        (6, 3, 4, 5, [4, 5], 2),
+        (2, 3, 99, 1, [0, 1], 6),
+    ],
+)
+def test_the_seeds_that_make_a_picture_s_batch(
+    seeds: int, parts: int, batch: int | None, index: int, together: list[int], length: int
+) -> None:
+    recipe = recipe_of("generate", {"prompt": "a road", "batch": batch})
+    named = [f"p{k}" for k in range(parts)] if parts > 1 else []
+    recipe = dataclasses.replace(
+        recipe, seeds=list(range(seeds)), index=index, parts=named, part=named[-1] if named else ""
+    )
+    assert batch_of(recipe) == together
+    assert batch_length(recipe) == length
+    # The same batches, made by themselves: every picture is in one of the same length.
+    again = dataclasses.replace(recipe, seeds=together, index=together.index(index))
+    assert batch_length(again) == length
+    assert batch_of(again) == together
 
 
 def test_a_picture_of_a_batch_made_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

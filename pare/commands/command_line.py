@@ -15,7 +15,7 @@ import click
 
 from pare import settings
 from pare.commands.printing import plain
-from pare.commands.run import input_names
+from pare.commands.run import PictureCommand, input_names
 from pare.errors import PareError, RecipeError
 from pare.recipe import Recipe
 
@@ -110,6 +110,8 @@ def check_recipe(command: click.Command, recipe: Recipe, where: str) -> dict[str
         raise RecipeError(f"the recipe in {where} cannot be run: {error}") from error
     if seeds != list(recipe.seeds):
         odd.append("seeds")
+    if isinstance(command, PictureCommand) and command.parts(given) != list(recipe.parts):
+        odd.append("parts")
     if odd:
         raise RecipeError(f"the recipe in {where} contradicts itself or pare ({odd[0]})")
     return arguments

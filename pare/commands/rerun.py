@@ -124,6 +124,9 @@ def show(picture: Path, recipe: Recipe, as_json: bool) -> None:
     rows["seed"] = recipe.seed
     if len(recipe.seeds) > 1:
         rows["seed"] = f"{recipe.seed}, picture {recipe.index + 1} of {len(recipe.seeds)}"
+    if recipe.parts:
+        rows["seed"] = f"{recipe.seed}, number {recipe.index + 1} of {len(recipe.seeds)}"
+        rows["part"] = f"{recipe.part}, of {', '.join(recipe.parts)}"
     for name, recorded in recipe.inputs.items():
         rows[name] = f"{recorded['path']}, SHA-256 {recorded['sha256']}"
     for key in ("device", "dtype", "threads", "model", "scheduler", "versions"):
@@ -194,7 +197,7 @@ def make_again(picture: Path, recipe: Recipe, given: Mapping[str, Any]) -> None:
 
     out = None
     if not given["check"]:
-        out = output_paths(given["out"], "rerun", [recipe.seed])[0]
+        out = output_paths(given["out"], "rerun", [recipe.seed], [recipe.part])[0]
         check_output(out, force=given["force"])
     original = load_image(picture)
     image, remade, notes = run_again(picture, recipe, given)
@@ -255,7 +258,8 @@ def run_again(
     again = Again(scheduler, found)
     with parse(command, arguments, str(picture), again) as context:
         command.invoke(context)
-    image, remade = next(made for made in again.made if made[1].seed == recipe.seed)
+    place = recipe.seed, recipe.part
+    image, remade = next(made for made in again.made if (made[1].seed, made[1].part) == place)
     return image, remade, notes
 
 

@@ -7,7 +7,7 @@ import functools
 import json
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import click
 from pare import settings
 from pare.commands.options import InputFile
 from pare.commands.printing import plain
-from pare.errors import OutputError
+from pare.errors import OutputError, SettingError
 from pare.files import check_output, sha256, write_whole
 
 if TYPE_CHECKING:
@@ -31,6 +31,20 @@ if TYPE_CHECKING:
 
 class PictureCommand(click.Command):
     """A command whose pictures carry a recipe: `pare rerun` can run it again."""
+
+    def __init__(
+        self,
+        *given: Any,
+        parts: Callable[[Mapping[str, Any]], Sequence[str]] | None = None,
+        **named: Any,
+    ) -> None:
+        """`parts`: where a seed makes several pictures, their names, from the arguments."""
+        super().__init__(*given, **named)
+        self.name_parts = parts
+
+    def parts(self, arguments: Mapping[str, Any]) -> list[str]:
+        """The names of a seed's pictures; none where it makes a single one."""
+        return list(self.name_parts(arguments)) if self.name_parts else []
 
 
 @dataclass
@@ -51,7 +65,10 @@ class Run:
     arguments: Mapping[str, Any]
     inputs: Mapping[str, Mapping[str, str]]
     seeds: list[int]
+    parts: list[str]
+    """The pictures of each seed, by name; empty where it makes a single one."""
     paths: list[Path]
+    """One a picture: seed by seed, and within each part by part."""
     force: bool
     as_json: bool
     started: float
@@ -72,7 +89,9 @@ class Run:
         command, given = str(context.info_name), context.params
         again = context.find_object(Again)
         seeds = settings.consecutive_seeds(given["seed"], given["count"])
-        paths = output_paths(given["out"], command, seeds)
+        parts = context.command.parts(given)
+        check_pictures(seeds, parts)
+        paths = output_paths(given["out"], command, seeds, parts)
         if again is None:
             for path in paths:
                 check_output(path, force=given["force"])
@@ -82,9 +101,14 @@ class Run:
             if given[name] is not None
         }
         return cls(
-            command, plain(given), inputs, seeds, paths, given["force"], given["as_json"], started,
-            again,
+            command, plain(given), inputs, seeds, parts, paths, given["force"], given["as_json"],
+            started, again,
         )  # fmt: skip
+
+    @property
+    def places(self) -> list[tuple[int, str]]:
+        """Of every picture: which of the seeds is its own, and which part of it; "" if all."""
+        return [(index, part) for index in range(len(self.seeds)) for part in self.parts or [""]]
 
     def noting(self, **arguments: Any) -> Run:
         """The run with what was chosen for it, so that its pictures can be made again."""
@@ -94,20 +118,21 @@ class Run:
         """Write every picture with its recipe; print the paths, or all as a JSON object."""
         from pare.recipe import save_png
 
+        recipes = [self.recipe(pipe, index, part) for index, part in self.places]
         if self.again is not None:
-            recipes = [self.recipe(pipe, index) for index in range(len(images))]
             self.again.made.extend(zip(images, recipes, strict=True))
             return
         seconds = time.perf_counter() - self.started
-        for index, (image, path) in enumerate(zip(images, self.paths, strict=True)):
-            recipe = self.recipe(pipe, index)
+        for recipe, image, path in zip(recipes, images, self.paths, strict=True):
             write_whole(path, functools.partial(save_png, image, recipe), force=self.force)
             if not self.as_json:
                 click.echo(path)
         if self.as_json:
             pictures = [
-                {"path": str(path), "seed": seed, "width": image.width, "height": image.height}
-                for path, seed, image in zip(self.paths, self.seeds, images, strict=True)
+                {"path": str(path), "seed": recipe.seed}
+                | ({"part": recipe.part} if recipe.parts else {})
+                | {"width": image.width, "height": image.height}
+                for path, recipe, image in zip(self.paths, recipes, images, strict=True)
             ]
             result = {"command": self.command, "pictures": pictures, "seconds": round(seconds, 3)}
             click.echo(json.dumps(result | report, indent=2))
@@ -117,8 +142,8 @@ class Run:
         if self.again is None:
             click.echo(words, err=True)
 
-    def recipe(self, pipe: Pipeline, index: int) -> Recipe:
-        """The recipe of the picture at `index` of the run."""
+    def recipe(self, pipe: Pipeline, index: int, part: str = "") -> Recipe:
+        """The recipe of a picture of the run, see `places`."""
         import torch
 
         from pare.recipe import Recipe, current_versions
@@ -137,6 +162,8 @@ class Run:
             dtype=str(pipe.dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
             versions=current_versions(str(pipe.device)),
+            parts=self.parts,
+            part=part,
         )
 
 
@@ -147,18 +174,35 @@ def input_names(command: click.Command) -> list[str]:
     ]
 
 
-def output_paths(out: Path, command: str, seeds: Sequence[int]) -> list[Path]:
-    """One file name a seed: in the folder `out`, or made from the name `out`."""
-    if out.is_dir():
-        return [out / f"{command}-{seed}.png" for seed in seeds]
-    if out.suffix.lower() != ".png":
+def check_pictures(seeds: Sequence[int], parts: Sequence[str]) -> None:
+    count = len(seeds) * max(1, len(parts))
+    if count > settings.MAX_PICTURES:
+        raise SettingError(
+            f"{len(seeds)} seeds make {len(parts)} pictures each",
+            expected=f"at most {settings.MAX_PICTURES} pictures in all",
+        )
+
+
+def output_paths(
+    out: Path, command: str, seeds: Sequence[int], parts: Sequence[str] = ()
+) -> list[Path]:
+    """One file name a picture: in the folder `out`, or made from the name `out`."""
+    folder = out.is_dir()
+    if not folder and out.suffix.lower() != ".png":
         raise OutputError(
             f"--out is {out}",
             expected="a name that ends in .png (which keeps the recipe), or a folder that exists",
         )
-    if len(seeds) == 1:
-        return [out]
-    return [out.with_name(f"{out.stem}-{seed}{out.suffix}") for seed in seeds]
+    # A name says what tells the pictures apart; in a folder, where more will come, all.
+    words = [
+        ([str(seed)] if folder or len(seeds) > 1 else [])
+        + ([part] if part and (folder or len(parts) > 1) else [])
+        for seed in seeds
+        for part in parts or [""]
+    ]
+    if folder:
+        return [out / ("-".join([command, *some]) + ".png") for some in words]
+    return [out.with_name("-".join([out.stem, *some]) + out.suffix) for some in words]
 
 
 def load_pipeline(
@@ -222,7 +266,7 @@ def fit_memory(
 ) -> dict[str, Any]:
     """The batch and the tile of a run: those given, or what fits into memory."""
     plan = pipe.plan(
-        len(run.seeds),
+        len(run.paths),
         height,
         width,
         guidance=given["guidance"],
