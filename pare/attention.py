@@ -75,6 +75,10 @@ class Control:
         """Whether `observe` is to be called for this site at this step."""
         return False
 
+    def observes_row(self, row: Row) -> bool:
+        """Whether it is to be called for this row, of those sites and steps that it observes."""
+        return True
+
     def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
         """See probabilities (heads, queries, keys) of some heads of one row of the batch.
 
@@ -179,7 +183,8 @@ def attend(
 
     call = control.call(site, *grid)
     if observed:
-        for row in range(query.shape[0]):
+        wanted = [r for r, row in enumerate(call.rows) if control.control.observes_row(row)]
+        for row in wanted:
             for heads in head_chunks(query.shape[1], query.shape[2] * key.shape[2]):
                 seen = attention_probabilities(query[row, heads], key[row, heads])
                 control.control.observe(call, row, heads, seen)

@@ -155,6 +155,27 @@ def test_a_control_that_wants_nothing_is_not_called(unet: UNet) -> None:
     assert torch.equal(run(unet, Bored()), run(unet, None))
 
 
+def test_rows_that_a_control_does_not_observe_are_not_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @dataclass
+    class OneSide(Recorder):
+        def observes_row(self, row: Row) -> bool:
+            return row.branch == "cond"
+
+    computed: list[int] = []
+
+    def counting(query: Tensor, key: Tensor) -> Tensor:
+        computed.append(1)
+        return attention_probabilities(query, key)
+
+    monkeypatch.setattr(pare.attention, "attention_probabilities", counting)
+    recorder = OneSide()
+    attend(*qkv(), SITE, GRID, ControlledStep(recorder, 0, ROWS))
+    assert [row for _, row, *_ in recorder.calls] == [1]
+    assert len(computed) == 1
+
+
 # --- editing ------------------------------------------------------------------------------
 
 

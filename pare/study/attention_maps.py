@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pare.attention import Call, Control, Site
+from pare.attention import Call, Control, Row, Site
 from pare.errors import SettingError
 from pare.words import END, PADDING, START, Words
 
@@ -116,10 +116,11 @@ class WordRecorder(Control):
     def observes(self, site: Site, step: int) -> bool:
         return self.wants(site) and (self.steps is None or step in self.steps)
 
+    def observes_row(self, row: Row) -> bool:
+        return row.branch in self.texts and row.prompt < len(self.texts[row.branch])
+
     def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
         picture, branch = call.rows[row].prompt, call.rows[row].branch
-        if branch not in self.texts or picture >= len(self.texts[branch]):
-            return
         seen = probabilities.detach()
         if not self.each_head:
             seen = seen.sum(0, keepdim=True) / call.site.heads
@@ -247,16 +248,20 @@ def heat_map(
         PromptError: no such word.
     """
     by_grid: dict[tuple[int, ...], list[Tensor]] = {}
+    heads = 0
     for one in maps:
-        shares = one.of(word, among)
-        by_grid.setdefault(tuple(shares.shape[1:]), []).append(shares.mean(0))
+        # The equation's sum goes over heads, of which layers may have unequally many.
+        count = one.site.heads if one.head is None else 1
+        shares = one.of(word, among).mean(0)
+        by_grid.setdefault(tuple(shares.shape), []).append(count * shares)
+        heads += count
     if not by_grid:
         raise no_maps()
     total = torch.zeros(size)
     for same in by_grid.values():
         stacked = torch.stack(same)[:, None]  # (maps, 1, h, w)
         total += F.interpolate(stacked, size, mode="bicubic").clamp(min=0).sum((0, 1))
-    return total / sum(map(len, by_grid.values()))
+    return total / heads
 
 
 def level_map(

@@ -177,6 +177,9 @@ class Part(Control):
     def observes(self, site: Site, step: int) -> bool:
         return self.whole.observes(site, step)
 
+    def observes_row(self, row: Row) -> bool:
+        return self.whole.observes_row(Row(self.first + row.prompt, row.branch))
+
     def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
         self.whole.observe(self.placed(call), row, heads, probabilities)
 
