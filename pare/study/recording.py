@@ -1,0 +1,571 @@
+"""Recording a run: what any layer answers at every step, where attention looks, what x_t becomes.
+
+    recording = Recording(pipe, "unet.mid_block", attention="unet.mid_block.*.attn2")
+    with recording as watched:
+        image = watched.generate("a snowy road", [7], steps=25)
+    recording["x0"]                             # (25, 1, 4, h, w)
+    recording["unet.mid_block:activations"]     # (25, 2, C, h / 8, w / 8)
+
+Attention is seen through its own seam (`pare.attention`).  What any other layer answers,
+only PyTorch's forward hooks tell, and a hook belongs to a module, not to a run: on the
+pipeline's own modules it would fire for every thread that uses the model.  So the hooks
+sit on a *twin* of the model, made for the recording: its modules are copies, and its
+weights are the same tensors.  Whoever runs `watched` is recorded.  The pipeline that it
+came from never has a hook: it runs as fast as ever, and two recordings do not meet.
+
+What is kept is reduced as it streams by, and `Recording.plan` says beforehand how large
+it will be.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pare.attention import Call, Control, ControlledStep, Row, Site
+from pare.errors import SettingError
+from pare.memory import check_room
+from pare.noise import Noise
+from pare.pipeline import Pipeline, Progress
+from pare.schedulers import Level, Prediction, Trajectory
+from pare.study.layers import (
+    Layer,
+    LayerTable,
+    Shape,
+    is_glob,
+    join,
+    layer_table,
+    nearest,
+    outer_names,
+    tensors_in,
+    trace,
+    without_weights,
+)
+from pare.study.reductions import REDUCTIONS, Grid
+from pare.text import PromptEmbeddings
+from pare.unet.transformer import SpatialTransformer
+
+PARTS = ("unet", "vae", "text_encoder")
+Module = TypeVar("Module", bound=nn.Module)
+
+LATENTS = ("picture", "channel", "y", "x")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor of a recording."""
+
+    name: str
+    """`x_t`, or the layer and what is kept of it: `unet.mid_block:activations`."""
+    axes: tuple[str, ...]
+    shape: Shape
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Recording(Control):
+    """What one run leaves; the run is what happens in its `with` block.
+
+    Always kept are, in float32: `x_t` (steps + 1, pictures, 4, h, w), with the finished
+    latents at its end; `x0` and `eps`, the guided prediction at each step; and
+    `output.cond`, `output.uncond`, …: the model's own answers (eps or v) before guidance.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        layers: str | Sequence[str] = (),
+        *,
+        keep: str | Sequence[str] = ("statistics", "activations"),
+        attention: str | Sequence[str] = (),
+        branches: str | Sequence[str] | None = None,
+        every: int = 1,
+        each_head: bool = False,
+        beside: Control | None = None,
+    ) -> None:
+        """
+        Args:
+            layers: names or globs, as `pare inspect` lists them: `unet.mid_block`, `unet.*.attn2`.
+                Of the VAE those that decode: once a picture, or a tile; of the text encoder all:
+                once for each text.
+            keep: what of them, see `pare.study.reductions`: "statistics", "activations" (all),
+                "map" (the strength of every pixel), "channels" (their means).
+            attention: names or globs of attention layers whose probabilities are kept.
+            branches: the sides of the guidance that are looked at: "cond"; None is all.
+            every: of so many steps one is looked at, the first included.
+            each_head: keep attention's heads apart, not their mean.
+            beside: another control that is to see the run.
+
+        Raises:
+            SettingError: a layer that does not exist (the nearest are named), or a setting
+                that cannot be.
+        """
+        self.pipe = pipe
+        self.keep = tuple(dict.fromkeys(listed(keep)))
+        for name in self.keep:
+            if name not in REDUCTIONS:
+                kinds = ", ".join(REDUCTIONS)
+                raise SettingError(
+                    f"{name!r} cannot be kept of a layer", expected=f"any of {kinds}"
+                )
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise SettingError(f"every is {every!r}", expected="a whole number, at least 1")
+        self.branches = None if branches is None else listed(branches)
+        self.every, self.each_head = every, each_head
+        self.beside = beside
+        self.layers = find_layers(pipe, listed(layers))
+        self.sites = find_sites(pipe, listed(attention))
+
+        self.tensors: dict[str, Tensor] = {}
+        """What was recorded, once the block is left."""
+        self.axes: dict[str, tuple[str, ...]] = {}
+        """What the axes of each tensor are."""
+        self.levels: list[Level] = []
+        """The level of noise at each step."""
+        self.looked: list[int] = []
+        """The steps at which layers and attention were looked at."""
+        self.rows: tuple[Row, ...] = ()
+        """What the rows are that layers and attention have."""
+
+        self.streams: dict[str, list[Tensor]] = {}
+        self.handles: list[RemovableHandle] = []
+        self.now: ControlledStep | None = None
+        self.grid: Grid | None = None
+        self.last_step = -1
+        self.final: Tensor | None = None
+        self.used = False
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One of `tensors`.
+
+        Raises:
+            SettingError: there is none of that name; the nearest are named.
+        """
+        if name not in self.tensors:
+            near = nearest(name, list(self.tensors))
+            fix = f"did you mean {' or '.join(near)}?" if near else "the run has not ended"
+            raise SettingError(f"the recording has no {name!r}", fix=fix)
+        return self.tensors[name]
+
+    # --- beforehand -----------------------------------------------------------------------
+
+    def plan(
+        self,
+        steps: int,
+        size: tuple[int, int] | None = None,
+        *,
+        count: int = 1,
+        guidance: float = 7.5,
+        texts: int = 2,
+    ) -> list[Planned]:
+        """The tensors that a run of `count` pictures of `size` (width, height) will leave.
+
+        Args:
+            texts: how many different prompts and negative prompts the text encoder reads.
+        """
+        width, height = size or self.pipe.trained_size
+        latents = (count, *self.pipe.latent_shape(height, width))
+        sides = ["cond"] if guidance == 1 else ["uncond", "cond"]
+        rows = count * sum(self.branches is None or side in self.branches for side in sides)
+        evaluations = len(self.pipe.scheduler.trajectory(steps))  # PNDM's are one more
+        looks = math.ceil(evaluations / self.every)
+        lengths = {"x_t": evaluations + 1, "x0": evaluations, "eps": evaluations}
+        lengths |= {f"output.{side}": evaluations for side in sides}
+        planned = [
+            Planned(name, ("step", *LATENTS), (length, *latents), torch.float32)
+            for name, length in lengths.items()
+        ]
+        calls = {"unet": (looks, rows), "vae": (count, 1), "text_encoder": (texts, 1)}
+        for part in dict.fromkeys(part_of(name) for name in self.layers):
+            table = part_table(self.pipe, part, (latents[2], latents[3]))
+            for name in self.layers:
+                if part_of(name) == part:
+                    planned += self.planned_layer(table, name, calls[part])
+        planned += self.planned_attention((looks, rows), (latents[2], latents[3]))
+        return planned
+
+    def planned_layer(self, table: LayerTable, name: str, calls: Shape) -> Iterator[Planned]:
+        (_, *shape), grid = table[name].outputs[0], grid_of(table, name)
+        seen = torch.empty((1, *shape), dtype=self.pipe.dtype, device="meta")
+        for kind in self.keep:
+            kept = REDUCTIONS[kind].reduce(seen, grid)
+            axes = (first_axis(name), "row", *REDUCTIONS[kind].axes(seen.ndim, grid))
+            yield Planned(f"{name}:{kind}", axes, (*calls, *kept.shape[1:]), kept.dtype)
+
+    def planned_attention(self, calls: Shape, latents: Grid) -> Iterator[Planned]:
+        for name, site in self.sites.items():
+            h, w = (math.ceil(side / 2**site.level) for side in latents)
+            keys = h * w if site.kind == "self" else text_length(self.pipe)
+            heads = (site.heads,) if self.each_head else ()
+            axes = attention_axes(site, self.each_head)
+            shape = (*calls, *heads, h, w, keys)
+            yield Planned(f"{name}:attention", axes, shape, torch.float32)
+
+    # --- the run --------------------------------------------------------------------------
+
+    def __enter__(self) -> RecordedPipeline:
+        """The pipeline whose run is recorded, on the weights of the one that was given.
+
+        Raises:
+            SettingError: the recording has one already.
+        """
+        if self.used:
+            raise SettingError("this recording has a run already", fix="make one for each run")
+        self.used = True
+        watched = RecordedPipeline(self.pipe, self)
+        watched.unet = twin(self.pipe.unet)
+        unet = watched.unet
+        self.handles.append(unet.register_forward_pre_hook(self.begin, with_kwargs=True))
+        parts = {part_of(name) for name in self.layers}
+        if "vae" in parts:
+            watched.vae = twin(self.pipe.vae)
+        if "text_encoder" in parts:
+            watched.text_encoder = twin(self.pipe.text_encoder)
+        modules = {name: m for part in parts for name, m in modules_of(watched, part).items()}
+        for module in unet.modules():
+            if isinstance(module, SpatialTransformer):
+                self.handles.append(module.register_forward_pre_hook(self.note_grid))
+        for name in self.layers:
+            self.handles.append(modules[name].register_forward_hook(self.looking_at(name)))
+        self.handles.append(unet.register_forward_hook(self.end))
+        return watched
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        """The run has ended: nothing is recorded from here on, and `tensors` is there."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+        self.now = None
+        if error is not None:
+            return
+        if self.final is not None:
+            self.stream("x_t", self.final, LATENTS)
+        while self.streams:
+            name, kept = next(iter(self.streams.items()))
+            self.tensors[name] = torch.stack(kept)
+            del self.streams[name]  # one after the other: not all of it is there twice
+
+    def stream(self, name: str, x: Tensor, axes: tuple[str, ...], first: str = "step") -> None:
+        self.streams.setdefault(name, []).append(x)
+        self.axes[name] = (first, *axes)
+
+    def begin(self, unet: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        """The UNet begins: of which step, and what the rows of the batch are."""
+        seam = named.get("control", args[3] if len(args) > 3 else None)
+        # Without a seam it is asked beside the run, as when the origin of a NaN is looked for.
+        self.now = seam if isinstance(seam, ControlledStep) else None
+        if self.now is None:
+            return
+        if self.now.step <= self.last_step:
+            raise SettingError(
+                f"step {self.now.step} has been recorded already",
+                fix="one recording serves one run, of one batch",
+            )
+        self.last_step = self.now.step
+        if self.wants(self.now.step):
+            self.looked.append(self.now.step)
+            self.rows = tuple(self.now.rows[i] for i in self.chosen(self.now.rows))
+
+    def end(self, unet: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        """The UNet has answered: keep what each side of the guidance said."""
+        if self.now is None:
+            return
+        answers = output.detach().float().cpu()
+        for side in dict.fromkeys(row.branch for row in self.now.rows):
+            rows = [i for i, row in enumerate(self.now.rows) if row.branch == side]
+            self.stream(f"output.{side}", answers[rows], LATENTS)
+        self.now = None
+
+    def wants(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def chosen(self, rows: Sequence[Row]) -> list[int]:
+        """The rows of the batch that are looked at."""
+        every = range(len(rows))
+        return [i for i in every if self.branches is None or rows[i].branch in self.branches]
+
+    def note_grid(self, transformer: nn.Module, args: tuple[Any, ...]) -> None:
+        height, width = args[0].shape[-2:]
+        self.grid = (height, width)
+
+    def looking_at(self, name: str) -> Callable[..., None]:
+        """The hook of a layer: reduce what it hands on, and keep that."""
+        of_unet, pixels = part_of(name) == "unet", has_pixels(name)
+
+        def hook(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            x = next(tensors_in(output)).detach()
+            if of_unet:
+                if self.now is None or not self.wants(self.now.step):
+                    return
+                if self.branches is not None:
+                    x = x[self.chosen(self.now.rows)]
+            grid = self.grid if pixels and x.ndim == 3 else None
+            for kind in self.keep:
+                reduction = REDUCTIONS[kind]
+                axes = ("row", *reduction.axes(x.ndim, grid))
+                self.stream(f"{name}:{kind}", reduction.reduce(x, grid), axes, first_axis(name))
+
+        return hook
+
+    # As attention's control:
+
+    def observes(self, site: Site, step: int) -> bool:
+        return f"unet.{site.name}" in self.sites and self.wants(step)
+
+    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
+        chosen = self.chosen(call.rows)
+        if row not in chosen:
+            return
+        name, site = f"unet.{call.site.name}:attention", call.site
+        if row == chosen[0] and heads.start == 0:
+            own = (site.heads,) if self.each_head else ()
+            empty = torch.zeros(len(chosen), *own, call.height, call.width, probabilities.shape[-1])
+            self.stream(name, empty, attention_axes(site, self.each_head)[1:])
+        kept = self.streams[name][-1][chosen.index(row)]
+        seen = probabilities.detach().cpu().view(-1, *kept.shape[-3:])
+        if self.each_head:
+            kept[heads] = seen
+        else:
+            kept += seen.sum(dim=0) / site.heads
+
+    # As the pipeline tells it:
+
+    def note(self, level: Level, x_t: Tensor, prediction: Prediction) -> None:
+        """The guided prediction of a step."""
+        self.levels.append(level)
+        for name, x in (("x_t", x_t), ("x0", prediction.x0), ("eps", prediction.eps)):
+            self.stream(name, x.detach().float().cpu().clone(), LATENTS)
+
+    def note_final(self, latents: Tensor) -> None:
+        """Where the run has ended."""
+        if self.handles:
+            self.final = latents.detach().float().cpu().clone()
+
+
+class RecordedPipeline(Pipeline):
+    """A pipeline whose run goes into a recording; it answers as any other."""
+
+    def __init__(self, pipe: Pipeline, recording: Recording) -> None:
+        self.__dict__.update(pipe.__dict__)
+        self.recording = recording
+
+    def predict(
+        self,
+        x_t: Tensor,
+        level: Level,
+        prompts: PromptEmbeddings,
+        guidance: float,
+        *,
+        rescale: float = 0.0,
+        control: Control | None = None,
+        step: int = 0,
+        extra: Tensor | None = None,
+    ) -> Prediction:
+        recording = self.recording
+        together: Control = recording
+        for other in (recording.beside, control):
+            if other is not None:
+                together = Both(together, other)
+        prediction = super().predict(
+            x_t, level, prompts, guidance,
+            rescale=rescale, control=together, step=step, extra=extra,
+        )  # fmt: skip
+        if recording.handles:
+            recording.note(level, x_t, prediction)
+        return prediction
+
+    def denoise(
+        self,
+        x_t: Tensor,
+        trajectory: Trajectory,
+        prompts: PromptEmbeddings,
+        *,
+        guidance: float,
+        rescale: float = 0.0,
+        noise: Noise | None = None,
+        control: Control | None = None,
+        extra: Tensor | None = None,
+        progress: Progress = iter,
+    ) -> Tensor:
+        x0 = super().denoise(
+            x_t, trajectory, prompts, guidance=guidance, rescale=rescale, noise=noise,
+            control=control, extra=extra, progress=progress,
+        )  # fmt: skip
+        self.recording.note_final(x0)
+        return x0
+
+
+class Both(Control):
+    """Two controls in one run: both look, and the second may edit."""
+
+    def __init__(self, looking: Control, control: Control) -> None:
+        self.looking, self.control = looking, control
+
+    def observes(self, site: Site, step: int) -> bool:
+        return self.looking.observes(site, step) or self.control.observes(site, step)
+
+    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
+        for one in (self.looking, self.control):
+            if one.observes(call.site, call.step):
+                one.observe(call, row, heads, probabilities)
+
+    def edits(self, site: Site, step: int) -> bool:
+        return self.control.edits(site, step)
+
+    def edit(self, call: Call, probabilities: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
+        return self.control.edit(call, probabilities)
+
+
+def twin(module: Module) -> Module:
+    """A copy of a module and of all in it, on the same weights.
+
+    `deepcopy` takes from the memo what it finds there, and so copies no number.
+    """
+    memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, memo)
+
+
+# --- names --------------------------------------------------------------------------------
+
+
+def listed(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def part_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def first_axis(name: str) -> str:
+    """Of a layer's tensors: the UNet runs once a step, the others now and then."""
+    return "step" if part_of(name) == "unet" else "call"
+
+
+def attention_axes(site: Site, each_head: bool) -> tuple[str, ...]:
+    heads = ("head",) if each_head else ()
+    return ("step", "row", *heads, "y", "x", "pixel" if site.kind == "self" else "token")
+
+
+def has_pixels(name: str) -> bool:
+    """Whether (B, n, C) of a layer means n pixels: not of the text's keys and values."""
+    return part_of(name) == "unet" and not name.endswith(("attn2.to_k", "attn2.to_v"))
+
+
+def grid_of(table: LayerTable, name: str) -> Grid | None:
+    """The height and width of the pixels that a layer hands on in a row."""
+    if len(table[name].outputs[0]) != 3 or not has_pixels(name):
+        return None
+    outer = (table[n] for n in outer_names(name) if n in table.names)
+    shapes = (layer.outputs[0] for layer in outer if layer.outputs)
+    return next(((s[2], s[3]) for s in shapes if len(s) == 4), None)
+
+
+def find_layers(pipe: Pipeline, wanted: Sequence[str]) -> dict[str, Layer]:
+    """The layers that some names or globs mean, in the order in which they run.
+
+    Raises:
+        SettingError: none of that name; the nearest are named.
+    """
+    parts = [part for part in PARTS if any(could_be_in(part, name) for name in wanted)]
+    tables = [part_table(pipe, part) for part in parts or ["unet"]] if wanted else []
+    every = LayerTable.of([layer for table in tables for layer in table if layer.outputs])
+    named = {layer.name for name in wanted for layer in every.find(name)}
+    return {layer.name: layer for layer in every if layer.name in named}
+
+
+def could_be_in(part: str, name: str) -> bool:
+    return part_of(name) == part or (part_of(name) not in PARTS and is_glob(part_of(name)))
+
+
+def find_sites(pipe: Pipeline, wanted: Sequence[str]) -> dict[str, Site]:
+    """The attention layers that some names or globs mean.
+
+    Raises:
+        SettingError: none of that name; the nearest are named.
+    """
+    sites = {f"unet.{site.name}": site for site in pipe.unet.sites()}
+    named = set()
+    for name in wanted:
+        found = [one for one in sites if means(name, one)]
+        if not found:
+            raise SettingError(
+                f"no attention layer is called {name!r}",
+                fix=f"did you mean {' or '.join(nearest(name, list(sites)))}?",
+            )
+        named.update(found)
+    return {name: site for name, site in sites.items() if name in named}
+
+
+def means(name: str, site: str) -> bool:
+    """Whether a name or a glob means an attention layer, or a layer that it is in."""
+    return fnmatch.fnmatchcase(site, name) or fnmatch.fnmatchcase(site, f"{name}.*")
+
+
+def modules_of(pipe: Pipeline, part: str) -> dict[str, nn.Module]:
+    """A part's modules by the names that they have in its layer table."""
+    module: nn.Module = getattr(pipe, part)
+    return {join(prefix_of(pipe, part), name): one for name, one in module.named_modules()}
+
+
+def prefix_of(pipe: Pipeline, part: str) -> str:
+    """transformers has dropped a level of the names that text encoders have on the Hub."""
+    if part != "text_encoder":
+        return part
+    whole = any(name == "text_model" for name, _ in pipe.text_encoder.named_children())
+    return part if whole else "text_encoder.text_model"
+
+
+def part_table(pipe: Pipeline, part: str, latents: Grid | None = None) -> LayerTable:
+    """The layer table of a part as a run of one picture meets it."""
+    config = pipe.unet.config
+    h, w = latents or config.sample_size
+    length = text_length(pipe)
+    if part == "unet":
+        text = (1, length, config.cross_attention_dim)
+        return layer_table(pipe.unet, (1, config.in_channels, h, w), 500, text, prefix="unet")
+    if part == "text_encoder":
+        tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
+        return layer_table(pipe.text_encoder, tokens, prefix=prefix_of(pipe, part))
+    vae: Any = without_weights(pipe.vae)
+    shape = (1, pipe.vae.config.latent_channels, h, w)
+    x = torch.empty(shape, dtype=pipe.dtype, device="meta")
+    return trace(vae, lambda: vae.decode(x), "vae")
+
+
+def text_length(pipe: Pipeline) -> int:
+    """How many tokens a prompt has, start, end and padding included: 77."""
+    return int(pipe.text_encoder.config.max_position_embeddings)
+
+
+def check_memory(planned: Sequence[Planned]) -> int:
+    """The bytes that a recording will take in the computer's memory.
+
+    Raises:
+        NotEnoughMemoryError: so many are not free.
+    """
+    need = sum(one.bytes for one in planned)
+    most = max((one.bytes for one in planned), default=0)
+    check_room(
+        "the recording",
+        need + most,  # one tensor at a time is there twice while it is put together
+        torch.device("cpu"),
+        "record fewer layers, or keep less of them (--keep statistics, --every)",
+    )
+    return need
