@@ -46,7 +46,8 @@ OTHER_FILES = {
 }
 
 # Objects that training leaves beside the weights: whole libraries, and single names.
-# `Inert` takes their place; anything else that is no tensor counts as code.
+# `Inert` takes their place (`Kept` where there may be tensors in them); anything else that is
+# no tensor counts as code.
 TRAINERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
 BYSTANDERS = frozenset(
     """
@@ -122,6 +123,24 @@ class Inert:
         pass
 
 
+class Kept(Inert):
+    """Stands for a ParameterDict, in which textual inversion's own code keeps its vectors."""
+
+    state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def entries(self) -> dict[str, Tensor]:
+        """The parameters by name."""
+        inner = self.state.get("_parameters") if isinstance(self.state, Mapping) else None
+        named = inner.items() if isinstance(inner, Mapping) else ()
+        return {str(name): value for name, value in named if isinstance(value, Tensor)}
+
+
+KEPT = "torch.nn.modules.container.ParameterDict"
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a safetensors file or a `.ckpt`.
 
@@ -168,7 +187,9 @@ def open_pickle(path: Path) -> Checkpoint:
         wanted = outline.names
         check_calls(path, wanted)
         check_storages(path, outline.storages, records)
-        inert: list[Any] = [(Inert, name) for name in wanted if name not in BUILDERS]
+        inert: list[Any] = [
+            (Kept if name == KEPT else Inert, name) for name in wanted if name not in BUILDERS
+        ]
         with torch.serialization.safe_globals(inert):
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except WeightsError:

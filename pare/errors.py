@@ -89,6 +89,10 @@ class InversionError(PareError):
     """An inversion's file that cannot be read, or one that does not fit the model."""
 
 
+class EmbeddingError(PareError):
+    """A learned word's file that cannot be read, or one that does not fit the model."""
+
+
 class NonFiniteError(PareError):
     """A NaN or an infinity where a model's part should have answered with a number."""
 

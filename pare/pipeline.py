@@ -55,6 +55,7 @@ from pare.schedulers import (
     start_index,
 )
 from pare.text import PromptEmbeddings, encode, known_words, paired, warn_of_unknown_words
+from pare.text_edits import NO_EDITS, TextEdits, encode_prompts_edited
 from pare.vae import Posterior
 from pare.vae.precision import run_vae
 
@@ -78,6 +79,7 @@ class Pipeline:
         self.words = known_words(components.source.path)
         self.scheduler_config = components.scheduler_config
         self.scheduler = scheduler
+        self.text_edits: TextEdits = NO_EDITS
 
     @classmethod
     def from_pretrained(
@@ -118,6 +120,17 @@ class Pipeline:
         other.scheduler = build_scheduler(self.scheduler_config, where, name, **options)
         return other
 
+    def with_text_edits(self, edits: TextEdits) -> Self:
+        """The same model, not copied, that reads prompts under edits; see `pare.text_edits`.
+
+        Raises:
+            EmbeddingError, PromptError, SettingError: edits that make no sense for the model.
+        """
+        edits.check(self.text_encoder.config.hidden_size, self.source.name)
+        other = copy.copy(self)
+        other.text_edits = edits
+        return other
+
     @property
     def device(self) -> torch.device:
         return self.unet.conv_in.weight.device
@@ -141,15 +154,22 @@ class Pipeline:
 
         Raises:
             SettingError: no prompts, or not as many negative prompts.
-            PromptError: a prompt that is no text, or far too long.
+            PromptError: a prompt that is no text, or far too long; under text edits also a word
+                that no prompt has.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             raise SettingError("no prompts are given", expected='at least one, which may be ""')
         negatives = paired(prompts, negative)
         unique = list(dict.fromkeys([*prompts, *negatives]))
+        edits = self.text_edits
         if self.words is not None:
-            warn_of_unknown_words(unique, self.words, self.source.name)
+            texts = [edits.without_learned(text) for text in (*unique, *edits.outside_prompts)]
+            warn_of_unknown_words(texts, self.words, self.source.name)
+        if edits:
+            return encode_prompts_edited(
+                self.tokenizer, self.text_encoder, prompts, negatives, edits
+            )
         rows = {text: encode(self.tokenizer, self.text_encoder, [text]) for text in unique}
         return PromptEmbeddings(
             cond=torch.cat([rows[prompt] for prompt in prompts]),

@@ -178,15 +178,18 @@ def words_of(tokenizer: CLIPTokenizer, prompt: str, room: int) -> list[int]:
     tokens = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids: list[int] = tokens.input_ids
     if len(ids) > room:
-        cut = prompt[tokens.offset_mapping[room][0] :].strip()
-        shown = cut if len(cut) <= 80 else cut[:79] + "…"
-        warnings.warn(
-            f"the prompt has {len(ids)} tokens and the text encoder reads {room}: "
-            f"{shown!r} is cut off",
-            PromptTruncated,
-            stacklevel=3,
-        )
+        rest = prompt[tokens.offset_mapping[room][0] :]
+        warnings.warn(cut_off(len(ids), room, rest), stacklevel=3)
     return ids[:room]
+
+
+def cut_off(count: int, room: int, rest: str) -> PromptTruncated:
+    """The warning for a prompt of `count` tokens where there is `room` for fewer."""
+    cut = rest.strip()
+    shown = cut if len(cut) <= 80 else cut[:79] + "…"
+    return PromptTruncated(
+        f"the prompt has {count} tokens and the text encoder reads {room}: {shown!r} is cut off"
+    )
 
 
 def known_words(folder: Path | str) -> frozenset[str] | None:

@@ -1,0 +1,493 @@
+"""Other vectors in place of a word's: what can be done to a prompt behind its words.
+
+Of a prompt the text encoder sees 77 token ids.  Each id points at a row of a table, the
+token's embedding; to it the embedding of its *position* is added, and the sum goes through
+the encoder's layers (`pare.text.encode`).  An edit lets ids point at other rows:
+
+    TextEdits(words=[Replace("cat", "dog")])            the dog's embedding where the cat's was
+    TextEdits(words=[Mix("cat", "dog", share=0.3)])     something between the two
+    TextEdits(learned=[LearnedWord("<cat-toy>", v)])    a word that was learned later
+
+Mixtures and learned words are in no model's table.  They are `rows` of the run's own behind
+it, with the ids that follow the vocabulary's, and `with_rows` reads both: the loaded model is
+never changed, so that runs with other edits, in other threads, can share it.
+
+`MixPrompts` acts behind the encoder, on what it makes of two whole prompts.
+
+    edited = pipe.with_text_edits(TextEdits(words=[Mix("cat", "dog")]))
+    images = edited.generate("a photo of a cat", seeds=[7])
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pare.errors import PromptError
+from pare.health import check_answer
+from pare.learned_words import LearnedWord, check_width
+from pare.settings import check_number, check_prompt
+from pare.text import PromptEmbeddings, cut_off
+from pare.words import END, PADDING, PIECE, START, Word, Words, numbered
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+
+# --- what can be asked for -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Replace:
+    """`by`'s token embeddings in the place of `word`'s.
+
+    With two words of the vocabulary this is what writing the other word would do, as far as
+    the tokens are concerned; `by` may be a learned word.
+    """
+
+    word: str
+    """In the prompt, as people write it; `road#2` is the second alone."""
+    by: str
+
+
+@dataclass(frozen=True)
+class Mix:
+    """In the place of `word`'s embeddings (1 - share) times them plus `share` times `by`'s.
+
+    Token by token, so that both need to be as many tokens.
+    """
+
+    word: str
+    by: str
+    share: float = 0.5
+    """0 leaves the word, 1 replaces it; beyond that leads away from one of the two."""
+
+
+@dataclass(frozen=True)
+class MixPrompts:
+    """(1 - share) times what the encoder makes of the prompt plus `share` times another's."""
+
+    prompt: str
+    share: float = 0.5
+
+
+@dataclass(frozen=True)
+class TextEdits:
+    """All that is done to a run's prompts; the negative prompt knows the learned words alone."""
+
+    learned: Sequence[LearnedWord] = ()
+    words: Sequence[Replace | Mix] = ()
+    prompts: Sequence[MixPrompts] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.learned or self.words or self.prompts)
+
+    def check(self, width: int, model: str) -> None:
+        """Raise unless the edits make sense for a model of that width.
+
+        Raises:
+            EmbeddingError: a learned word's vectors are for another model.
+            PromptError: two words of one name, or nothing where a word is expected.
+            SettingError: a share out of range.
+        """
+        keys = [learned.word.casefold() for learned in self.learned]
+        for learned in self.learned:
+            check_width(learned, width, model)
+            if keys.count(learned.word.casefold()) > 1:
+                raise PromptError(
+                    f"two learned words are called {learned.word!r}",
+                    fix="call one of them otherwise: FILE=WORD",
+                )
+        for edit in (*self.words, *self.prompts):
+            if isinstance(edit, Mix | MixPrompts):
+                check_number("share", edit.share, -10.0, 10.0)
+            if isinstance(edit, MixPrompts):
+                check_prompt(edit.prompt)
+            else:
+                for side in (edit.word, edit.by):
+                    if not check_prompt(side).strip():
+                        raise PromptError("an edit's word is empty", expected="WORD=OTHER")
+
+    @property
+    def outside_prompts(self) -> list[str]:
+        """The texts that edits bring in."""
+        return [edit.by for edit in self.words] + [edit.prompt for edit in self.prompts]
+
+    def without_learned(self, text: str) -> str:
+        """The text without the learned words in it, for who counts the words of the model."""
+        pattern = self.pattern
+        return text if pattern is None else pattern.sub(" ", text)
+
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[str] | None:
+        """Finds learned words in a text, in any case, and not inside of longer words."""
+        if not self.learned:
+            return None
+        longest_first = sorted((learned.word for learned in self.learned), key=len, reverse=True)
+        return re.compile("|".join(map(whole_word, longest_first)), re.IGNORECASE)
+
+    def uses(self, learned: LearnedWord, texts: Iterable[str]) -> bool:
+        """Whether a learned word stands in any of the texts, or in what replaces a word."""
+        pattern = re.compile(whole_word(learned.word), re.IGNORECASE)
+        return any(pattern.search(text) for text in (*texts, *self.outside_prompts))
+
+
+NO_EDITS = TextEdits()
+
+
+def whole_word(word: str) -> str:
+    """A pattern for `word` where it is not a part of a longer one."""
+    before = r"(?<!\w)" if re.match(r"\w", word) else ""
+    behind = r"(?!\w)" if re.search(r"\w$", word) else ""
+    return before + re.escape(word) + behind
+
+
+# --- a prompt, token by token --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Token:
+    """One of a prompt's tokens, before start, end and padding are put around them."""
+
+    id: int
+    start: int
+    """Where it begins in the text."""
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class EditedPrompt:
+    """A prompt's 77 ids, some of which may point behind the model's table; and their words."""
+
+    words: Words
+    """Its `ids` are without padding."""
+    ids: Tensor
+    """(1, 77)"""
+    rows: Tensor
+    """(k, C): what the id `vocabulary + j` stands for, j below k."""
+
+
+class Layout:
+    """Puts prompts into ids under some edits; collects the rows that they need."""
+
+    def __init__(
+        self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, edits: TextEdits
+    ) -> None:
+        self.tokenizer, self.edits = tokenizer, edits
+        self.table: Tensor = text_encoder.get_input_embeddings().weight
+        self.length: int = text_encoder.config.max_position_embeddings
+        self.rows: list[Tensor] = []
+        # The ids of each learned word's vectors, by its spelling in lower case.
+        self.learned = {
+            learned.word.casefold(): self.new_ids(learned.vectors) for learned in edits.learned
+        }
+
+    def new_ids(self, vectors: Tensor) -> list[int]:
+        """Keep vectors (n, C) as rows of the run's own; the ids that point at them."""
+        first = len(self.table) + len(self.rows)
+        self.rows += vectors.to(self.table).unbind()
+        return list(range(first, first + len(vectors)))
+
+    def vectors(self, ids: Sequence[int]) -> Tensor:
+        """What ids point at, (n, C), in float32."""
+        known = len(self.table)
+        each = [self.table[i] if i < known else self.rows[i - known] for i in ids]
+        return torch.stack(each).float()
+
+    def tokens(self, text: str) -> tuple[list[Token], list[re.Match[str]]]:
+        """The tokens of a text, and where learned words stand in it."""
+        pattern = self.edits.pattern
+        matches = list(pattern.finditer(text)) if pattern else []
+        tokens: list[Token] = []
+        done = 0
+        for match in matches:
+            tokens += self.known_tokens(text, done, match.start())
+            ids = self.learned[match[0].casefold()]
+            tokens += [Token(number, match.start(), match[0]) for number in ids]
+            done = match.end()
+        return tokens + self.known_tokens(text, done, len(text)), matches
+
+    def known_tokens(self, text: str, start: int, end: int) -> list[Token]:
+        """The vocabulary's tokens for `text[start:end]`."""
+        found = self.tokenizer(
+            text[start:end], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        return [
+            Token(number, start + a, text[start + a : start + b])
+            for number, (a, b) in zip(found.input_ids, found.offset_mapping, strict=True)
+        ]
+
+    def read(self, prompt: str, *, change_words: bool = True) -> EditedPrompt:
+        """The prompt's ids, with the edits of words that it has or with learned words alone.
+
+        Warns:
+            PromptTruncated: there are more tokens than the text encoder reads.
+
+        Raises:
+            PromptError: a mixture of words of unlike lengths, or two edits of one word.
+        """
+        tokens, matches = self.tokens(check_prompt(prompt))
+        words = self.words_of(prompt, tokens, matches)
+        edits = [e for e in self.edits.words if change_words and self.places(words, e.word)]
+        for places, edit in self.in_order(words, edits):
+            old = tokens[places[0] - 1 : places[-1]]  # token 0 is the start
+            tokens = [*tokens[: places[0] - 1], *self.instead(edit, old), *tokens[places[-1] :]]
+        room = self.length - 2
+        if len(tokens) > room:
+            cut = cut_off(len(tokens), room, prompt[tokens[room].start :])
+            warnings.warn(cut, stacklevel=4)
+        if edits:
+            words = self.words_of(prompt, tokens, matches)
+        padding = [self.tokenizer.pad_token_id] * (self.length - len(words.ids))
+        rows = torch.stack(self.rows) if self.rows else self.table[:0]
+        return EditedPrompt(words, torch.tensor([[*words.ids, *padding]]), rows)
+
+    def places(self, words: Words, wanted: str) -> list[tuple[int, ...]]:
+        """Where a word, known or learned, stands in a prompt; nothing where it does not."""
+        text, number = numbered(wanted)
+        if text.casefold() not in self.learned:
+            return words.occurrences(wanted) if words.has(wanted) else []
+        found = [word.tokens for word in words.words if word.text.casefold() == text.casefold()]
+        return [p for p in found[number - 1 : number] if p] if number else [p for p in found if p]
+
+    def in_order(
+        self, words: Words, edits: Sequence[Replace | Mix]
+    ) -> list[tuple[tuple[int, ...], Replace | Mix]]:
+        """Every place of every edit, the last first, so that none moves those to come."""
+        found = [(places, edit) for edit in edits for places in self.places(words, edit.word)]
+        found.sort(key=lambda pair: pair[0], reverse=True)
+        for (places, edit), (earlier, other) in zip(found, found[1:], strict=False):
+            if earlier[-1] >= places[0]:
+                raise PromptError(
+                    f"{edit.word!r} and {other.word!r} are one place in {words.prompt!r}",
+                    fix="edit it once",
+                )
+        return found
+
+    def instead(self, edit: Replace | Mix, old: Sequence[Token]) -> list[Token]:
+        """The tokens that stand for a word's under an edit."""
+        other, _ = self.tokens(edit.by)
+        if not other:
+            raise PromptError(f"{edit.by!r} is no word", expected="WORD=OTHER")
+        if isinstance(edit, Replace):
+            return [Token(token.id, old[0].start, token.text) for token in other]
+        if len(other) != len(old):
+            raise PromptError(
+                f"{edit.word!r} is {in_tokens(old)} and {edit.by!r} {in_tokens(other)}",
+                expected="words of as many tokens, which are mixed one by one",
+                fix="`pare tokens` shows them",
+            )
+        ours, theirs = (self.vectors([token.id for token in some]) for some in (old, other))
+        ids = self.new_ids((1 - edit.share) * ours + edit.share * theirs)
+        names = [f"{a.text}+{b.text}" for a, b in zip(old, other, strict=True)]
+        return [Token(i, old[0].start, name) for i, name in zip(ids, names, strict=True)]
+
+    def words_of(
+        self, prompt: str, tokens: Sequence[Token], matches: Sequence[re.Match[str]]
+    ) -> Words:
+        """The prompt's words: as `pare.words.read` finds them, and the learned ones whole."""
+        pieces = [(match.start(), match[0]) for match in matches]
+        for piece in PIECE.finditer(prompt):
+            if not any(m.start() < piece.end() and piece.start() < m.end() for m in matches):
+                pieces.append((piece.start(), piece[0]))
+        pieces.sort()
+        places: list[list[int]] = [[] for _ in pieces]
+        for k, token in enumerate(tokens[: self.length - 2]):
+            owner = sum(start <= token.start for start, _ in pieces) - 1
+            if pieces:
+                places[max(owner, 0)].append(1 + k)
+        room = self.length - 2
+        names = [START, *(token.text for token in tokens[:room]), END]
+        return Words(
+            prompt=prompt,
+            words=tuple(
+                Word(text, tuple(own)) for (_, text), own in zip(pieces, places, strict=True)
+            ),
+            ids=(
+                self.tokenizer.bos_token_id,
+                *(token.id for token in tokens[:room]),
+                self.tokenizer.eos_token_id,
+            ),
+            names=tuple(names + [PADDING] * (self.length - len(names))),
+        )
+
+
+def in_tokens(tokens: Sequence[Token]) -> str:
+    return "1 token" if len(tokens) == 1 else f"{len(tokens)} tokens"
+
+
+# --- through the text encoder --------------------------------------------------------------
+
+
+class MoreRows(nn.Module):
+    """An embedding table that goes on, behind its end, with rows of its own."""
+
+    def __init__(self, table: nn.Embedding, rows: Tensor) -> None:
+        """`rows` (k, C), k at least 1, on the table's device and in its type."""
+        super().__init__()
+        self.table, self.rows = table, rows
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (B, n) -> (B, n, C)"""
+        known = self.table.num_embeddings
+        inside = (ids < known)[..., None]
+        ours = F.embedding((ids - known).clamp(min=0), self.rows)
+        return torch.where(inside, self.table(ids.clamp(max=known - 1)), ours)
+
+
+def with_rows(text_encoder: CLIPTextModel, rows: Tensor) -> CLIPTextModel:
+    """A text encoder that knows more ids: all layers are the given one's, which stays as it is.
+
+    Another object with the same layers, from the top down to the table; nothing is copied.
+    """
+    if not len(rows):
+        return text_encoder
+    table = text_encoder.get_input_embeddings()
+    path = next(name for name, module in text_encoder.named_modules() if module is table)
+    *owners, name = path.split(".")
+    encoder = inner = shallow(text_encoder)
+    for owner in owners:
+        child = shallow(getattr(inner, owner))
+        setattr(inner, owner, child)
+        inner = child
+    setattr(inner, name, MoreRows(table, rows))
+    return encoder
+
+
+def shallow(module: nn.Module) -> Any:
+    """Another module with the same children and weights, which can be given other children."""
+    other = copy.copy(module)
+    other._modules = dict(module._modules)
+    return other
+
+
+@torch.no_grad()
+def encode_edited(text_encoder: CLIPTextModel, edited: EditedPrompt) -> Tensor:
+    """What the UNet reads of an edited prompt, (1, 77, C).
+
+    Raises:
+        NonFiniteError: the embeddings hold NaN or infinities.
+    """
+    encoder = with_rows(text_encoder, edited.rows)
+    ids = edited.ids.to(text_encoder.device)
+    embeddings: Tensor = encoder(ids).last_hidden_state
+    check_answer("the text encoder's embeddings", embeddings, encoder, {}, lambda: encoder(ids))
+    return embeddings
+
+
+def encode_prompts_edited(
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    prompts: Sequence[str],
+    negatives: Sequence[str],
+    edits: TextEdits,
+) -> PromptEmbeddings:
+    """Prompts and as many negative prompts under edits, (B, 77, C) each.
+
+    An edit of a word is done in every prompt that has the word.
+
+    Raises:
+        PromptError: no prompt has the word of an edit.
+    """
+
+    def encode(text: str, *, change_words: bool) -> Tensor:
+        layout = Layout(tokenizer, text_encoder, edits)
+        return encode_edited(text_encoder, layout.read(text, change_words=change_words))
+
+    require_words(tokenizer, text_encoder, prompts, edits)
+    cond = {prompt: encode(prompt, change_words=True) for prompt in dict.fromkeys(prompts)}
+    uncond = {text: encode(text, change_words=False) for text in dict.fromkeys(negatives)}
+    others = [encode(edit.prompt, change_words=False) for edit in edits.prompts]
+    own = 1 - sum(edit.share for edit in edits.prompts)
+    for prompt, embeddings in cond.items() if others else ():
+        shares = [edit.share * other for edit, other in zip(edits.prompts, others, strict=True)]
+        cond[prompt] = own * embeddings + torch.stack(shares).sum(0)
+    return PromptEmbeddings(
+        cond=torch.cat([cond[prompt] for prompt in prompts]),
+        uncond=torch.cat([uncond[text] for text in negatives]),
+    )
+
+
+def require_words(
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    prompts: Sequence[str],
+    edits: TextEdits,
+) -> None:
+    """Raise a PromptError for an edit of a word that no prompt has."""
+    if not edits.words:
+        return
+    layout = Layout(tokenizer, text_encoder, edits)
+    there = []
+    for prompt in dict.fromkeys(prompts):
+        there.append(layout.words_of(prompt, *layout.tokens(check_prompt(prompt))))
+    for edit in edits.words:
+        if not any(layout.places(words, edit.word) for words in there):
+            there[0].occurrences(edit.word)  # says what is wrong, but of learned words
+            raise PromptError(f"{edit.word!r} is not in the prompt {there[0].prompt!r}")
+
+
+# --- looking -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Near:
+    """A token of the vocabulary, and how like another's embedding its own is."""
+
+    token: str
+    id: int
+    cosine: float
+
+
+@torch.no_grad()
+def nearest_tokens(
+    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, vectors: Tensor, count: int = 3
+) -> list[list[Near]]:
+    """For each of the vectors (n, C) the tokens whose embeddings point most nearly its way.
+
+    A vector that is a token's own has that token first, at 1.
+    """
+    table = text_encoder.get_input_embeddings().weight.float()
+    known = len(tokenizer)  # a table may be longer than the vocabulary
+    likeness = F.normalize(vectors.float().to(table.device)) @ F.normalize(table[:known]).T
+    best = likeness.topk(min(count, known))
+    return [
+        [
+            Near(token_name(tokenizer, i), i, round(cosine, 4))
+            for cosine, i in zip(cosines, ids, strict=True)
+        ]
+        for cosines, ids in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+def token_name(tokenizer: CLIPTokenizer, number: int) -> str:
+    """A token for people: `road`, and `sn-` where the word goes on in the next."""
+    raw = str(tokenizer.convert_ids_to_tokens(number))
+    if raw.startswith("<|"):
+        return raw
+    text = str(tokenizer.decode([number])).strip()
+    if not text or "\ufffd" in text:  # a part of a character's bytes
+        return raw
+    return text if raw.endswith("</w>") else f"{text}-"
+
+
+def changed(before: Tensor, after: Tensor) -> list[float]:
+    """How far each of the 77 outputs has moved, over its own length; 0: not by a bit.
+
+    The encoder is causal: an output depends on the tokens up to its own.  So nothing before an
+    edited token changes, and everything behind it does, the padding included.
+
+    Args:
+        before, after: (1, 77, C)
+    """
+    moved = (after - before)[0].float().norm(dim=-1)
+    return (moved / before[0].float().norm(dim=-1)).tolist()
