@@ -1,4 +1,4 @@
-"""Where the model looks for each word: cross-attention, recorded as it runs and put together.
+"""Where the model looks: attention, recorded as it runs and put together.
 
     prompt   = "a snowy road with a red car"
     words    = read(pipe.tokenizer, prompt)                    pare.words
@@ -8,12 +8,14 @@
     picture  = overlay(to_pil(image)[0], heat)                 pare.study.heat
 
 In cross-attention every pixel of a layer's grid shares itself out over the 77 tokens.  A
-recorder keeps, of each layer, the shares of the prompt's own tokens and one sum for the
-padding behind them; what it keeps adds up to 1 for every pixel.  Heads and steps are
-averaged while they stream, unless asked for: what is kept is all the memory that it takes,
-and `bytes_needed` says how much beforehand.  Watching changes no bit of the picture.
+`WordRecorder` keeps, of each layer, the shares of the prompt's own tokens and one sum for the
+padding behind them; what it keeps adds up to 1 for every pixel.  In self-attention every
+pixel shares itself out over all pixels of the grid; a `PixelRecorder` keeps where chosen ones
+look.  Heads and steps are averaged while they stream, unless asked for: what is kept is all
+the memory that it takes, and `bytes_needed` says how much beforehand.  Watching changes no
+bit of the picture; several recorders watch one run `Together`.
 
-A `WordMap` is one layer's answer, at one step or on average, for one picture and one side of
+A `LayerMap` is one layer's answer, at one step or on average, for one picture and one side of
 the guidance.  `select` and `grouped` sort them, `heat_map` and `level_map` put them together.
 """
 
@@ -21,9 +23,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,7 @@ from torch import Tensor
 
 from pare.attention import Call, Control, Row, Site
 from pare.errors import SettingError
+from pare.settings import check_number
 from pare.words import END, PADDING, START, Words
 
 Among = Literal["all", "words"]
@@ -43,9 +46,19 @@ take differs from pixel to pixel; "words" leaves them out and lets the words sha
 By = Literal["layer", "head", "step", "level"]
 
 
-@dataclass(frozen=True, eq=False)
-class WordMap:
-    """Where one picture's pixels looked in one cross-attention layer."""
+Point = tuple[float, float]
+"""x and y as shares of the picture, from its upper left corner: in [0, 1]."""
+
+What = TypeVar("What")
+AnyMap = TypeVar("AnyMap", bound="LayerMap[Any]")
+
+
+# --- maps ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerMap(Generic[What]):
+    """What one attention layer did with one picture: the base of `WordMap` and `PixelMap`."""
 
     site: Site
     step: int | None
@@ -54,41 +67,71 @@ class WordMap:
     """Which picture of the run, from 0."""
     branch: str
     """Which side of the guidance: "cond", "uncond", or a technique's own word."""
-    words: Words
-    """The text that this side read."""
     shares: Tensor
-    """(heads, columns, h, w), float32 on the CPU: for every pixel the share of each of
-    `words.ids` (start, the words' tokens, end) and, last, of all the padding.  Over the
-    columns it adds up to 1.  heads is 1 for the mean over them."""
+    """(heads, columns, h, w), float32 on the CPU; heads is 1 for the mean over them."""
     head: int | None = None
     """Which head `shares` holds, where it was taken out by `grouped`."""
 
-    def of(self, word: str, among: Among = "all") -> Tensor:
+    def of(self, what: What, among: Among = "all") -> Tensor:
+        """(heads, h, w): one picture a head."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WordMap(LayerMap[str]):
+    """Where one picture's pixels looked in one cross-attention layer.
+
+    `shares` has, for every pixel, a column for each of `words.ids` (start, the words' tokens,
+    end) and a last one for all the padding: over the columns it adds up to 1.
+    """
+
+    words: Words
+    """The text that this side read."""
+
+    def of(self, what: str, among: Among = "all") -> Tensor:
         """(heads, h, w): each pixel's share for a word, summed over its tokens.
 
         Args:
-            word: as in `Words.find` ("car", "red car", "road#2"); or one of `<start>`,
+            what: as in `Words.find` ("car", "red car", "road#2"); or one of `<start>`,
                 `<end>`, `<padding>`, which are always shares of all.
 
         Raises:
             PromptError: no such word in the text.
         """
         special = {START: 0, END: len(self.words.ids) - 1, PADDING: len(self.words.ids)}
-        if word in special:
-            return self.shares[:, special[word]]
-        shares = self.shares[:, list(self.words.find(word))].sum(1)
+        if what in special:
+            return self.shares[:, special[what]]
+        shares = self.shares[:, list(self.words.find(what))].sum(1)
         if among == "all":
             return shares
         # Start is column 0, end and padding are the last two.
         return shares / self.shares[:, 1:-2].sum(1).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-class WordRecorder(Control):
-    """Records cross-attention maps of one run; see the module's beginning."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PixelMap(LayerMap[Point]):
+    """Where chosen pixels of one picture looked in one self-attention layer.
+
+    `shares` has a column for each point, which adds up to 1 over the picture.
+    """
+
+    points: tuple[Point, ...]
+
+    def of(self, what: Point, among: Among = "all") -> Tensor:
+        """(heads, h, w): how much of the pixel under a point goes to each pixel."""
+        return self.shares[:, self.points.index(what)]
+
+
+# --- recording ----------------------------------------------------------------------------
+
+
+class Recorder(Control):
+    """Records maps of one run: the base of `WordRecorder` and `PixelRecorder`."""
+
+    kind: Literal["cross", "self"]
 
     def __init__(
         self,
-        texts: Mapping[str, Sequence[Words]],
         *,
         sites: Callable[[Site], bool] = lambda site: True,
         steps: Collection[int] | None = None,
@@ -97,36 +140,38 @@ class WordRecorder(Control):
     ) -> None:
         """
         Args:
-            texts: the sides of the guidance to watch, and what each reads, one text a picture:
-                {"cond": prompts, "uncond": negatives}.
-            sites: which layers; only cross-attention is ever asked for.
+            sites: which layers, of this recorder's kind.
             steps: which step indices; None is all.
             each_step: keep the steps apart, or their mean alone.
             each_head: keep the heads apart, or their mean alone.
         """
-        self.texts = {branch: tuple(words) for branch, words in texts.items()}
         self.sites, self.steps = sites, steps
         self.each_step, self.each_head = each_step, each_head
-        self.sums: dict[tuple[Site, int | None, int, str], Tensor] = {}
-        self.looks: dict[tuple[Site, int | None, int, str], int] = {}
+        self.sums: dict[tuple[Site, int | None, Row], Tensor] = {}
+        self.looks: dict[tuple[Site, int | None, Row], int] = {}
+
+    def columns(self, call: Call, row: Row, probabilities: Tensor) -> Tensor:
+        """(heads, queries, keys) -> (heads, columns, h * w): what is kept."""
+        raise NotImplementedError
+
+    def column_count(self) -> int:
+        """How many columns a look of every row keeps."""
+        raise NotImplementedError
 
     def wants(self, site: Site) -> bool:
-        return site.kind == "cross" and self.sites(site)
+        return site.kind == self.kind and self.sites(site)
 
     def observes(self, site: Site, step: int) -> bool:
         return self.wants(site) and (self.steps is None or step in self.steps)
 
-    def observes_row(self, row: Row) -> bool:
-        return row.branch in self.texts and row.prompt < len(self.texts[row.branch])
-
     def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
-        picture, branch = call.rows[row].prompt, call.rows[row].branch
+        meaning = call.rows[row]
         seen = probabilities.detach()
         if not self.each_head:
             seen = seen.sum(0, keepdim=True) / call.site.heads
-        shares = shares_of(seen, self.texts[branch][picture])
+        shares = self.columns(call, meaning, seen)
         shares = shares.reshape(*shares.shape[:2], call.height, call.width)
-        key = call.site, call.step if self.each_step else None, picture, branch
+        key = call.site, call.step if self.each_step else None, meaning
         # Of a large layer the heads arrive in several calls, the first of them with head 0.
         if heads.start == 0:
             self.looks[key] = self.looks.get(key, 0) + 1
@@ -135,15 +180,12 @@ class WordRecorder(Control):
             self.sums[key] = shares.new_zeros(count, *shares.shape[1:])
         self.sums[key][heads if self.each_head else slice(None)] += shares
 
-    def maps(self) -> list[WordMap]:
-        """What was recorded so far, in the order of execution."""
-        return [
-            WordMap(
-                site, step, picture, branch, self.texts[branch][picture],
-                (total / self.looks[site, step, picture, branch]).float().cpu(),
-            )
-            for (site, step, picture, branch), total in self.sums.items()
-        ]  # fmt: skip
+    def means(self) -> Iterator[dict[str, Any]]:
+        """What was recorded so far, in the order of execution, by `LayerMap`'s fields."""
+        for (site, step, row), total in self.sums.items():
+            shares = (total / self.looks[site, step, row]).float().cpu()
+            where = {"site": site, "step": step, "prompt": row.prompt, "branch": row.branch}
+            yield where | {"shares": shares}
 
     def bytes_needed(self, sites: Iterable[Site], grid: tuple[int, int], steps: int) -> int:
         """What recording a run will keep in memory, beside the 64 MiB of one look.
@@ -155,26 +197,119 @@ class WordRecorder(Control):
         """
         watched = range(steps) if self.steps is None else set(self.steps) & set(range(steps))
         kept = len(watched) if self.each_step else min(1, len(watched))
-        columns = sum(len(words.ids) + 1 for texts in self.texts.values() for words in texts)
         cells = sum(
             math.prod(grid_at(grid, site.level)) * (site.heads if self.each_head else 1)
             for site in sites
             if self.wants(site)
         )
-        return kept * columns * cells * torch.float32.itemsize
+        return kept * self.column_count() * cells * torch.float32.itemsize
 
 
-def shares_of(probabilities: Tensor, words: Words) -> Tensor:
-    """(heads, queries, 77) -> (heads, columns, queries): the text's own tokens, and the rest."""
-    own = len(words.ids)
-    padding = probabilities[..., own:].sum(-1, keepdim=True)
-    return torch.cat([probabilities[..., :own], padding], dim=-1).transpose(1, 2)
+class WordRecorder(Recorder):
+    """Records where the pixels look among the words: cross-attention."""
+
+    kind = "cross"
+
+    def __init__(self, texts: Mapping[str, Sequence[Words]], **options: Any) -> None:
+        """
+        Args:
+            texts: the sides of the guidance to watch, and what each reads, one text a picture:
+                {"cond": prompts, "uncond": negatives}.
+            options: see `Recorder`.
+        """
+        super().__init__(**options)
+        self.texts = {branch: tuple(words) for branch, words in texts.items()}
+
+    def observes_row(self, row: Row) -> bool:
+        return row.branch in self.texts and row.prompt < len(self.texts[row.branch])
+
+    def columns(self, call: Call, row: Row, probabilities: Tensor) -> Tensor:
+        own = len(self.texts[row.branch][row.prompt].ids)
+        padding = probabilities[..., own:].sum(-1, keepdim=True)
+        return torch.cat([probabilities[..., :own], padding], dim=-1).transpose(1, 2)
+
+    def column_count(self) -> int:
+        return sum(len(words.ids) + 1 for texts in self.texts.values() for words in texts)
+
+    def maps(self) -> list[WordMap]:
+        """What was recorded so far, in the order of execution."""
+        return [
+            WordMap(words=self.texts[mean["branch"]][mean["prompt"]], **mean)
+            for mean in self.means()
+        ]
+
+
+class PixelRecorder(Recorder):
+    """Records where chosen pixels look among all pixels: self-attention."""
+
+    kind = "self"
+
+    def __init__(
+        self, points: Sequence[Point], rows: Sequence[Row] = (Row(0, "cond"),), **options: Any
+    ) -> None:
+        """
+        Args:
+            rows: of which pictures and sides of the guidance.
+            options: see `Recorder`.
+
+        Raises:
+            SettingError: no points, or one outside the picture.
+        """
+        super().__init__(**options)
+        if not points:
+            raise SettingError("no points are given", expected="at least one (x, y) from 0 to 1")
+        for point in points:
+            cell_at(point, (1, 1))
+        self.points, self.rows = tuple(points), tuple(rows)
+
+    def observes_row(self, row: Row) -> bool:
+        return row in self.rows
+
+    def columns(self, call: Call, row: Row, probabilities: Tensor) -> Tensor:
+        return probabilities[:, [cell_at(p, (call.height, call.width)) for p in self.points]]
+
+    def column_count(self) -> int:
+        return len(self.points) * len(self.rows)
+
+    def maps(self) -> list[PixelMap]:
+        """What was recorded so far, in the order of execution."""
+        return [PixelMap(points=self.points, **mean) for mean in self.means()]
+
+
+class Together(Control):
+    """Several controls that look, in one run; none of them edits."""
+
+    def __init__(self, controls: Sequence[Control]) -> None:
+        self.controls = tuple(controls)
+
+    def observes(self, site: Site, step: int) -> bool:
+        return any(control.observes(site, step) for control in self.controls)
+
+    def observes_row(self, row: Row) -> bool:
+        return any(control.observes_row(row) for control in self.controls)
+
+    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
+        for control in self.controls:
+            if control.observes(call.site, call.step) and control.observes_row(call.rows[row]):
+                control.observe(call, row, heads, probabilities)
 
 
 def grid_at(grid: tuple[int, int], level: int) -> tuple[int, int]:
     """The grid on which level `level` of the U works, for latents of `grid`."""
     # A convolution of stride 2 rounds up, each time.
     return -(-grid[0] // 2**level), -(-grid[1] // 2**level)
+
+
+def cell_at(point: Point, grid: tuple[int, int]) -> int:
+    """Which cell of a grid (height, width), counted row by row, lies under a point.
+
+    Raises:
+        SettingError: a point outside the picture.
+    """
+    x, y = check_number("x", point[0], 0.0, 1.0), check_number("y", point[1], 0.0, 1.0)
+    height, width = grid
+    row, column = min(int(y * height), height - 1), min(int(x * width), width - 1)
+    return row * width + column
 
 
 def layer_name(site: Site) -> str:
@@ -186,13 +321,13 @@ def layer_name(site: Site) -> str:
 
 
 def select(
-    maps: Iterable[WordMap],
+    maps: Iterable[AnyMap],
     *,
     branch: str = "cond",
     prompt: int = 0,
     sites: Callable[[Site], bool] = lambda site: True,
     steps: Collection[int] | None = None,
-) -> list[WordMap]:
+) -> list[AnyMap]:
     """The maps of one picture and one side of the guidance, in some layers, at some steps."""
     return [
         one
@@ -202,13 +337,15 @@ def select(
     ]  # fmt: skip
 
 
-def grouped(maps: Iterable[WordMap], by: By) -> dict[str, list[WordMap]]:
+def grouped(maps: Iterable[AnyMap], by: By) -> dict[str, list[AnyMap]]:
     """The maps by what they differ in, under names for people, in the order of execution.
+
+    A head is one of one layer: the second head of two layers has nothing in common.
 
     Raises:
         SettingError: heads or steps that were not kept apart.
     """
-    groups: dict[str, list[WordMap]] = {}
+    groups: dict[str, list[AnyMap]] = {}
     for one in maps:
         if by == "layer":
             groups.setdefault(layer_name(one.site), []).append(one)
@@ -219,12 +356,23 @@ def grouped(maps: Iterable[WordMap], by: By) -> dict[str, list[WordMap]]:
                 raise not_kept("steps", "each_step=True")
             groups.setdefault(f"step {one.step}", []).append(one)
         else:
-            if len(one.shares) != one.site.heads:
-                raise not_kept("heads", "each_head=True")
-            for head in range(one.site.heads):
-                alone = dataclasses.replace(one, shares=one.shares[head : head + 1], head=head)
-                groups.setdefault(f"head {head}", []).append(alone)
+            for alone in heads_of(one):
+                groups.setdefault(f"{layer_name(one.site)}, head {alone.head}", []).append(alone)
     return groups
+
+
+def heads_of(one: AnyMap) -> list[AnyMap]:
+    """A layer's map, head by head.
+
+    Raises:
+        SettingError: a mean over the heads.
+    """
+    if len(one.shares) != one.site.heads:
+        raise not_kept("heads", "each_head=True")
+    return [
+        dataclasses.replace(one, shares=one.shares[head : head + 1], head=head)
+        for head in range(one.site.heads)
+    ]
 
 
 def not_kept(what: str, fix: str) -> SettingError:
@@ -235,9 +383,9 @@ def not_kept(what: str, fix: str) -> SettingError:
 
 
 def heat_map(
-    maps: Iterable[WordMap], word: str, size: tuple[int, int], *, among: Among = "all"
+    maps: Iterable[LayerMap[What]], what: What, size: tuple[int, int], *, among: Among = "all"
 ) -> Tensor:
-    """DAAM: all maps of a word brought to one size and averaged, (H, W), at least 0.
+    """DAAM: all maps of a word (or point) brought to one size and averaged, (H, W), at least 0.
 
     Bicubic, over heads, layers and steps (arXiv:2210.04885, eq. 6, which sums; the mean of
     shares is a share).  Maps of several pictures or sides of the guidance are averaged, too:
@@ -252,7 +400,7 @@ def heat_map(
     for one in maps:
         # The equation's sum goes over heads, of which layers may have unequally many.
         count = one.site.heads if one.head is None else 1
-        shares = one.of(word, among).mean(0)
+        shares = one.of(what, among).mean(0)
         by_grid.setdefault(tuple(shares.shape), []).append(count * shares)
         heads += count
     if not by_grid:
@@ -265,8 +413,8 @@ def heat_map(
 
 
 def level_map(
-    maps: Iterable[WordMap],
-    word: str,
+    maps: Iterable[LayerMap[What]],
+    what: What,
     level: int,
     *,
     blocks: Collection[str] = ("down", "mid", "up"),
@@ -282,7 +430,7 @@ def level_map(
         PromptError: no such word.
     """
     same = [
-        one.of(word, among).mean(0)
+        one.of(what, among).mean(0)
         for one in maps
         if one.site.level == level and one.site.block in blocks
     ]

@@ -4,7 +4,7 @@
     affinity = AffinityRecorder(level=1)
     pipe.generate(prompt, seeds=[7], control=Together([recorder, affinity]))
 
-    recorder.maps()[0].shares                          (heads, points, h, w)
+    heat_map(recorder.maps(), (0.5, 0.7), (128, 128))  what the pixel there looks at
     components = principal_components(affinity.matrix())        (h * w, 3)
     picture    = components_picture(components, affinity.grid)
 
@@ -17,8 +17,7 @@ one thing have one colour.  The same works on a layer's features (arXiv:2211.125
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import torch
@@ -27,109 +26,7 @@ from torch import Tensor
 
 from pare.attention import Call, Control, Row, Site
 from pare.errors import SettingError
-from pare.settings import check_number
 from pare.study.attention_maps import grid_at, no_maps
-
-Point = tuple[float, float]
-"""x and y in [0, 1] from the picture's upper left corner."""
-
-
-def cell_at(point: Point, grid: tuple[int, int]) -> int:
-    """Which cell of a grid (height, width), counted row by row, lies under a point.
-
-    Raises:
-        SettingError: a point outside the picture.
-    """
-    x, y = check_number("x", point[0], 0.0, 1.0), check_number("y", point[1], 0.0, 1.0)
-    height, width = grid
-    row, column = min(int(y * height), height - 1), min(int(x * width), width - 1)
-    return row * width + column
-
-
-# --- single pixels ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class PixelMap:
-    """Where chosen pixels of one picture looked in one self-attention layer."""
-
-    site: Site
-    step: int | None
-    """Step index `i`; None: the mean over all watched steps."""
-    prompt: int
-    branch: str
-    shares: Tensor
-    """(heads, points, h, w), float32 on the CPU; over h and w it adds up to 1.  heads is 1
-    for the mean over them."""
-
-
-class PixelRecorder(Control):
-    """Records where chosen pixels look, in self-attention, during one run."""
-
-    def __init__(
-        self,
-        points: Sequence[Point],
-        *,
-        branches: Collection[str] = ("cond",),
-        sites: Callable[[Site], bool] = lambda site: True,
-        steps: Collection[int] | None = None,
-        each_step: bool = False,
-        each_head: bool = False,
-    ) -> None:
-        """
-        Args:
-            sites: which layers; only self-attention is ever asked for.
-            steps: which step indices; None is all.
-            each_step, each_head: keep them apart, or their mean alone.
-
-        Raises:
-            SettingError: no points, or one outside the picture.
-        """
-        if not points:
-            raise SettingError("no points are given", expected="at least one (x, y) from 0 to 1")
-        for point in points:
-            cell_at(point, (1, 1))
-        self.points, self.branches = tuple(points), frozenset(branches)
-        self.sites, self.steps = sites, steps
-        self.each_step, self.each_head = each_step, each_head
-        self.sums: dict[tuple[Site, int | None, int, str], Tensor] = {}
-        self.looks: dict[tuple[Site, int | None, int, str], int] = {}
-
-    def observes(self, site: Site, step: int) -> bool:
-        wanted = site.kind == "self" and self.sites(site)
-        return wanted and (self.steps is None or step in self.steps)
-
-    def observes_row(self, row: Row) -> bool:
-        return row.branch in self.branches
-
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
-        grid = call.height, call.width
-        cells = [cell_at(point, grid) for point in self.points]
-        seen = probabilities.detach()[:, cells]
-        seen = seen.view(*seen.shape[:2], *grid)  # (heads, points, h, w)
-        if not self.each_head:
-            seen = seen.sum(0, keepdim=True) / call.site.heads
-        key = (
-            call.site, call.step if self.each_step else None,
-            call.rows[row].prompt, call.rows[row].branch,
-        )  # fmt: skip
-        # Of a large layer the heads arrive in several calls, the first of them with head 0.
-        if heads.start == 0:
-            self.looks[key] = self.looks.get(key, 0) + 1
-        if key not in self.sums:
-            count = call.site.heads if self.each_head else 1
-            self.sums[key] = seen.new_zeros(count, *seen.shape[1:])
-        self.sums[key][heads if self.each_head else slice(None)] += seen
-
-    def maps(self) -> list[PixelMap]:
-        """What was recorded so far, in the order of execution."""
-        return [
-            PixelMap(*key, (total / self.looks[key]).float().cpu())
-            for key, total in self.sums.items()
-        ]
-
-
-# --- all pixels ---------------------------------------------------------------------------
 
 
 class AffinityRecorder(Control):
@@ -184,24 +81,6 @@ class AffinityRecorder(Control):
         """What it will keep, for latents of `grid` (height, width)."""
         cells = math.prod(grid_at(grid, self.level))
         return cells**2 * torch.float32.itemsize if any(map(self.wants, sites)) else 0
-
-
-class Together(Control):
-    """Several controls that look, in one run; none of them edits."""
-
-    def __init__(self, controls: Sequence[Control]) -> None:
-        self.controls = tuple(controls)
-
-    def observes(self, site: Site, step: int) -> bool:
-        return any(control.observes(site, step) for control in self.controls)
-
-    def observes_row(self, row: Row) -> bool:
-        return any(control.observes_row(row) for control in self.controls)
-
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
-        for control in self.controls:
-            if control.observes(call.site, call.step) and control.observes_row(call.rows[row]):
-                control.observe(call, row, heads, probabilities)
 
 
 # --- components ---------------------------------------------------------------------------

@@ -15,21 +15,22 @@ from pare.attention import Call, Control, ControlledStep, Row, Site
 from pare.config import UNetConfig
 from pare.errors import PromptError, SettingError
 from pare.study.attention_maps import (
+    PixelRecorder,
+    Together,
     WordMap,
     WordRecorder,
+    cell_at,
     grid_at,
     grouped,
     heat_map,
     hot,
+    layer_name,
     level_map,
     normalised,
     select,
 )
 from pare.study.self_attention import (
     AffinityRecorder,
-    PixelRecorder,
-    Together,
-    cell_at,
     components_picture,
     explained,
     principal_components,
@@ -156,7 +157,7 @@ def test_watching_everything_changes_no_bit(unet: UNet) -> None:
     watched = Together(
         [
             WordRecorder({"cond": TEXTS, "uncond": NEGATIVES}, each_head=True),
-            PixelRecorder([(0.5, 0.5)], branches=("cond", "uncond"), each_step=True),
+            PixelRecorder([(0.5, 0.5)], ROWS, each_head=True),
             AffinityRecorder(0),
         ]
     )
@@ -197,7 +198,8 @@ def by_hand() -> WordMap:
     site = Site("up", 0, 0, "cross", 1, "up_blocks.1.attentions.0.transformer_blocks.0.attn2")
     left, right = [0.5, 0.125, 0.125, 0.125, 0.125], [0.25, 0.0, 0.5, 0.0, 0.25]
     shares = torch.tensor([left, right]).T.reshape(1, 5, 1, 2)
-    return WordMap(site, 0, 0, "cond", words(("red", 1), ("car", 1)), shares)
+    text = words(("red", 1), ("car", 1))
+    return WordMap(site=site, step=0, prompt=0, branch="cond", words=text, shares=shares)
 
 
 def test_a_word_s_share_by_hand() -> None:
@@ -260,9 +262,11 @@ def test_groups(unet: UNet) -> None:
     whole = heat_map(maps, "car", (9, 6))
     steps = [heat_map(group, "car", (9, 6)) for group in grouped(maps, "step").values()]
     torch.testing.assert_close(torch.stack(steps).mean(0), whole)
-    heads = grouped([one for one in maps if one.site.heads == 2], "head")
-    assert list(heads) == ["head 0", "head 1"]
-    assert {one.head for one in heads["head 1"]} == {1}
+    heads = grouped(maps, "head")
+    assert len(heads) == sum(site.heads for site in layers)
+    for name, group in heads.items():
+        assert {f"{layer_name(one.site)}, head {one.head}" for one in group} == {name}
+        assert all(one.shares.shape[0] == 1 for one in group)
 
 
 def test_what_was_not_kept_apart_cannot_be_grouped(unet: UNet) -> None:
@@ -304,16 +308,19 @@ def test_where_a_pixel_looks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pare.attention, "OBSERVED_AT_ONCE", at_once)
-    recorder = PixelRecorder([(0.1, 0.2), (0.9, 0.9)], each_head=True)
+    recorder = PixelRecorder([(0.1, 0.2), (0.9, 0.9)], ROWS[2:], each_head=True, each_step=False)
     affinity = AffinityRecorder(0, prompt=1)
     run(unet, Together([recorder, affinity]))
-    assert {one.branch for one in recorder.maps()} == {"cond"}
+    assert {(one.branch, one.prompt) for one in recorder.maps()} == {("cond", 0), ("cond", 1)}
+    kept = sum(total.nbytes for total in recorder.sums.values())
+    assert recorder.bytes_needed(unet.sites(), (9, 6), 3) == kept
     for one in recorder.maps():
         grid = grid_at((9, 6), one.site.level)
         row = ROWS.index(Row(one.prompt, one.branch))
         whole = torch.stack([seen[one.site, step, row] for step in range(3)]).mean(0)
         for k, point in enumerate(recorder.points):
             expected = whole[:, cell_at(point, grid)].view(-1, *grid)
+            torch.testing.assert_close(one.of(point), expected)
             torch.testing.assert_close(one.shares[:, k], expected)
     mean = torch.stack(
         [p for (s, _, r), p in seen.items() if s.kind == "self" and s.level == 0 and r == 3]
