@@ -24,12 +24,16 @@ from pare.commands.img2img import img2img
 from pare.commands.inspect import inspect
 from pare.commands.invert import invert
 from pare.commands.options import FIND_NAN
+from pare.commands.p2p import p2p
 from pare.commands.rerun import rerun
+from pare.commands.trace import trace
 from pare.commands.verify import verify
 from pare.console import run_in_words
 from pare.errors import NonFiniteError
 
-COMMANDS = (generate, img2img, blend, invert, inspect, rerun, convert, verify, bench, completion)
+COMMANDS = (
+    generate, img2img, blend, invert, p2p, inspect, trace, rerun, convert, verify, bench, completion,
+)  # fmt: skip
 
 
 def all_commands() -> dict[str, click.Command]:
