@@ -15,6 +15,7 @@ import click
 
 import pare
 from pare.commands import completion as completing
+from pare.commands.attention import attention
 from pare.commands.bench import bench
 from pare.commands.blend import blend
 from pare.commands.completion import completion
@@ -26,13 +27,15 @@ from pare.commands.invert import invert
 from pare.commands.options import FIND_NAN
 from pare.commands.p2p import p2p
 from pare.commands.rerun import rerun
+from pare.commands.tokens import tokens
 from pare.commands.trace import trace
 from pare.commands.verify import verify
 from pare.console import run_in_words
 from pare.errors import NonFiniteError
 
 COMMANDS = (
-    generate, img2img, blend, invert, p2p, inspect, trace, rerun, convert, verify, bench, completion,
+    generate, img2img, blend, invert, p2p, tokens, inspect, attention, trace, rerun, convert,
+    verify, bench, completion,
 )  # fmt: skip
 
 

@@ -46,6 +46,9 @@ take differs from pixel to pixel; "words" leaves them out and lets the words sha
 By = Literal["layer", "head", "step", "level"]
 
 
+SPECIAL = (START, END, PADDING)
+"""Columns that are no words, by what `WordMap.of` calls them."""
+
 Point = tuple[float, float]
 """x and y as shares of the picture, from its upper left corner: in [0, 1]."""
 
@@ -118,8 +121,11 @@ class PixelMap(LayerMap[Point]):
     points: tuple[Point, ...]
 
     def of(self, what: Point, among: Among = "all") -> Tensor:
-        """(heads, h, w): how much of the pixel under a point goes to each pixel."""
-        return self.shares[:, self.points.index(what)]
+        """(heads, h, w): what the pixel under a point gives to each, in multiples of the mean.
+
+        Not shares, of which the pixels of a coarse grid have more than those of a fine one.
+        """
+        return self.shares[:, self.points.index(what)] * math.prod(self.shares.shape[2:])
 
 
 # --- recording ----------------------------------------------------------------------------
@@ -193,7 +199,7 @@ class Recorder(Control):
         Args:
             sites: the UNet's (`unet.sites()`).
             grid: height and width of the latents.
-            steps: of the run.
+            steps: of the run, `len(trajectory)`.
         """
         watched = range(steps) if self.steps is None else set(self.steps) & set(range(steps))
         kept = len(watched) if self.each_step else min(1, len(watched))

@@ -1,0 +1,224 @@
+"""`pare attention`: where the model looks while it makes a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pare.commands.examples import examples
+from pare.commands.generate import generate_options
+from pare.commands.options import (
+    checked,
+    model_options,
+    options,
+    output_options,
+    prompt_argument,
+    revision_option,
+    sampling_options,
+    scheduler_options,
+    tokenizer_option,
+)
+from pare.commands.run import PictureCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.console import progress
+from pare.errors import SettingError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pare.attention import Site
+    from pare.pipeline import Pipeline
+    from pare.study.attention_sheet import Tile
+
+
+def point_of(text: str) -> tuple[float, float]:
+    """`0.5,0.7` as (x, y), each from 0 to 1."""
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        x = y = -1.0
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise SettingError(
+            f"the pixel is {text!r}",
+            expected="X,Y from 0,0 (upper left) to 1,1 (lower right), for example 0.5,0.7",
+        )
+    return x, y
+
+
+def check_points(texts: Sequence[str]) -> tuple[str, ...]:
+    """Points as they were written, which is what a recipe keeps."""
+    for text in texts:
+        point_of(text)
+    return tuple(texts)
+
+
+attention_options = options(
+    click.option("--word", "words", multiple=True, metavar="WORD",
+                 help="Where the pixels look for it: cross-attention. Several words in a row are "
+                      "one; road#2 is the second road; <start>, <end> and <padding> are words, "
+                      "too. All of PROMPT's if nothing else is asked for."),
+    click.option("--pixel", "pixels", multiple=True, metavar="X,Y",
+                 callback=checked(check_points),
+                 help="Where the pixel there looks: self-attention. 0,0 is the upper left corner "
+                      "and 1,1 the lower right one."),
+    click.option("--components", is_flag=True,
+                 help="Self-attention as a whole: of each level its first three principal "
+                      "components as red, green and blue."),
+    click.option("--per", type=click.Choice(["level", "layer", "head", "step"]),
+                 help="A map for each of them; one for all together if not given (DAAM)."),
+    click.option("--at", multiple=True, metavar="GLOB",
+                 help="Layers to look at, as `pare inspect` lists them: unet.mid_block, "
+                      "'unet.up_blocks.*'; all if not given."),
+    click.option("--among", type=click.Choice(["all", "words"]), default="words",
+                 show_default=True,
+                 help="Take shares of what a pixel gives to words, or of all that it gives, "
+                      "start, end and padding included."),
+    click.option("--branch", type=click.Choice(["cond", "uncond"]), default="cond",
+                 show_default=True,
+                 help="The side of the guidance: what reads PROMPT, or what reads --negative."),
+)  # fmt: skip
+
+EXAMPLES = examples(
+    'pare attention "a snowy road in the forest with a red car" --word car --word forest',
+    'pare attention "a road in the city with a house" --word house --per layer --out layers.png',
+    'pare attention "a road with a car" --pixel 0.5,0.7 --components --out pixels.png',
+)
+
+
+@click.command(cls=PictureCommand, epilog=EXAMPLES)
+@prompt_argument
+@attention_options
+@generate_options
+@sampling_options
+@scheduler_options
+@model_options
+@revision_option
+@tokenizer_option
+@output_options
+def attention(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
+    """Make a picture from PROMPT, and show where the model looked for each of its words.
+
+    Writes one page a seed: the picture, and the maps laid over it in colours from each map's
+    lowest share to its highest, which stand above it. Watching changes no bit of the picture.
+    """
+    from pare.image import to_pil
+
+    run = Run.plan()
+    pipe = load_pipeline(given)
+    width, height = size or pipe.trained_size
+    warn_of_size(pipe, (width, height), "take a smaller --size")
+    sites = sites_of(pipe, given)
+    pages, found = [], []
+    for seed in run.seeds:
+        watch = Watch(pipe, prompt, sites, given)
+        watch.check_memory(run, height, width)
+        images = pipe.generate(
+            prompt, [seed], width=width, height=height, control=watch.control,
+            progress=progress(), **sampling(given),
+        )  # fmt: skip
+        page, maps = watch.page(to_pil(images)[0])
+        pages.append(page)
+        found.append(maps)
+    run.write(pipe, pages, attention=[[tile.report() for tile in maps] for maps in found])
+    if given["per"] is None:
+        for path, maps in zip(run.paths, found, strict=True):
+            for tile in maps:
+                x, y = tile.hottest
+                run.say(f"{path}: {tile.name}: {tile.scale}, most at {x:.2f},{y:.2f}")
+
+
+def sites_of(pipe: Pipeline, given: dict[str, Any]) -> list[Site]:
+    from pare.study.attention_sheet import chosen_sites
+
+    return chosen_sites(pipe.unet.sites(), given["at"])
+
+
+class Watch:
+    """What watches one run, and what it saw."""
+
+    def __init__(
+        self, pipe: Pipeline, prompt: str, sites: Sequence[Site], given: dict[str, Any]
+    ) -> None:
+        """
+        Raises:
+            PromptError: a word that the prompt does not have.
+            SettingError: nothing to look at.
+        """
+        from pare.attention import Control, Row
+        from pare.study import attention_maps as maps
+        from pare.study.self_attention import AffinityRecorder
+        from pare.words import read
+
+        self.pipe, self.sites, self.given = pipe, list(sites), given
+        branch = given["branch"]
+        if branch == "uncond" and given["guidance"] == 1:
+            raise SettingError("guidance is 1, which has no uncond side", fix="look at cond")
+        chosen = set(sites)
+        apart = {"each_step": given["per"] == "step", "each_head": given["per"] == "head"}
+        watched: list[Control] = []
+
+        self.words: list[str] = list(dict.fromkeys(given["words"]))
+        self.word_recorder = None
+        if self.words or not (given["pixels"] or given["components"]):
+            length = pipe.text_encoder.config.max_position_embeddings
+            text = read(pipe.tokenizer, prompt if branch == "cond" else given["negative"], length)
+            self.words = self.words or list(dict.fromkeys(text.spoken()))
+            if not self.words:
+                raise SettingError(f"{text.prompt!r} has no words to look for")
+            for word in self.words:
+                if word not in maps.SPECIAL:
+                    text.find(word)
+            self.word_recorder = maps.WordRecorder(
+                {branch: [text]}, sites=chosen.__contains__, **apart
+            )
+            watched.append(self.word_recorder)
+
+        self.points = [point_of(pixel) for pixel in given["pixels"]]
+        self.pixel_recorder = None
+        if self.points:
+            self.pixel_recorder = maps.PixelRecorder(
+                self.points, [Row(0, branch)], sites=chosen.__contains__, **apart
+            )
+            watched.append(self.pixel_recorder)
+
+        levels = sorted({site.level for site in sites if site.kind == "self"})
+        self.affinities = [
+            AffinityRecorder(level, branch=branch, sites=chosen.__contains__)
+            for level in levels
+            if given["components"]
+        ]
+        self.control = maps.Together([*watched, *self.affinities])
+
+    def check_memory(self, run: Run, height: int, width: int) -> None:
+        """Say how much memory the maps will take.
+
+        Raises:
+            NotEnoughMemoryError: more than there is, on a CPU.
+        """
+        from pare.memory import check_room
+
+        grid = self.pipe.latent_shape(height, width)[1:]
+        recorders = [r for r in (self.word_recorder, self.pixel_recorder) if r is not None]
+        # PNDM looks once more than it has steps.
+        looks = len(self.pipe.scheduler.trajectory(self.given["steps"]))
+        need = sum(r.bytes_needed(self.sites, grid, looks) for r in recorders)
+        need += sum(affinity.bytes_needed(self.sites, grid) for affinity in self.affinities)
+        run.say(f"pare: the attention maps take {need / 1e6:.1f} MB of memory")
+        fix = "look at fewer layers (--at), or at all together (without --per)"
+        check_room("keeping the attention maps", need, self.pipe.device, fix)
+
+    def page(self, picture: Image.Image) -> tuple[Image.Image, list[Tile]]:
+        """The page, and its maps."""
+        from pare.study.attention_sheet import attention_sheet, tiles
+
+        by, among = self.given["per"], self.given["among"]
+        size = (picture.height, picture.width)
+        found: list[Tile] = []
+        if self.word_recorder is not None:
+            maps = self.word_recorder.maps()
+            found += tiles(maps, self.words, size, by=by, among=among)
+        if self.pixel_recorder is not None:
+            found += tiles(self.pixel_recorder.maps(), self.points, size, by=by)
+        rows = [[t for t in found if t.what == what] for what in [*self.words, *self.points]]
+        return attention_sheet(picture, rows, self.affinities), found
