@@ -37,6 +37,7 @@ from pare.memory import check_room
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress
 from pare.schedulers import Level, Prediction, Trajectory
+from pare.study.attention_maps import Together, grid_at
 from pare.study.layers import (
     Layer,
     LayerTable,
@@ -50,7 +51,7 @@ from pare.study.layers import (
     trace,
     without_weights,
 )
-from pare.study.reductions import REDUCTIONS, Grid
+from pare.study.reductions import REDUCTIONS, Grid, Reduction
 from pare.text import PromptEmbeddings
 from pare.unet.transformer import SpatialTransformer
 
@@ -88,7 +89,7 @@ class Recording(Control):
         pipe: Pipeline,
         layers: str | Sequence[str] = (),
         *,
-        keep: str | Sequence[str] = ("statistics", "activations"),
+        keep: str | Sequence[str] | Mapping[str, Reduction] = ("statistics", "activations"),
         attention: str | Sequence[str] = (),
         branches: str | Sequence[str] | None = None,
         every: int = 1,
@@ -101,7 +102,8 @@ class Recording(Control):
                 Of the VAE those that decode: once a picture, or a tile; of the text encoder all:
                 once for each text.
             keep: what of them, see `pare.study.reductions`: "statistics", "activations" (all),
-                "map" (the strength of every pixel), "channels" (their means).
+                "map" (the strength of every pixel), "channels" (their means); or reductions of
+                one's own, by name.
             attention: names or globs of attention layers whose probabilities are kept.
             branches: the sides of the guidance that are looked at: "cond"; None is all.
             every: of so many steps one is looked at, the first included.
@@ -113,13 +115,7 @@ class Recording(Control):
                 that cannot be.
         """
         self.pipe = pipe
-        self.keep = tuple(dict.fromkeys(listed(keep)))
-        for name in self.keep:
-            if name not in REDUCTIONS:
-                kinds = ", ".join(REDUCTIONS)
-                raise SettingError(
-                    f"{name!r} cannot be kept of a layer", expected=f"any of {kinds}"
-                )
+        self.keep = dict(keep) if isinstance(keep, Mapping) else chosen_reductions(listed(keep))
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise SettingError(f"every is {every!r}", expected="a whole number, at least 1")
         self.branches = None if branches is None else listed(branches)
@@ -199,14 +195,14 @@ class Recording(Control):
     def planned_layer(self, table: LayerTable, name: str, calls: Shape) -> Iterator[Planned]:
         (_, *shape), grid = table[name].outputs[0], grid_of(table, name)
         seen = torch.empty((1, *shape), dtype=self.pipe.dtype, device="meta")
-        for kind in self.keep:
-            kept = REDUCTIONS[kind].reduce(seen, grid)
-            axes = (first_axis(name), "row", *REDUCTIONS[kind].axes(seen.ndim, grid))
+        for kind, reduction in self.keep.items():
+            kept = reduction.reduce(seen, grid)
+            axes = (first_axis(name), "row", *reduction.axes(seen.ndim, grid))
             yield Planned(f"{name}:{kind}", axes, (*calls, *kept.shape[1:]), kept.dtype)
 
     def planned_attention(self, calls: Shape, latents: Grid) -> Iterator[Planned]:
         for name, site in self.sites.items():
-            h, w = (math.ceil(side / 2**site.level) for side in latents)
+            h, w = grid_at(latents, site.level)
             keys = h * w if site.kind == "self" else text_length(self.pipe)
             heads = (site.heads,) if self.each_head else ()
             axes = attention_axes(site, self.each_head)
@@ -298,8 +294,7 @@ class Recording(Control):
 
     def chosen(self, rows: Sequence[Row]) -> list[int]:
         """The rows of the batch that are looked at."""
-        every = range(len(rows))
-        return [i for i in every if self.branches is None or rows[i].branch in self.branches]
+        return [i for i, row in enumerate(rows) if self.observes_row(row)]
 
     def note_grid(self, transformer: nn.Module, args: tuple[Any, ...]) -> None:
         height, width = args[0].shape[-2:]
@@ -317,8 +312,7 @@ class Recording(Control):
                 if self.branches is not None:
                     x = x[self.chosen(self.now.rows)]
             grid = self.grid if pixels and x.ndim == 3 else None
-            for kind in self.keep:
-                reduction = REDUCTIONS[kind]
+            for kind, reduction in self.keep.items():
                 axes = ("row", *reduction.axes(x.ndim, grid))
                 self.stream(f"{name}:{kind}", reduction.reduce(x, grid), axes, first_axis(name))
 
@@ -329,11 +323,12 @@ class Recording(Control):
     def observes(self, site: Site, step: int) -> bool:
         return f"unet.{site.name}" in self.sites and self.wants(step)
 
+    def observes_row(self, row: Row) -> bool:
+        return self.branches is None or row.branch in self.branches
+
     def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
-        chosen = self.chosen(call.rows)
-        if row not in chosen:
-            return
         name, site = f"unet.{call.site.name}:attention", call.site
+        chosen = self.chosen(call.rows)
         if row == chosen[0] and heads.start == 0:
             own = (site.heads,) if self.each_head else ()
             empty = torch.zeros(len(chosen), *own, call.height, call.width, probabilities.shape[-1])
@@ -379,13 +374,10 @@ class RecordedPipeline(Pipeline):
         extra: Tensor | None = None,
     ) -> Prediction:
         recording = self.recording
-        together: Control = recording
-        for other in (recording.beside, control):
-            if other is not None:
-                together = Both(together, other)
+        looking = [one for one in (recording.beside, recording, control) if one is not None]
         prediction = super().predict(
             x_t, level, prompts, guidance,
-            rescale=rescale, control=together, step=step, extra=extra,
+            rescale=rescale, control=Beside(looking), step=step, extra=extra,
         )  # fmt: skip
         if recording.handles:
             recording.note(level, x_t, prediction)
@@ -412,25 +404,14 @@ class RecordedPipeline(Pipeline):
         return x0
 
 
-class Both(Control):
-    """Two controls in one run: both look, and the second may edit."""
-
-    def __init__(self, looking: Control, control: Control) -> None:
-        self.looking, self.control = looking, control
-
-    def observes(self, site: Site, step: int) -> bool:
-        return self.looking.observes(site, step) or self.control.observes(site, step)
-
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
-        for one in (self.looking, self.control):
-            if one.observes(call.site, call.step):
-                one.observe(call, row, heads, probabilities)
+class Beside(Together):
+    """Controls that look, the last of which is the run's own and may edit, too."""
 
     def edits(self, site: Site, step: int) -> bool:
-        return self.control.edits(site, step)
+        return self.controls[-1].edits(site, step)
 
     def edit(self, call: Call, probabilities: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
-        return self.control.edit(call, probabilities)
+        return self.controls[-1].edit(call, probabilities)
 
 
 def twin(module: Module) -> Module:
@@ -447,6 +428,20 @@ def twin(module: Module) -> Module:
 
 def listed(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
+
+
+def chosen_reductions(names: Sequence[str]) -> dict[str, Reduction]:
+    """Those of `REDUCTIONS` that are named.
+
+    Raises:
+        SettingError: one that there is not.
+    """
+    for name in names:
+        if name not in REDUCTIONS:
+            raise SettingError(
+                f"{name!r} cannot be kept of a layer", expected=f"any of {', '.join(REDUCTIONS)}"
+            )
+    return {name: REDUCTIONS[name] for name in names}
 
 
 def part_of(name: str) -> str:
