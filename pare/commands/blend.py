@@ -31,6 +31,7 @@ from pare.commands.run import (
     sampling,
     warn_of_size,
 )
+from pare.commands.text_options import noting_words, read_edits, text_options, under_edits
 from pare.console import progress
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ EXAMPLES = examples(
 @prompt_argument
 @blend_options
 @sampling_options
+@text_options
 @memory_options
 @scheduler_options
 @model_options
@@ -100,17 +102,19 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
     """
     from pare.image import fit, load_image, load_mask, match_mask
 
-    run = Run.plan()
+    run, edits = Run.plan(), read_edits(given)
     picture, marked = load_image(image), load_mask(mask, invert_mask)
     match_mask(marked, picture.size)  # before the model loads; `blend` does it again
 
     from techniques import blended
 
-    pipe = load_pipeline(given, blended.PREFERRED_SCHEDULER)
+    pipe = under_edits(
+        load_pipeline(given, blended.PREFERRED_SCHEDULER), edits, [prompt, given["negative"]]
+    )
     width, height = fit(picture, given["size"])[0].size
     warn_of_size(pipe, (width, height), "--size works smaller")
     fitted = fit_memory(pipe, run, given, height, width)
-    run = run.noting(**fitted)
+    run = noting_words(run.noting(**fitted), given, edits)
     result = blended.blend(
         pipe, picture, marked, prompt, run.seeds,
         progress=progress(), **fitted, **sampling(given), **{name: given[name] for name in KNOBS},

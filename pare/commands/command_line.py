@@ -15,7 +15,7 @@ import click
 
 from pare import settings
 from pare.commands.printing import plain
-from pare.commands.run import PictureCommand, input_names
+from pare.commands.run import PictureCommand, input_files
 from pare.errors import PareError, RecipeError
 from pare.recipe import Recipe
 
@@ -101,7 +101,7 @@ def check_recipe(command: click.Command, recipe: Recipe, where: str) -> dict[str
     arguments = {key: value for key, value in recipe.arguments.items() if key not in NOT_AGAIN}
     given = plain(parse(command, arguments, where).params)
     odd = [key for key, value in arguments.items() if exact(value) != exact(given[key])]
-    inputs = {name: given[name] for name in input_names(command) if given[name] is not None}
+    inputs = {name: str(path) for name, path in input_files(command, given).items()}
     if inputs != {name: recorded["path"] for name, recorded in recipe.inputs.items()}:
         odd.append("inputs")
     try:

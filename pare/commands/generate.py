@@ -27,6 +27,7 @@ from pare.commands.run import (
     sampling,
     warn_of_size,
 )
+from pare.commands.text_options import noting_words, read_edits, text_options, under_edits
 from pare.console import progress
 
 generate_options = click.option(
@@ -45,6 +46,7 @@ EXAMPLES = examples(
 @prompt_argument
 @generate_options
 @sampling_options
+@text_options
 @memory_options
 @scheduler_options
 @model_options
@@ -55,12 +57,12 @@ def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
     """Make pictures from PROMPT."""
     from pare.image import to_pil
 
-    run = Run.plan()
-    pipe = load_pipeline(given)
+    run, edits = Run.plan(), read_edits(given)
+    pipe = under_edits(load_pipeline(given), edits, [prompt, given["negative"]])
     width, height = size or pipe.trained_size
     warn_of_size(pipe, (width, height), "take a smaller --size")
     fitted = fit_memory(pipe, run, given, height, width)
-    run = run.noting(**fitted)
+    run = noting_words(run.noting(**fitted), given, edits)
     images = pipe.generate(
         prompt, run.seeds, width=width, height=height, progress=progress(), **fitted,
         **sampling(given),

@@ -30,6 +30,7 @@ from pare.commands.run import (
     sampling,
     warn_of_size,
 )
+from pare.commands.text_options import noting_words, read_edits, text_options, under_edits
 from pare.console import progress
 
 img2img_options = options(
@@ -52,6 +53,7 @@ EXAMPLES = examples(
 @prompt_argument
 @img2img_options
 @sampling_options
+@text_options
 @memory_options
 @scheduler_options
 @model_options
@@ -64,12 +66,12 @@ def img2img(
     """Make IMAGE over, as PROMPT says; the result has IMAGE's size."""
     from pare.image import fit, load_image, to_pil, to_tensor
 
-    run = Run.plan()
+    run, edits = Run.plan(), read_edits(given)
     picture, restore = fit(load_image(image), size)
-    pipe = load_pipeline(given)
+    pipe = under_edits(load_pipeline(given), edits, [prompt, given["negative"]])
     warn_of_size(pipe, picture.size, "--size works smaller")
     fitted = fit_memory(pipe, run, given, picture.height, picture.width)
-    run = run.noting(**fitted)
+    run = noting_words(run.noting(**fitted), given, edits)
     images = pipe.img2img(
         to_tensor(picture), prompt, run.seeds, strength=strength, progress=progress(), **fitted,
         **sampling(given),

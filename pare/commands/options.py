@@ -28,6 +28,26 @@ def checked(check: Callable[[Any], Any]) -> Callable[..., Any]:
     return callback
 
 
+def each(check: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The same for something that may be given several times."""
+    return checked(lambda values: tuple(check(value) for value in values))
+
+
+def aside(name: str) -> Callable[..., None]:
+    """The callback of an option that changes no picture, and so is no argument of a run: with
+    `expose_value=False`, for `noted`."""
+
+    def callback(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        context.meta[f"pare.{name}"] = value
+
+    return callback
+
+
+def noted(name: str) -> Any:
+    """What `aside` has kept of the command that runs."""
+    return click.get_current_context().meta.get(f"pare.{name}")
+
+
 FIND_NAN = "pare.find_nan"
 """Where a context's `meta` keeps whether `--find-nan` is given: it changes no picture, and so
 is no argument of a run."""
@@ -120,6 +140,14 @@ class InputFile(click.Path):
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
+
+    def file(self, value: Any) -> Path:
+        """The file in an option's value, which may say more."""
+        return Path(value)
+
+    def with_file(self, value: Any, path: str) -> Any:
+        """The value with another file."""
+        return path
 
 
 prompt_argument = click.argument("prompt", callback=checked(settings.check_prompt))

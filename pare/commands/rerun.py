@@ -14,7 +14,7 @@ import click
 from pare.commands.examples import examples
 from pare.commands.options import DTYPE_NAMES, json_option, options, revision_option
 from pare.commands.printing import plain
-from pare.commands.run import Again, PictureCommand, output_paths
+from pare.commands.run import Again, PictureCommand, output_paths, with_files
 from pare.console import one_line
 from pare.errors import RecipeError
 from pare.files import check_output, sha256, write_whole
@@ -237,7 +237,7 @@ def run_again(
     paths, notes = find_inputs(picture, recipe, given["inputs"])
     machine = find_machine(recipe, given["device"], given["dtype"], given["threads"])
     notes += machine.notes
-    arguments |= paths
+    arguments = with_files(command, arguments, paths)
     arguments |= {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
     arguments["tokenizer"] = plain(given["tokenizer"] or find_tokenizer(recipe))
     if given["model"] is not None:

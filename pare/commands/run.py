@@ -7,7 +7,7 @@ import functools
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from pare.files import check_output, sha256, write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
+    from transformers import CLIPTokenizer
 
     from pare.hub import Found
     from pare.pipeline import Pipeline
@@ -96,9 +97,8 @@ class Run:
             for path in paths:
                 check_output(path, force=given["force"])
         inputs: dict[str, Mapping[str, str]] = {
-            name: {"path": str(given[name]), "sha256": sha256(given[name])}
-            for name in input_names(context.command)
-            if given[name] is not None
+            name: {"path": str(path), "sha256": sha256(path)}
+            for name, path in input_files(context.command, given).items()
         }
         return cls(
             command, plain(given), inputs, seeds, parts, paths, given["force"], given["as_json"],
@@ -167,11 +167,45 @@ class Run:
         )
 
 
-def input_names(command: click.Command) -> list[str]:
-    """The arguments and options of a command that name files to make a picture from."""
-    return [
-        str(parameter.name) for parameter in command.params if isinstance(parameter.type, InputFile)
-    ]
+def input_files(command: click.Command, arguments: Mapping[str, Any]) -> dict[str, Path]:
+    """The files that a picture is made from, by the names that its recipe gives them.
+
+    These are the names of arguments and options; of one that is given several times `name`,
+    `name#2` and so on.
+    """
+    return {
+        name: kind.file(value)
+        for parameter in command.params
+        if isinstance(kind := parameter.type, InputFile)
+        for name, value in named_values(parameter, arguments)
+    }
+
+
+def with_files(
+    command: click.Command, arguments: Mapping[str, Any], files: Mapping[str, str]
+) -> dict[str, Any]:
+    """The arguments with other files, by the names of `input_files`."""
+    changed = dict(arguments)
+    for parameter in command.params:
+        if not isinstance(kind := parameter.type, InputFile):
+            continue
+        values = [
+            kind.with_file(value, files[name]) if name in files else value
+            for name, value in named_values(parameter, arguments)
+        ]
+        if values:
+            changed[str(parameter.name)] = values if parameter.multiple else values[0]
+    return changed
+
+
+def named_values(
+    parameter: click.Parameter, arguments: Mapping[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    value = arguments.get(str(parameter.name))
+    values = value if parameter.multiple and value is not None else [value]
+    for number, one in enumerate(values, start=1):
+        if one is not None:
+            yield f"{parameter.name}#{number}" if number > 1 else str(parameter.name), one
 
 
 def check_pictures(seeds: Sequence[int], parts: Sequence[str]) -> None:
@@ -235,6 +269,15 @@ def load_pipeline(
         tokenizer=given["tokenizer"],
         **chosen,
     )
+
+
+def load_words(given: Mapping[str, Any]) -> tuple[CLIPTokenizer, int]:
+    """The tokenizer of the model that the options name, and the length of its prompts."""
+    from pare import hub
+
+    again = click.get_current_context().find_object(Again)
+    model = (again.model if again else None) or given["model"]
+    return hub.load_words(model, revision=given["revision"], tokenizer=given["tokenizer"])
 
 
 def use_threads(given: Mapping[str, Any]) -> None:
