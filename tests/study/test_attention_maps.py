@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pare.attention
 from pare.attention import Call, Control, ControlledStep, Row, Site
 from pare.config import UNetConfig
 from pare.errors import PromptError, SettingError
+from pare.pipeline import Pipeline
 from pare.study.attention_maps import (
     PixelRecorder,
     Together,
@@ -36,7 +38,7 @@ from pare.study.self_attention import (
     principal_components,
 )
 from pare.unet import UNet
-from pare.words import Word, Words
+from pare.words import Word, Words, read
 from tests.random_models import TINY_UNET, normal, random_state
 
 KEYS = 9
@@ -162,6 +164,25 @@ def test_watching_everything_changes_no_bit(unet: UNet) -> None:
         ]
     )
     assert torch.equal(run(unet, watched), run(unet, None))
+
+
+def test_watching_words_on_roads_costs_under_30_percent() -> None:
+    """Both sides of the guidance, every layer, head and step; processor time, in turns."""
+    pipe = Pipeline.from_pretrained("roads", device="cpu")
+    prompt = "a snowy road in the forest with a red car and a house"
+    texts = {"cond": [read(pipe.tokenizer, prompt)], "uncond": [read(pipe.tokenizer, "")]}
+    prompts, trajectory = pipe.encode_prompts(prompt), pipe.scheduler.trajectory(4)
+    x_t = pipe.noise([0]).draw(pipe.latent_shape())
+
+    def seconds(control: Control | None) -> float:
+        start = time.process_time()
+        pipe.denoise(x_t, trajectory, prompts, guidance=7.5, control=control)
+        return time.process_time() - start
+
+    seconds(None)
+    pairs = [(seconds(None), seconds(WordRecorder(texts, each_head=True))) for _ in range(5)]
+    plain, watched = (min(times) for times in zip(*pairs, strict=True))
+    assert watched < 1.3 * plain
 
 
 def test_only_what_is_asked_for_is_kept(unet: UNet) -> None:
