@@ -68,10 +68,15 @@ def sample_latents(
     p: float = P,
     skip: int = 0,
     control: Control | None = None,
+    mask: Tensor | None = None,
     progress: Progress = iter,
     watch: Watch | None = None,
 ) -> Tensor:
-    """As `ddim.sample_latents`, of both latents; x is returned, float64 on the CPU."""
+    """As `ddim.sample_latents`, of both latents; x is returned, float64 on the CPU.
+
+    Args:
+        mask: (1, 1, h, w); where it is 0, both stay where the inversion was.
+    """
     assert trace.partner is not None
     ddim, _ = solvers(pipe)
     trajectory = ddim.trajectory(trace.steps, skip)
@@ -87,6 +92,9 @@ def sample_latents(
         x = p * x + (1 - p) * y
         y = p * y + (1 - p) * x
         x, y = turned(i, x, y)
+        if mask is not None:
+            x = mask.cpu() * x + (1 - mask.cpu()) * trace.trajectory[i + 1].cpu()
+            y = mask.cpu() * y + (1 - mask.cpu()) * trace.partner[i + 1].cpu()
         if watch:
             watch(i, x)
     return x

@@ -1,0 +1,282 @@
+"""`pare edit`: a real picture, edited by a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pare import settings
+from pare.commands.examples import examples
+from pare.commands.invert import METHODS
+from pare.commands.options import (
+    InputFile,
+    checked,
+    each,
+    image_argument,
+    model_options,
+    noted,
+    options,
+    output_options,
+    revision_option,
+    scheduler_options,
+    tokenizer_option,
+)
+from pare.commands.p2p import (
+    blend_options,
+    explain,
+    load_shape,
+    local_blend,
+    pair,
+    pairing_options,
+    schedule_options,
+    sites,
+)
+from pare.commands.run import PictureCommand, Run, load_pipeline, warn_of_size
+from pare.console import progress
+from pare.errors import SettingError
+
+if TYPE_CHECKING:
+    from techniques.edit import Edited
+    from techniques.erasure import Concept
+    from techniques.inversion import Inverted
+    from techniques.inversion.report import Likeness
+    from techniques.prompt_to_prompt import Edit
+
+KINDS = ("p2p", "resample", "blend", "erase")
+GATES = ("ungated", "safe-medium", "safe-strong", "safe-max", "sega", "ledits++")
+
+
+def concept_of(text: str) -> str:
+    parse_concept(text)
+    return text
+
+
+def parse_concept(text: str) -> tuple[str, float | None]:
+    """`streetlights=5` as ("streetlights", 5.0); ("streetlights", None) without a number."""
+    if "=" not in text:
+        return text, None
+    return settings.parse_weight("concept", text)
+
+
+edit_options = options(
+    click.option("--from", "source", metavar="SOURCE", callback=checked(settings.check_prompt),
+                 help="What IMAGE shows, as well as can be said."),
+    click.option("--to", "target", metavar="TARGET", callback=checked(settings.check_prompt),
+                 help="What it is to show; SOURCE again if not given, for erase."),
+    click.option("--edit", "kind", type=click.Choice(KINDS), default="p2p", show_default=True,
+                 help="With SOURCE's attention (p2p); by TARGET's words alone (resample); only in "
+                      "the --mask (blend); pushed away from every --concept (erase)."),
+    click.option("--method", type=click.Choice(METHODS),
+                 help="The inversion; what suits the edit if not given: docs/edits.md compares "
+                      "them."),
+    click.option("--inversion", type=InputFile(),
+                 help="What `pare invert` wrote for IMAGE: nothing is inverted again."),
+    click.option("--steps", type=int, callback=checked(settings.check_steps),
+                 help="Steps each way, 1 to 1000; 50 if not given."),
+    click.option("--guidance", type=float, callback=checked(settings.check_guidance),
+                 help="Of the edit; the method's usual if not given."),
+    click.option("--strength", type=float, callback=checked(settings.check_strength),
+                 help="How much of the way back is walked anew: less keeps more. 1 if not given, "
+                      "less with edit-friendly."),
+    click.option("--reconstruction/--no-reconstruction", "reconstruct", default=True,
+                 show_default=True,
+                 help="Also make IMAGE again from SOURCE, and say how near that is."),
+)  # fmt: skip
+
+concept_options = options(
+    click.option("--concept", multiple=True, metavar="WORDS[=WEIGHT]", callback=each(concept_of),
+                 help="What is pushed away, and how hard (10): streetlights, or streetlights=5."),
+    click.option("--gates", type=click.Choice(GATES), default="sega", show_default=True,
+                 help="Where and when a push acts: docs/erasure.md."),
+)  # fmt: skip
+
+background_options = options(
+    click.option("--background", type=click.Choice(["paste", "poisson", "decoder", "latent"]),
+                 default="paste", show_default=True,
+                 help="What stands outside the mask in the end, as for `pare blend`."),
+    click.option("--feather", type=float, default=4.0, show_default=True,
+                 callback=checked(lambda x: settings.check_number("feather", x, 0.0, 1000.0)),
+                 help="Width in pixels of the soft seam of paste, inside the mask."),
+    click.option("--decoder-steps", type=click.IntRange(0, 10_000), default=75, show_default=True,
+                 help="How long decoder is trained for the picture."),
+    click.option("--cover", is_flag=True,
+                 help="Every latent that the mask touches may change."),
+)  # fmt: skip
+
+# What only one kind of edit has a use for, by the options' names here.
+OF_P2P = (
+    "mode", "word_map", "weight", "normalised", "cross_replace", "cross_replace_word",
+    "self_replace", "self_grid", "self_blocks", "cross_grid", "cross_blocks", "blend", "subtract",
+    "threshold", "blend_start", "blend_level", "blend_blocks",
+)  # fmt: skip
+OF_ERASE = ("concept", "gates")
+OF_A_MASK = ("invert_mask", "background", "feather", "decoder_steps", "cover")
+
+EXAMPLES = examples(
+    'pare edit photo.jpg --from "a sunny road" --to "a snowy road" --out snowy.png',
+    'pare edit photo.jpg --from "a road" --to "a red car" --edit blend --mask mask.png',
+    'pare edit photo.jpg --from "a road at night" --edit erase --concept streetlights=5',
+)
+
+
+@click.command(cls=PictureCommand, epilog=EXAMPLES)
+@image_argument
+@edit_options
+@pairing_options
+@schedule_options
+@blend_options
+@background_options
+@concept_options
+@scheduler_options
+@model_options
+@revision_option
+@tokenizer_option
+@output_options
+def edit(image: Path, **given: Any) -> None:
+    """Invert IMAGE, which shows SOURCE, and come back to TARGET.
+
+    Says how near IMAGE the inversion comes by itself: what that loses, the edit loses, too.
+    Options about words and attention belong to p2p, --concept and --gates to erase. Of the
+    methods edit-friendly alone draws noise (--seed). The scheduler is ddim, which can be
+    inverted.
+    """
+    check_use(given)
+    if noted("explain"):
+        explain(required(given, "source"), [required(given, "target")], given)
+        return
+    run = Run.plan()
+
+    from pare.image import load_image, match_mask
+
+    picture, mask = load_image(image), load_shape(given)
+    if mask is not None:
+        match_mask(mask, picture.size)  # before the model loads; `edit` does it again
+
+    from techniques import edit as technique
+
+    inverted = load_inversion(given)
+    method = technique.check_kind(given["kind"], given["method"], inverted)
+    if method != "edit-friendly" and len(run.seeds) > 1:
+        raise SettingError(
+            f"{len(run.seeds)} seeds are given, and {method} draws no noise: its pictures would "
+            "all be one",
+            fix="give one seed, or take edit-friendly",
+        )
+    source, words, concepts = asked_for(given, inverted)
+    target: str | Edit = words
+    of_kind: dict[str, Any] = {"concepts": concepts}
+    if given["kind"] == "p2p":
+        (target,), _ = pair(source, [words], given)
+        of_kind |= {"cross_sites": sites("cross", given), "self_sites": sites("self", given)}
+    if given["kind"] == "erase":
+        from techniques.erasure import PRESETS
+
+        of_kind |= {"gates": PRESETS[given["gates"]]}
+
+    pipe = load_pipeline(given, technique.PREFERRED_SCHEDULER)
+    warn_of_size(pipe, picture.size, "scale it down first")
+    if given["kind"] == "p2p":
+        of_kind |= {"local_blend": local_blend(pipe, None, given, picture.size)}
+    names = ("kind", "guidance", "strength", "background", "feather", "decoder_steps", "cover",
+             "reconstruct")  # fmt: skip
+    results = [
+        technique.edit(
+            pipe, picture, source, target, method=given["method"], inverted=inverted, seed=seed,
+            steps=given["steps"] or 50, mask=mask, progress=progress(), **of_kind,
+            **{name: given[name] for name in names},
+        )
+        for seed in run.seeds
+    ]  # fmt: skip
+    run.write(
+        pipe,
+        [result.image for result in results],
+        edit=given["kind"],
+        method=method,
+        report=[result.report() for result in results],
+    )
+    for path, result in zip(run.paths, results, strict=True):
+        run.say(f"{path}: {in_words(result)}")
+
+
+# --- what was given -----------------------------------------------------------------------
+
+
+def check_use(given: Mapping[str, Any]) -> None:
+    """Raise a UsageError for an option that would be passed over."""
+    context = click.get_current_context()
+    kind = given["kind"]
+    idle: dict[str, str] = {}
+    if kind != "p2p":
+        idle |= dict.fromkeys(OF_P2P, f"has no effect with --edit {kind}")
+    if kind != "erase":
+        idle |= dict.fromkeys(OF_ERASE, f"has no effect with --edit {kind}")
+    if given["mask"] is None:
+        idle |= dict.fromkeys(OF_A_MASK, "needs --mask")
+    if given["inversion"] is not None:
+        idle |= dict.fromkeys(("method", "steps"), "is that of --inversion: leave it out")
+    by_default = (None, click.core.ParameterSource.DEFAULT)
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name not in idle or context.get_parameter_source(name) in by_default:
+            continue
+        # A rerun names every option, with the values that they have anyway.
+        if given.get(name) != parameter.get_default(context):
+            raise click.UsageError(f"{parameter.opts[0]} {idle[name]}.")
+
+
+def required(given: Mapping[str, Any], name: str) -> str:
+    option, what = {
+        "source": ("--from", "what IMAGE shows"),
+        "target": ("--to", "what it is to show"),
+    }[name]
+    if given[name] is None:
+        raise click.UsageError(f"Missing option '{option}': {what}.")
+    return str(given[name])
+
+
+def load_inversion(given: Mapping[str, Any]) -> Inverted | None:
+    from techniques.inversion import load
+
+    return None if given["inversion"] is None else load(given["inversion"])
+
+
+def asked_for(
+    given: Mapping[str, Any], inverted: Inverted | None
+) -> tuple[str, str, list[Concept]]:
+    """The two prompts, and what is to be erased."""
+    from techniques.erasure import Concept
+
+    source = given["source"]
+    if source is None:
+        source = inverted.prompt if inverted else required(given, "source")
+    target = given["target"]
+    if target is None:
+        target = source if given["kind"] == "erase" else required(given, "target")
+    parsed = [parse_concept(text) for text in given["concept"]]
+    concepts = [Concept(words) if w is None else Concept(words, w) for words, w in parsed]
+    return source, target, concepts
+
+
+# --- what came of it ----------------------------------------------------------------------
+
+
+def in_words(result: Edited) -> str:
+    parts = []
+    if result.outside is not None:
+        from pare.commands.blend import difference_in_words
+
+        parts.append(f"outside the mask: {difference_in_words(result.outside)}")
+    if result.reconstructed is not None:
+        parts.append(
+            f"the {result.inverted.method} inversion by itself gives IMAGE back at "
+            f"{decibels(result.reconstructed)}"
+        )
+    parts.append(f"the VAE alone at {decibels(result.vae_alone)}")
+    return "; ".join(parts)
+
+
+def decibels(found: Likeness) -> str:
+    return f"{found.psnr:.1f} dB, SSIM {found.ssim:.3f}"
