@@ -255,7 +255,7 @@ def run_again(
     for note in notes:
         click.echo(one_line(f"pare: {note}"), err=True)
 
-    again = Again(scheduler, found)
+    again = Again(scheduler, found, watch=given.get("watch"))
     with parse(command, arguments, str(picture), again) as context:
         command.invoke(context)
     place = recipe.seed, recipe.part

@@ -56,6 +56,8 @@ class Again:
     model: Found | None  # None: the one that the options name
     made: list[tuple[Image.Image, Recipe]] = field(default_factory=list)
     """What the command would have written."""
+    watch: Callable[[Pipeline], Pipeline] | None = None
+    """What stands in for the pipeline, to see the run."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,8 @@ def load_pipeline(
             revision=given["revision"],
             tokenizer=given["tokenizer"],
         )
-        return Pipeline(components, again.scheduler)
+        pipe = Pipeline(components, again.scheduler)
+        return again.watch(pipe) if again.watch else pipe
     names = ("scheduler", "karras", "eta")
     chosen = {name: given[name] for name in names if given[name] is not None}
     if "scheduler" not in chosen:

@@ -1,0 +1,203 @@
+"""`pare report`: one run as a page to look at in a browser."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pare import settings
+from pare.commands.command_line import NOT_AGAIN, check_recipe, for_a_shell
+from pare.commands.examples import examples
+from pare.commands.generate import generate_options
+from pare.commands.options import (
+    json_option,
+    model_options,
+    options,
+    revision_option,
+    sampling_options,
+    scheduler_options,
+    tokenizer_option,
+)
+from pare.commands.printing import plain
+from pare.commands.rerun import command_of, run_again
+from pare.commands.run import load_pipeline, sampling, warn_of_size
+from pare.console import one_line, progress
+from pare.errors import OutputError, RecipeError
+from pare.files import check_output
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pare.pipeline import Pipeline
+    from pare.study.report import Reported
+    from pare.words import Words
+
+REPORTED = ("generate", "img2img", "trace")
+"""The commands whose pictures can be reported on: they have one prompt, and ask the UNet through
+the pipeline."""
+
+report_options = options(
+    click.option("--seed", type=int, default=0, show_default=True,
+                 callback=lambda _, __, value: settings.check_seed(value),
+                 help="The noise to start from."),
+    click.option("--out", type=click.Path(path_type=Path),
+                 help="NAME.html, or a folder; report-SEED.html, or that of the picture, in the "
+                      "current folder if not given."),
+    click.option("--force", is_flag=True, help="Overwrite an existing file."),
+    json_option,
+)  # fmt: skip
+
+EXAMPLES = examples(
+    'pare report "a red car on a snowy road" --seed 7 --steps 30 --out car.html',
+    "pare report road.png",
+)
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("prompt", metavar="PROMPT|PICTURE")
+@generate_options
+@sampling_options
+@scheduler_options
+@model_options
+@revision_option
+@tokenizer_option
+@report_options
+def report(prompt: str, **given: Any) -> None:
+    """Make a picture from PROMPT, and a page that shows how it came about.
+
+    With the name of a PICTURE that `pare generate`, `img2img` or `trace` made, that picture is
+    made again from its recipe and the page is about it; then only --out and --force count.
+    The page is one file, needs no network, and opens in any browser: where every word looks,
+    x_t and x0 step by step, what guidance changed, and every layer of the U with its shape, its
+    cost, its code and its answers.
+    """
+    started = time.perf_counter()
+    picture = Path(prompt)
+    from_picture = picture.suffix.lower() == ".png"
+    seed = given["seed"]
+    out = output_path(given["out"], picture.stem if from_picture else f"report-{seed}")
+    check_output(out, force=given["force"])
+    if from_picture:
+        reported, image, about = from_recipe(picture)
+    else:
+        reported, image, about = from_prompt(settings.check_prompt(prompt), given)
+    size = reported.write(out, image, about, force=given["force"])
+    seconds = time.perf_counter() - started
+    if given["as_json"]:
+        result = {"command": "report", "path": str(out), "bytes": size}
+        click.echo(json.dumps(result | {"seconds": round(seconds, 3)}, indent=2))
+    else:
+        click.echo(out)
+
+
+def output_path(out: Path | None, name: str) -> Path:
+    if out is None or out.is_dir():
+        return (out or Path()) / f"{name}.html"
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(
+            f"--out is {out}", expected="a name that ends in .html, or a folder that exists"
+        )
+    return out
+
+
+def from_prompt(prompt: str, given: dict[str, Any]) -> tuple[Reported, Image.Image, dict[str, Any]]:
+    """The run that the options ask for."""
+    from pare.image import to_pil
+    from pare.recipe import current_versions
+    from pare.study.report import Reported
+
+    pipe = load_pipeline(given)
+    width, height = given["size"] or pipe.trained_size
+    warn_of_size(pipe, (width, height), "take a smaller --size")
+    reported = Reported(pipe, words_of(pipe, prompt), steps=given["steps"], size=(width, height))
+    announce(reported, given["steps"], given["guidance"])
+    with reported as watched:
+        images = watched.generate(
+            prompt, [given["seed"]], width=width, height=height, batch=1, progress=progress(),
+            **sampling(given),
+        )  # fmt: skip
+    context = click.get_current_context()
+    arguments = {k: v for k, v in plain(context.params).items() if k not in NOT_AGAIN}
+    about = {
+        "command": for_a_shell(context.command, arguments),
+        **{name: value for name, value in arguments.items() if value is not None},
+        "model": pipe.source.name,
+        "scheduler": pipe.scheduler.name,
+        "device": str(pipe.device),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "versions": current_versions(str(pipe.device)),
+    }
+    return reported, to_pil(images)[0], about
+
+
+def from_recipe(picture: Path) -> tuple[Reported, Image.Image, dict[str, Any]]:
+    """A picture's own run, once more.
+
+    Raises:
+        RecipeError: no recipe, or one of a command that there is no report on.
+        OSError: no such file.
+    """
+    from pare.recipe import read_recipe
+    from pare.study.report import Reported
+
+    recipe = read_recipe(picture)
+    if recipe.command not in REPORTED:
+        raise RecipeError(
+            f"{picture} was made by `pare {one_line(recipe.command[:40])}`",
+            expected=f"a picture of {', '.join(REPORTED)}",
+        )
+    given = recipe.arguments
+    found: list[Reported] = []
+    with ExitStack() as stack:
+
+        def watch(pipe: Pipeline) -> Pipeline:
+            """The pipeline that the picture's command gets instead of its own."""
+            size = fitted(picture, pipe.vae.config.factor)
+            words = words_of(pipe, str(given["prompt"]))
+            found.append(Reported(pipe, words, steps=int(given["steps"]), size=size))
+            announce(found[0], int(given["steps"]), float(given["guidance"]))
+            return stack.enter_context(found[0])
+
+        instead = dict.fromkeys(("device", "dtype", "threads", "model", "revision", "tokenizer"))
+        how: dict[str, Any] = {**instead, "inputs": {}, "alone": True, "watch": watch}
+        image, remade, _ = run_again(picture, recipe, how)
+    arguments = check_recipe(command_of(recipe, picture), recipe, str(picture))
+    about = {
+        "picture": picture.name,
+        "command": for_a_shell(command_of(recipe, picture), arguments),
+        **{name: value for name, value in arguments.items() if value is not None},
+        "seed": remade.seed,
+        "model": remade.model.get("name"),
+        "scheduler": remade.scheduler["name"],
+        "device": remade.device,
+        "dtype": remade.dtype,
+        "versions": remade.versions,
+    }
+    return found[0], image, about
+
+
+def words_of(pipe: Pipeline, prompt: str) -> Words:
+    from pare import words
+
+    return words.read(pipe.tokenizer, prompt, int(pipe.text_encoder.config.max_position_embeddings))
+
+
+def fitted(picture: Path, factor: int) -> tuple[int, int]:
+    """The size that the model worked at for a picture of the file's size."""
+    from pare.image import load_image
+
+    width, height = (-(-side // factor) * factor for side in load_image(picture).size)
+    return width, height
+
+
+def announce(reported: Reported, steps: int, guidance: float) -> None:
+    """Say how much memory recording takes; refuse what does not fit."""
+    from pare.study.show import size
+
+    need = reported.check_memory(steps, guidance)
+    click.echo(f"pare: recording takes {size(need)} of memory", err=True)

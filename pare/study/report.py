@@ -1,0 +1,432 @@
+"""The report: one run as one page, to be looked at in a browser.
+
+    report = Reported(pipe, read(pipe.tokenizer, prompt), steps=30)
+    with report as watched:
+        image = watched.generate(prompt, [7], steps=30)
+    report.write(Path("road.html"), to_pil(image)[0], {"prompt": prompt, "seed": 7})
+
+The page needs nothing but itself: no network, no server.  What it shows was recorded
+while the picture was made (`recording.py`, `attention_maps.py`): latents and predictions
+at each step, both sides of the guidance, where every word looked, and of every layer its
+statistics and a few small pictures.  `page/` has its HTML, CSS and JavaScript.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from pare.files import write_whole
+from pare.image import to_pil
+from pare.pipeline import Pipeline
+from pare.schedulers import interpret
+from pare.study.as_json import as_json
+from pare.study.attention_maps import WordMap, WordRecorder, layer_name
+from pare.study.layers import LayerTable
+from pare.study.packing import Pack, eight_bit
+from pare.study.recording import RecordedPipeline, Recording, check_memory, grid_of, part_table
+from pare.study.reductions import Grid, Reduction, statistics
+from pare.study.sources import source_lines
+from pare.study.u_shape import u_shape
+from pare.words import Words
+
+PAGE = Path(__file__).parent / "page"
+
+MOST_STEPS = 60
+"""A longer run is looked at in so many steps, evenly spaced, or a few less."""
+PICTURES_BUDGET = 18_000_000
+"""Bytes of layers' pictures in a page, before compression: what gives way is, in this order,
+their size, the channels, and size again."""
+CHOICES = ((64, 4), (32, 4), (32, 2), (32, 0), (16, 0), (8, 0), (4, 0))
+"""Largest side of a layer's pictures, and channels of it that are shown."""
+WORDS_BUDGET = 6_000_000
+DECODED = 256 * 256
+"""Pixels of a picture up to which every step goes through the VAE; above, a sketch is shown."""
+SIDE = 320
+"""Pixels of the longest side of a step's picture in the page."""
+LONGEST_ROW = 256
+"""Numbers of a vector that are shown; of more, the means of neighbours."""
+
+
+def pictures(side: int, channels: int) -> Reduction:
+    """The strength of every pixel and some channels, evenly spaced, as small pictures.
+
+    (rows, …) -> (rows, 1 + channels, h, w) with h and w at most `side`; of what has no pixels
+    (rows, 1, 1, n).
+    """
+
+    def reduce(x: Tensor, grid: Grid | None) -> Tensor:
+        x = x.float()
+        if x.ndim == 3 and grid is not None:
+            x = x.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-untyped-call]
+        if x.ndim != 4:
+            row = x if x.ndim == 2 else x.square().mean(dim=-1).sqrt()
+            shown = F.adaptive_avg_pool1d(row, min(row.shape[1], LONGEST_ROW))
+            return kept(shown[:, None, None])
+        strength = x.square().mean(dim=1, keepdim=True).sqrt()
+        count = min(channels, x.shape[1])
+        chosen = x[:, [(2 * k + 1) * x.shape[1] // (2 * count) for k in range(count)]]
+        shown = torch.cat([strength, chosen], dim=1)
+        h, w = shown.shape[2:]
+        return kept(F.adaptive_avg_pool2d(shown, small((h, w), side)))
+
+    return Reduction(reduce, lambda ndim, grid: ("picture", "y", "x"))
+
+
+def kept(x: Tensor) -> Tensor:
+    return x if x.is_meta else x.cpu()
+
+
+def small(grid: Grid, side: int) -> Grid:
+    """The grid, its longest side brought down to at most `side`."""
+    shrink = min(1.0, side / max(grid))
+    return max(1, round(grid[0] * shrink)), max(1, round(grid[1] * shrink))
+
+
+class Reported:
+    """What a report is made of; the run is what happens in its `with` block."""
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        words: Words,
+        *,
+        steps: int,
+        size: tuple[int, int] | None = None,
+        picture: int = 0,
+    ) -> None:
+        """
+        Args:
+            words: the prompt, read.
+            steps: of the run.
+            size: width and height in pixels; None is the model's own.
+            picture: which of the run's pictures the report is about.
+        """
+        self.pipe, self.words, self.picture = pipe, words, picture
+        width, height = size or pipe.trained_size
+        _, *self.latents = pipe.latent_shape(height, width)
+        self.size = width, height
+        every = math.ceil(steps / MOST_STEPS)
+        looks = math.ceil(steps / every)
+        table = part_table(pipe, "unet", (self.latents[0], self.latents[1]))
+        self.table = LayerTable.of([layer for layer in table if layer.outputs])
+        side, channels = self.choose(looks)
+        self.recorder = WordRecorder(
+            {"cond": [words] * (picture + 1)}, steps=range(0, 2 * MOST_STEPS * every, every)
+        )
+        self.recording = Recording(
+            pipe,
+            "unet*",
+            keep={"statistics": Reduction(statistics, lambda ndim, grid: ("statistic",)),
+                  "pictures": pictures(side, channels)},
+            every=every,
+            beside=self.recorder,
+        )  # fmt: skip
+
+    def choose(self, looks: int) -> tuple[int, int]:
+        """Side and channels of layers' pictures, so that they fit into the page."""
+        for side, channels in CHOICES:
+            reduction = pictures(side, channels)
+            total = 0
+            for layer in self.table:
+                shape = (1, *layer.outputs[0][1:])
+                seen = torch.empty(shape, device="meta")
+                grid = grid_of(self.table, layer.name)
+                total += reduction.reduce(seen, grid).numel()
+            if total * looks <= PICTURES_BUDGET:
+                break
+        return side, channels
+
+    def check_memory(self, steps: int, guidance: float) -> int:
+        """The bytes that recording the run takes.
+
+        Raises:
+            NotEnoughMemoryError: so many are not free.
+        """
+        planned = self.recording.plan(steps, self.size, count=self.picture + 1, guidance=guidance)
+        grid = self.latents[0], self.latents[1]
+        return check_memory(planned) + self.recorder.bytes_needed(
+            self.pipe.unet.sites(), grid, steps
+        )
+
+    def __enter__(self) -> RecordedPipeline:
+        return self.recording.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self.recording.__exit__(kind, error, where)
+
+    # --- the page -------------------------------------------------------------------------
+
+    def write(
+        self, path: Path, image: Image.Image, about: Mapping[str, Any], *, force: bool = False
+    ) -> int:
+        """Write the page; its size in bytes.
+
+        Args:
+            image: the finished picture.
+            about: what the page says of the run, by name: prompt, seed, ….
+
+        Raises:
+            OutputError: a file that exists, or cannot be.
+        """
+        whole = self.page(image, about).encode()
+
+        def write(file: Any) -> None:
+            file.write(whole)
+
+        write_whole(path, write, force=force)
+        return len(whole)
+
+    def page(self, image: Image.Image, about: Mapping[str, Any]) -> str:
+        """The HTML."""
+        pack = Pack()
+        facts = {
+            "about": dict(about),
+            "picture": {"width": image.width, "height": image.height,
+                        "file": self.add_file(pack, encoded(image, longest=768))},
+            **self.run_facts(pack, image),
+            **self.word_facts(pack),
+            **self.unet_facts(pack),
+        }  # fmt: skip
+        text = json.dumps(as_json(facts), separators=(",", ":"), ensure_ascii=False)
+        parts = {
+            "title": html.escape(str(about.get("prompt") or "a picture without a prompt")),
+            "style": read_page("page.css"),
+            "script": read_page("page.js"),
+            # Inside a script element nothing but "<" could end it.
+            "facts": text.replace("<", "\\u003c"),
+            "numbers": pack.text(),
+        }
+        pieces = read_page("page.html").split("{{")
+        page = [pieces[0]]
+        for piece in pieces[1:]:  # each part is put in once, and never looked into
+            name, _, rest = piece.partition("}}")
+            page += [parts[name], rest]
+        return "".join(page)
+
+    @staticmethod
+    def add_file(pack: Pack, data: bytes) -> list[int]:
+        return [pack.add_bytes(data), len(data)]
+
+    def mine(self, name: str) -> Tensor:
+        """A tensor of the recording, of this report's picture, at the steps looked at."""
+        x = self.recording[name][:, self.picture]
+        looked = list(self.recording.looked)
+        return x[looked] if name != "x_t" else x[[*looked, len(x) - 1]]
+
+    def run_facts(self, pack: Pack, image: Image.Image) -> dict[str, Any]:
+        """Latents, predictions and guidance, step by step."""
+        recording = self.recording
+        levels = [recording.levels[i] for i in recording.looked]
+        x_t, x0 = self.mine("x_t"), self.mine("x0")
+        outputs = {
+            name.partition(".")[2]: self.mine(name)
+            for name in recording.tensors
+            if name.startswith("output.")
+        }
+        kind = self.pipe.scheduler.prediction_type
+        sides = {
+            side: torch.cat([
+                interpret(answer[i : i + 1], x_t[i : i + 1], level, kind).x0
+                for i, level in enumerate(levels)
+            ])
+            for side, answer in outputs.items()
+        }  # fmt: skip
+        shown = {"x_t": x_t, "x0": x0}
+        if "uncond" in sides and "cond" in sides:
+            shown |= {"cond": sides["cond"], "uncond": sides["uncond"]}
+        films, decoded = self.films(pack, shown, image)
+        facts: dict[str, Any] = {
+            "steps": [
+                {"i": i, "t": level.t, "sigma": level.sigma, "alpha_bar": level.alpha_bar}
+                for i, level in zip(recording.looked, levels, strict=True)
+            ],
+            "count": len(recording.levels),
+            "films": films,
+            "decoded": decoded,
+            "latents": {name: self.add_pictures(pack, x) for name, x in
+                        (("x_t", x_t), ("x0", x0))},
+        }  # fmt: skip
+        if "uncond" in outputs and "cond" in outputs:
+            change = outputs["cond"] - outputs["uncond"]
+            heat = change.square().mean(dim=1).sqrt()
+            norms = {
+                "change": change.flatten(1).norm(dim=1).tolist(),
+                "cond": outputs["cond"].flatten(1).norm(dim=1).tolist(),
+                "cosine": F.cosine_similarity(
+                    outputs["cond"].flatten(1), outputs["uncond"].flatten(1)
+                ).tolist(),
+            }
+            facts["guidance"] = {"heat": self.add_pictures(pack, heat), **norms}
+        return facts
+
+    def films(
+        self, pack: Pack, shown: Mapping[str, Tensor], image: Image.Image
+    ) -> tuple[dict[str, list[list[int]]], bool]:
+        """Latents as pictures, each step's a small file."""
+        decoded = image.width * image.height <= DECODED
+        films = {}
+        for name, latents in shown.items():
+            if decoded:
+                some = (self.pipe.decode(latents[k : k + 8]) for k in range(0, len(latents), 8))
+                frames = [frame for part in some for frame in to_pil(part)]
+            else:
+                frames = sketches(latents, shown["x_t"][-1], image)
+            files = [encoded(frame, longest=SIDE) for frame in frames]
+            films[name] = [self.add_file(pack, file) for file in files]
+        return films, decoded
+
+    @staticmethod
+    def add_pictures(pack: Pack, x: Tensor) -> dict[str, Any]:
+        bits, ends = eight_bit(x.numpy(), axes=2)
+        return {"pictures": pack.add(bits), "ends": pack.add(ends)}
+
+    def word_facts(self, pack: Pack) -> dict[str, Any]:
+        """Tokens, words, and where each token is looked at: by layer and step."""
+        read = self.words
+        looked = {step: k for k, step in enumerate(self.recording.looked)}
+        by_site: dict[str, list[WordMap]] = {}
+        for one in self.recorder.maps():
+            if one.prompt == self.picture and one.step in looked:
+                by_site.setdefault(one.site.name, []).append(one)
+        columns = len(read.ids) + 1
+        cells = sum(math.prod(one[0].shares.shape[2:]) for one in by_site.values())
+        side = 64
+        while side > 4 and cells_within(by_site, side) * columns * len(looked) > WORDS_BUDGET:
+            side //= 2
+        sites = []
+        for name, maps in by_site.items():
+            ordered = sorted(maps, key=lambda one: looked[one.step or 0])
+            shares = torch.stack(
+                [one.shares[0] for one in ordered], dim=1
+            )  # (columns, steps, h, w)
+            h, w = shares.shape[2:]
+            shares = F.adaptive_avg_pool2d(shares, small((h, w), side))
+            site = ordered[0].site
+            sites.append(
+                {"name": f"unet.{name}", "label": layer_name(site), "block": site.block,
+                 "level": site.level, "grid": [h, w], **self.add_pictures(pack, shares)}
+            )  # fmt: skip
+        return {
+            "tokens": [
+                {"text": name, "id": read.ids[k] if k < len(read.ids) else None}
+                for k, name in enumerate(read.names)
+            ],
+            "words": [{"text": word.text, "tokens": word.tokens} for word in read.words],
+            "padding": len(read.ids),
+            "sites": sites,
+            "cells": cells,
+        }
+
+    def unet_facts(self, pack: Pack) -> dict[str, Any]:
+        """Every layer: what it is, what it costs, where its code is, and what it did."""
+        row = self.row_of("cond")
+        layers, lines = [], {}
+        for layer in self.table:
+            bits, ends = eight_bit(self.recording[f"{layer.name}:pictures"][:, row].numpy(), axes=2)
+            numbers = self.recording[f"{layer.name}:statistics"][:, row].numpy()
+            layers.append(
+                {
+                    "name": layer.name, "kind": layer.kind, "inputs": layer.inputs,
+                    "outputs": layer.outputs, "parameters": layer.parameters,
+                    "flops": layer.flops.total, "memory": layer.peak_bytes,
+                    "code": layer.code, "called": layer.called,
+                    "pictures": pack.add(bits), "ends": pack.add(ends),
+                    "statistics": pack.add(np.ascontiguousarray(numbers, dtype=np.float32)),
+                }
+            )  # fmt: skip
+            for place in (layer.code, layer.called):
+                if place and place not in lines:
+                    lines[place] = source_lines(place)
+        shape = u_shape(self.table)
+        return {
+            "layers": layers,
+            "stages": [
+                {"name": s.name, "shape": s.shape, "grid": s.works_at} for s in shape.stages
+            ],
+            "skips": skips_of(self.table),
+            "sources": lines,
+        }
+
+    def row_of(self, branch: str) -> int:
+        rows = [(row.prompt, row.branch) for row in self.recording.rows]
+        return rows.index((self.picture, branch))
+
+
+def cells_within(by_site: Mapping[str, Sequence[WordMap]], side: int) -> int:
+    """Numbers of one token's maps of all layers, once brought down to `side`."""
+    grids = (maps[0].shares.shape[2:] for maps in by_site.values())
+    return sum(math.prod(small((grid[0], grid[1]), side)) for grid in grids)
+
+
+def skips_of(table: LayerTable, prefix: str = "unet") -> list[tuple[str, str]]:
+    """(the layer on the way down whose answer is kept, the ResNet block that takes it back)."""
+    names = [layer.name for layer in table]
+    made = [f"{prefix}.conv_in"]
+    level = 0
+    while any(name.startswith(f"{prefix}.down_blocks.{level}.") for name in names):
+        block = f"{prefix}.down_blocks.{level}"
+        count = sum(parent(name) == f"{block}.resnets" for name in names)
+        for i in range(count):
+            attention = f"{block}.attentions.{i}"
+            made.append(attention if attention in table.names else f"{block}.resnets.{i}")
+        made += [name for name in (f"{block}.downsamplers.0",) if name in table.names]
+        level += 1
+    taken = [
+        name for name in names
+        if name.startswith(f"{prefix}.up_blocks.") and parent(name).endswith(".resnets")
+    ]  # fmt: skip
+    return list(zip(reversed(made), taken, strict=True))
+
+
+def parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def sketches(latents: Tensor, final: Tensor, image: Image.Image) -> list[Image.Image]:
+    """Latents (n, 4, h, w) as pictures of h x w pixels without the VAE.
+
+    Each pixel is a linear function of its four numbers: the one that best makes `image`
+    of the finished latents, by least squares.
+    """
+    h, w = final.shape[1:]
+    pixels = np.asarray(image.resize((w, h), Image.Resampling.BOX), dtype=np.float64) / 255
+
+    def columns(x: Tensor) -> Any:
+        flat = x.double().flatten(1).T.numpy()
+        return np.concatenate([flat, np.ones((len(flat), 1))], axis=1)
+
+    matrix, *_ = np.linalg.lstsq(columns(final), pixels.reshape(-1, 3), rcond=None)
+    made = [(columns(x) @ matrix).clip(0, 1).reshape(h, w, 3) for x in latents]
+    return [Image.fromarray(np.rint(255 * frame).astype(np.uint8)) for frame in made]
+
+
+def encoded(image: Image.Image, longest: int) -> bytes:
+    """A WebP file, brought down to `longest` pixels where it is larger."""
+    if max(image.size) > longest:
+        image = image.copy()
+        image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, format="WEBP", quality=88, method=4)
+    return file.getvalue()
+
+
+def read_page(name: str) -> str:
+    return (PAGE / name).read_text(encoding="utf-8")
