@@ -199,7 +199,7 @@ def load_from_file(
     vae_config = VAEConfig.read(single.parts["vae"].config, f"{path} (vae)")
     text_config = TextConfig.read(single.parts["text_encoder"].config, f"{path} (text encoder)")
     check_fit(path, unet_config, vae_config, text_config)
-    tokens = tokenizer_files(single.kind, text_config.vocab_size, tokenizer)
+    loaded_tokenizer = tokenizer_of_file(single, text_config, tokenizer)
 
     with torch.device("meta"):
         unet, vae = UNet(unet_config), AutoencoderKL(vae_config)
@@ -208,11 +208,6 @@ def load_from_file(
     for name, module in modules.items():
         rename = text_name if name == "text_encoder" else same_name
         fill(module, as_stored(single.parts[name].tensors), path, dtype, rename)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "tokenizer").mkdir()
-        for name, content in tokens.items():
-            (Path(folder) / "tokenizer" / name).write_bytes(content)
-        loaded_tokenizer = load_tokenizer(check_tokenizer(Path(folder), text_config), text_config)
     return Components(
         unet.to(device),
         vae.to(device),
@@ -226,6 +221,39 @@ def load_from_file(
             configs=tokenizer_fingerprints(tokenizer) if tokenizer else {},
         ),
     )
+
+
+def tokenizer_of_file(
+    single: SingleFile, config: TextConfig, folder: Path | None
+) -> CLIPTokenizer:
+    """The tokenizer of a single file: CLIP's own, or that of `folder`."""
+    tokens = tokenizer_files(single.kind, config.vocab_size, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        (Path(temporary) / "tokenizer").mkdir()
+        for name, content in tokens.items():
+            (Path(temporary) / "tokenizer" / name).write_bytes(content)
+        return load_tokenizer(check_tokenizer(Path(temporary), config), config)
+
+
+def load_words(
+    model: str | Path | Found, *, revision: str | None = None, tokenizer: Path | None = None
+) -> tuple[CLIPTokenizer, int]:
+    """A model's tokenizer, and how many tokens of a prompt it reads; no weights are read.
+
+    Raises:
+        ModelError, ConfigError, SettingError: as `load_model`.
+    """
+    found = model if isinstance(model, Found) else find_model(model, revision=revision)
+    if found.single is not None:
+        raw, where = found.single.parts["text_encoder"].config, f"{found.folder} (text encoder)"
+        config = TextConfig.read(raw, where)
+        return tokenizer_of_file(found.single, config, tokenizer), config.max_position_embeddings
+    if tokenizer is not None:
+        raise SettingError(f"{found.name} has its own tokenizer", fix="leave out --tokenizer")
+    check_index(found.folder)
+    config = TextConfig.read(*config_of(found.folder, "text_encoder"))
+    loaded = load_tokenizer(check_tokenizer(found.folder, config), config)
+    return loaded, config.max_position_embeddings
 
 
 def read_scheduler_config(model: str | Path | Found) -> tuple[dict[str, Any], str]:

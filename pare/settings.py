@@ -18,6 +18,7 @@ MAX_SEED = 2**63 - 1  # what every JSON reader and every generator can hold
 MAX_PICTURES = 256  # in one run
 MAX_SIDE = 8192  # pixels
 MAX_PROMPT = 20_000  # characters; 77 tokens are never more than a few hundred
+MAX_WEIGHT = 100.0  # of a word; papers take -2 to 2
 SIZE_STEP = 8  # a VAE of four levels halves three times
 
 
@@ -123,6 +124,37 @@ def parse_size(text: str) -> tuple[int, int]:
     if not match:
         raise SettingError(f"the size is {text!r}", expected="WIDTHxHEIGHT, for example 512x512")
     return check_size(int(match[1]), int(match[2]))
+
+
+def parse_span(name: str, text: str) -> tuple[float, float]:
+    """A share from 0 to 1: `0.8`, the first 0.8 of something, or `0.2:0.8`."""
+    low, colon, high = text.rpartition(":")
+    try:
+        span = float(low) if colon else 0.0, float(high)
+    except ValueError:
+        raise SettingError(f"{name} is {text!r}", expected="0.8, for example, or 0.2:0.8") from None
+    start, end = (check_number(name, value, 0.0, 1.0) for value in span)
+    if start > end:
+        raise SettingError(f"{name} ends at {end:g} and begins at {start:g}")
+    return start, end
+
+
+def parse_pair(name: str, text: str, form: str) -> tuple[str, str]:
+    """`car=2` as ("car", "2"); `form` says what is expected: "WORD=NUMBER"."""
+    left, equals, right = (part.strip() for part in text.rpartition("="))
+    if not left or not equals or not right:
+        raise SettingError(f"{name} is {text!r}", expected=form)
+    return left, right
+
+
+def parse_weight(name: str, text: str) -> tuple[str, float]:
+    """`car=2` as ("car", 2.0)."""
+    word, number = parse_pair(name, text, "WORD=NUMBER")
+    try:
+        weight = float(number)
+    except ValueError:
+        raise SettingError(f"{name} is {text!r}", expected="WORD=NUMBER") from None
+    return word, check_number(f"{name} of {word!r}", weight, -MAX_WEIGHT, MAX_WEIGHT)
 
 
 def check_prompt(prompt: str) -> str:

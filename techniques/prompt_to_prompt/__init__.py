@@ -17,17 +17,21 @@ from techniques.prompt_to_prompt.control import (
 )
 from techniques.prompt_to_prompt.local_blend import LocalBlend, Masks
 from techniques.prompt_to_prompt.loop import edit_latents
-from techniques.prompt_to_prompt.mapper import Mode, TokenMap, token_map
+from techniques.prompt_to_prompt.mapper import Mode, TokenMap, token_map, usual_mode
 from techniques.prompt_to_prompt.pictures import (
+    PREFERRED_SCHEDULER,
     Edit,
     Edited,
     prepare,
     prompt_to_prompt,
+    replayed,
+    tables_of,
     token_maps,
 )
 from techniques.prompt_to_prompt.tutorial import replay_latents
 
 __all__ = [
+    "PREFERRED_SCHEDULER",
     "Edit",
     "Edited",
     "Injection",
@@ -46,7 +50,10 @@ __all__ = [
     "prompt_to_prompt",
     "read",
     "replay_latents",
+    "replayed",
     "steps_of",
+    "tables_of",
     "token_map",
     "token_maps",
+    "usual_mode",
 ]

@@ -16,13 +16,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from pare.errors import PromptError, SettingError
-from pare.settings import check_number
+from pare.settings import MAX_WEIGHT, check_number
 from pare.words import PADDING, Words
 
 Mode = Literal["replace", "refine", "own"]
@@ -72,10 +72,10 @@ class TokenMap:
             rows.append(f"of the source nothing feeds on {', '.join(idle)}")
         return "\n".join(rows)
 
-    def feeds(self, j: int) -> str:
-        """What the target's token `j` is fed by, in words: `1/3 of 2 lion`."""
+    def feeds(self, j: int, *, places: bool = True) -> str:
+        """What the target's token `j` is fed by, in words: `1/3 of 2 lion`, 2 being its place."""
         parts = [
-            f"{share_of(float(self.matrix[i, j]))}{i} {self.source.names[i]}"
+            share_of(float(self.matrix[i, j])) + (f"{i} " if places else "") + self.source.names[i]
             for i in self.matrix[:, j].nonzero().flatten().tolist()
         ]
         text = " + ".join(parts) or "nothing"
@@ -84,6 +84,23 @@ class TokenMap:
         if self.scale[j] != 1:
             text += f", times {float(self.scale[j]):g}"
         return text
+
+    def report(self) -> dict[str, Any]:
+        """The table for programs, fit for JSON; padding by its first token alone."""
+        tokens = [
+            {
+                "place": j,
+                "token": self.target.names[j],
+                "own": bool(self.own[j]),
+                "scale": float(self.scale[j]),
+                "fed_by": [
+                    {"place": i, "token": self.source.names[i], "share": float(self.matrix[i, j])}
+                    for i in self.matrix[:, j].nonzero().flatten().tolist()
+                ],
+            }
+            for j in range(min(len(self.target.ids) + 1, self.target.length))
+        ]
+        return {"source": self.source.prompt, "target": self.target.prompt, "tokens": tokens}
 
 
 def share_of(value: float) -> str:
@@ -115,8 +132,7 @@ def token_map(
         PromptError: a word that is not in its prompt.
         SettingError: prompts that cannot be paired word by word; a weight out of range.
     """
-    if mode is None:
-        mode = "replace" if len(source.words) == len(target.words) else "refine"
+    mode = mode or usual_mode(source, target)
     if mode == "replace":
         table = replaced(source, target, normalised=normalised)
     elif mode == "refine":
@@ -126,6 +142,11 @@ def token_map(
     for old, new in (words or {}).items():
         table = with_word(table, old, new, normalised=normalised)
     return reweighted(table, weights or {})
+
+
+def usual_mode(source: Words, target: Words) -> Mode:
+    """What suits two prompts: word for word where they have as many, which costs no layout."""
+    return "replace" if len(source.words) == len(target.words) else "refine"
 
 
 def untouched(source: Words, target: Words) -> TokenMap:
@@ -266,6 +287,6 @@ def reweighted(table: TokenMap, weights: Mapping[str, float]) -> TokenMap:
     scale = table.scale.clone()
     for word, weight in weights.items():
         scale[list(table.target.find(word))] *= check_number(
-            f"weight of {word!r}", weight, -100, 100
+            f"weight of {word!r}", weight, -MAX_WEIGHT, MAX_WEIGHT
         )
     return dataclasses.replace(table, scale=scale)

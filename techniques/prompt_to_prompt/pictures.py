@@ -26,10 +26,14 @@ from techniques.prompt_to_prompt.control import (
 from techniques.prompt_to_prompt.local_blend import LocalBlend, Masks
 from techniques.prompt_to_prompt.loop import edit_latents
 from techniques.prompt_to_prompt.mapper import Mode, TokenMap, token_map
+from techniques.prompt_to_prompt.tutorial import MOST_BYTES, replay_latents
 
 if TYPE_CHECKING:
     from PIL import Image
+    from transformers import CLIPTokenizer
 
+# The solver that suits the technique; `pare p2p` starts from it.
+PREFERRED_SCHEDULER: Mapping[str, object] = {"scheduler": "dpm++2m", "karras": True}
 MAX_TARGETS = 32
 
 
@@ -74,7 +78,7 @@ class Edited:
     latents: Tensor  # (seeds, 1 + targets, 4, h, w), scaled
     masks: Tensor | None
     """(seeds, targets, h, w), 1 where the last local blend let a target differ."""
-    tables: list[TokenMap]  # one a target
+    tables: list[TokenMap]  # one a target; none where no words are paired
 
 
 def token_maps(pipe: Pipeline, source: str, targets: Sequence[str | Edit]) -> list[TokenMap]:
@@ -83,10 +87,20 @@ def token_maps(pipe: Pipeline, source: str, targets: Sequence[str | Edit]) -> li
     Raises:
         PromptError, SettingError: as `prompt_to_prompt`.
     """
-    edits = as_edits(targets)
-    length = pipe.text_encoder.config.max_position_embeddings
-    before = read(pipe.tokenizer, source, length)
-    return [edit.table(before, read(pipe.tokenizer, edit.prompt, length)) for edit in edits]
+    return tables_of(pipe.tokenizer, text_length(pipe), source, as_edits(targets))
+
+
+def tables_of(
+    tokenizer: CLIPTokenizer, length: int, source: str, edits: Sequence[Edit]
+) -> list[TokenMap]:
+    """The same without a model's weights; `length` is that of its prompts, 77 tokens."""
+    before = read(tokenizer, source, length)
+    return [edit.table(before, read(tokenizer, edit.prompt, length)) for edit in edits]
+
+
+def text_length(pipe: Pipeline) -> int:
+    """77"""
+    return int(pipe.text_encoder.config.max_position_embeddings)
 
 
 def as_edits(targets: Sequence[str | Edit]) -> list[Edit]:
@@ -111,6 +125,7 @@ def prompt_to_prompt(
     self_sites: Sites = COARSE,
     blend: LocalBlend | None = None,
     batch: int | None = None,
+    tile: int | None = None,
     progress: Progress = iter,
 ) -> Edited:
     """Make the picture of a prompt, and beside it what other prompts make of the same picture.
@@ -121,6 +136,7 @@ def prompt_to_prompt(
         blend: keeps the targets to the source where the edit is not.
         batch: rows that go through the UNet together, sources and targets all counted; None:
             as many as fit into memory, see `Pipeline.plan`.
+        tile: see `Pipeline.posterior`.
 
     Raises:
         PromptError: a word that is in none of the prompts where it should be.
@@ -148,7 +164,7 @@ def prompt_to_prompt(
     texts = [source, *(edit.prompt for edit in edits)]
     group = len(texts)
     noise = pipe.noise([seed for seed in seeds for _ in texts])
-    plan = pipe.plan(len(noise), height, width, guidance=guidance, batch=batch)
+    plan = pipe.plan(len(noise), height, width, guidance=guidance, batch=batch, tile=tile)
     latents = edit_latents(
         pipe,
         noise.draw(shape) * trajectory.initial_scale,
@@ -161,15 +177,78 @@ def prompt_to_prompt(
         batch=plan.batch,
         progress=progress,
     )
-    pictures = to_pil(pipe.decode(latents, sliced=True, tile=plan.tile))
+    masks = None if injection.masks is None else final_masks(injection.masks, latents)
+    return edited(pipe, latents.view(len(seeds), group, *shape), masks, tables, plan.tile)
+
+
+def edited(
+    pipe: Pipeline,
+    latents: Tensor,
+    masks: Tensor | None,
+    tables: list[TokenMap],
+    tile: int | None,
+) -> Edited:
+    """The pictures of latents (seeds, 1 + targets, 4, h, w)."""
+    group = latents.shape[1]
+    pictures = to_pil(pipe.decode(latents.flatten(0, 1), sliced=True, tile=tile))
     groups = [pictures[first : first + group] for first in range(0, len(pictures), group)]
     return Edited(
-        sources=[pictures[0] for pictures in groups],
-        targets=[pictures[1:] for pictures in groups],
-        latents=latents.view(len(seeds), group, *shape),
-        masks=None if injection.masks is None else final_masks(injection.masks, latents),
-        tables=tables,
+        [some[0] for some in groups], [some[1:] for some in groups], latents, masks, tables
     )
+
+
+def replayed(
+    pipe: Pipeline,
+    source: str,
+    targets: Sequence[str],
+    seeds: Sequence[int] = (0,),
+    *,
+    steps: int = 25,
+    guidance: float = 7.5,
+    rescale: float = 0.0,
+    negative: str = "",
+    height: int | None = None,
+    width: int | None = None,
+    injection_ratio: float = 1.0,
+    most_bytes: int = MOST_BYTES,
+    tile: int | None = None,
+    progress: Progress = iter,
+) -> Edited:
+    """The same by the tutorial's variant: each target in two runs of its own, see `tutorial`.
+
+    Raises:
+        SettingError, ModelError: as `prompt_to_prompt`.
+        NotEnoughMemoryError: the maps of a run would take more than `most_bytes`.
+    """
+    pipe.require_channels("prompt-to-prompt")
+    pipe.require_denoising("prompt-to-prompt")
+    check_sampling(steps, guidance, rescale)
+    as_edits(targets)
+    shape = pipe.latent_shape(height, width)
+    trajectory = pipe.scheduler.trajectory(steps)
+    plan = pipe.plan(1, height, width, guidance=guidance, tile=tile)
+    before = pipe.encode_prompts([source], negative)
+    rows = []
+    for seed in seeds:
+        for k, target in enumerate(targets):
+            noises = pipe.noise([seed]), pipe.noise([seed])
+            x_T, _ = (noise.draw(shape) * trajectory.initial_scale for noise in noises)
+            made, changed = replay_latents(
+                pipe,
+                x_T,
+                trajectory,
+                before,
+                pipe.encode_prompts([target], negative),
+                guidance=guidance,
+                rescale=rescale,
+                injection_ratio=injection_ratio,
+                noise=noises,
+                most_bytes=most_bytes,
+                progress=progress,
+            )
+            rows += [changed] if k else [made, changed]
+    latents = torch.cat(rows).view(len(seeds), 1 + len(targets), *shape)
+    return edited(pipe, latents, None, [], plan.tile)
 
 
 def prepare(

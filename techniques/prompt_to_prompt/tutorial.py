@@ -36,6 +36,7 @@ def replay_latents(
     target: PromptEmbeddings,
     *,
     guidance: float,
+    rescale: float = 0.0,
     injection_ratio: float = 1.0,
     noise: tuple[Noise, Noise] | None = None,
     most_bytes: int = MOST_BYTES,
@@ -68,12 +69,12 @@ def replay_latents(
     recorder, player = Recorder(replaced, maps, pipe.dtype), Player(replaced, maps)
     noises = noise or (None, None)
     made = pipe.denoise(
-        x_t, trajectory, source,
-        guidance=guidance, noise=noises[0], control=recorder, progress=progress,
+        x_t, trajectory, source, guidance=guidance, rescale=rescale,
+        noise=noises[0], control=recorder, progress=progress,
     )  # fmt: skip
     edited = pipe.denoise(
-        x_t, trajectory, target,
-        guidance=guidance, noise=noises[1], control=player, progress=progress,
+        x_t, trajectory, target, guidance=guidance, rescale=rescale,
+        noise=noises[1], control=player, progress=progress,
     )  # fmt: skip
     return made, edited
 
