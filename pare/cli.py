@@ -20,13 +20,18 @@ from pare.commands.bench import bench
 from pare.commands.blend import blend
 from pare.commands.completion import completion
 from pare.commands.convert import convert
+from pare.commands.edit import edit
+from pare.commands.film import film
 from pare.commands.generate import generate
+from pare.commands.guide import guide
 from pare.commands.img2img import img2img
 from pare.commands.inspect import inspect
 from pare.commands.invert import invert
 from pare.commands.options import FIND_NAN
 from pare.commands.p2p import p2p
+from pare.commands.report import report
 from pare.commands.rerun import rerun
+from pare.commands.sweep import sweep
 from pare.commands.tokens import tokens
 from pare.commands.trace import trace
 from pare.commands.verify import verify
@@ -34,8 +39,8 @@ from pare.console import run_in_words
 from pare.errors import NonFiniteError
 
 COMMANDS = (
-    generate, img2img, blend, invert, p2p, tokens, inspect, attention, trace, rerun, convert,
-    verify, bench, completion,
+    generate, img2img, blend, invert, p2p, edit, guide, tokens, film, sweep, inspect, attention,
+    trace, report, rerun, convert, verify, bench, completion,
 )  # fmt: skip
 
 

@@ -1,0 +1,163 @@
+"""One prompt and one seed under many settings: what a setting does, seen side by side.
+
+    pages = sweep(pipe, "a snowy road", {"guidance": [0, 1, 3, 7.5, 15, 40]}, seed=7)
+    gallery(pages, columns=6)
+
+With two settings every value of the one meets every value of the other.  With a picture the
+runs start from it (img2img), and `start` says at which step: the later, the less changes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pare import settings
+from pare.errors import SettingError
+from pare.image import to_pil
+from pare.pipeline import Pipeline, Progress
+from pare.schedulers import SCHEDULERS
+
+MOST = 100  # pictures
+Value = float | int | str
+
+
+def scheduler_name(value: Any) -> str:
+    if value not in SCHEDULERS:
+        raise SettingError(f"there is no scheduler {value!r}", expected=", ".join(SCHEDULERS))
+    return str(value)
+
+
+# What can be swept, and what each of its values must be.
+SETTINGS: Mapping[str, Callable[[Any], Value]] = {
+    "guidance": settings.check_guidance,
+    "rescale": settings.check_rescale,
+    "steps": settings.check_steps,
+    "scheduler": scheduler_name,
+    "strength": settings.check_strength,
+    "start": lambda value: settings.check_steps(value + 1) - 1,
+}
+NEED_PICTURE = ("strength", "start")
+
+
+def check_sweep(over: Mapping[str, Sequence[Value]], has_picture: bool) -> None:
+    """
+    Raises:
+        SettingError: no or more than two settings, one that cannot be swept, a value out of
+            range, or more pictures than fit on a page.
+    """
+    if not 1 <= len(over) <= 2:
+        raise SettingError(f"{len(over)} settings are to change", expected="one, or two")
+    for name, values in over.items():
+        if name not in SETTINGS:
+            raise SettingError(f"{name!r} cannot be swept", expected=", ".join(SETTINGS))
+        if name in NEED_PICTURE and not has_picture:
+            raise SettingError(f"{name} needs a picture to start from", fix="give one (--image)")
+        if not values:
+            raise SettingError(f"{name} has no values", expected="at least one")
+        for value in values:
+            SETTINGS[name](value)
+    if set(NEED_PICTURE) <= set(over):
+        raise SettingError("strength and start are one setting", fix="sweep one of them")
+    count = len(list(itertools.product(*over.values())))
+    if count > MOST:
+        raise SettingError(f"{count} pictures are asked for", expected=f"at most {MOST}")
+
+
+def sweep(
+    pipe: Pipeline,
+    prompt: str,
+    over: Mapping[str, Sequence[Value]],
+    *,
+    seed: int = 0,
+    image: Tensor | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    progress: Progress = iter,
+    **fixed: Any,
+) -> dict[str, Image.Image]:
+    """Label -> picture, the values of the last setting changing fastest.
+
+    Args:
+        over: setting -> its values; one setting or two, of `SETTINGS`.
+        image: (1, 3, H, W) in [-1, 1] to start from; None: noise alone.
+        progress: wraps the numbers of the pictures.
+        fixed: the other settings, as for `Pipeline.generate` or `Pipeline.img2img`.
+
+    Raises:
+        SettingError: see `check_sweep`.
+    """
+    check_sweep(over, image is not None)
+    combinations = [
+        dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())
+    ]
+    pictures = {}
+    for k in progress(range(len(combinations))):
+        chosen: dict[str, Any] = {**fixed, **combinations[k]}
+        under = pipe
+        if "scheduler" in chosen:
+            under = pipe.with_scheduler(chosen.pop("scheduler"))
+        if "start" in chosen:
+            chosen["strength"] = strength_from(chosen.pop("start"), chosen.get("steps", 25))
+        if image is None:
+            made = under.generate(prompt, [seed], height=height, width=width, **chosen)
+        else:
+            made = under.img2img(image, prompt, [seed], **chosen)
+        pictures[label(combinations[k])] = to_pil(made)[0]
+    return pictures
+
+
+def strength_from(start: int, steps: int) -> float:
+    """The strength with which a run of `steps` begins at step index `start`.
+
+    Raises:
+        SettingError: `start` is no step of the run.
+    """
+    if not 0 <= start < steps:
+        raise SettingError(f"start is {start}", expected=f"a step from 0 to {steps - 1}")
+    return (steps - start) / steps
+
+
+def label(chosen: Mapping[str, Value]) -> str:
+    shown = {n: f"{v:g}" if isinstance(v, float) else str(v) for n, v in chosen.items()}
+    return "\n".join(f"{name} {value}" for name, value in shown.items())
+
+
+# --- without a scheduler ------------------------------------------------------------------
+
+
+@torch.no_grad()
+def one_leap(pipe: Pipeline, prompt: str, *, seed: int = 0, guidance: float = 7.5) -> Tensor:
+    """What a scheduler is for, shown without: all noise taken away at once, latents (1, 4, h, w).
+
+    One look at pure noise, and its x0 as the answer.  The best guess under so much noise is the
+    mean of all that the prompt could mean, so it is a blur.
+    """
+    prompts, noise = pipe.encode_prompts(prompt), pipe.noise([seed])
+    schedule = pipe.scheduler.schedule
+    noisiest = schedule.level(len(schedule.sigmas) - 1)
+    return pipe.predict(noise.draw(pipe.latent_shape()), noisiest, prompts, guidance).x0
+
+
+@torch.no_grad()
+def subtract_noise(
+    pipe: Pipeline, prompt: str, *, seed: int = 0, steps: int = 25, guidance: float = 7.5,
+    ratio: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Another way without: at every step the same share of the predicted noise is taken away.
+
+    x = x - ratio / steps * eps, whatever the level: the model is told that x is as noisy as
+    step i should be, which it is not, and the signal is never scaled up.  Latents (1, 4, h, w).
+    """
+    prompts, noise = pipe.encode_prompts(prompt), pipe.noise([seed])
+    trajectory = pipe.scheduler.trajectory(steps)
+    x = noise.draw(pipe.latent_shape()) * trajectory.initial_scale
+    for i in range(len(trajectory)):
+        eps = pipe.predict(x, trajectory.levels[i], prompts, guidance, step=i).eps
+        x = x - ratio / len(trajectory) * eps
+    return x

@@ -1,0 +1,285 @@
+"""Films and sweeps: what they show is what the run did, and their files can be read."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pare.cli import main
+from pare.commands.sweep import NUMBERS, WHOLE, WORDS, parse_over
+from pare.errors import OutputError, SettingError
+from pare.image import to_pil, to_tensor
+from pare.pipeline import Pipeline
+from pare.schedulers import add_noise
+from pare.study.film import LAST, check_film, write_film
+from pare.study.sweep import (
+    MOST,
+    SETTINGS,
+    check_sweep,
+    one_leap,
+    strength_from,
+    subtract_noise,
+    sweep,
+)
+from pare.study.walk import enlarged, film_frames, walk
+from tests.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> Pipeline:
+    return Pipeline.from_pretrained(folder, device="cpu")
+
+
+# --- a run, moment by moment ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", ["pndm", "ddim", "dpm++2m", "euler-ancestral"])
+def test_a_walk_ends_where_the_run_ends(pipe: Pipeline, scheduler: str) -> None:
+    under = pipe.with_scheduler(scheduler)
+    moments = list(walk(under, "snowy road", seed=5, steps=4, height=16, width=24))
+    picture = under.generate("snowy road", [5], steps=4, height=16, width=24)
+    assert torch.equal(under.decode(moments[-1].x_t), picture)
+    assert torch.equal(moments[-1].x0, moments[-1].x_t)
+    looks = len(under.scheduler.trajectory(4))
+    assert [moment.i for moment in moments] == list(range(looks + 1))
+
+
+def test_x_t_is_made_of_its_x0_and_of_noise(pipe: Pipeline) -> None:
+    """x0 is what the model sees at that moment: with the eps that goes with it, it is x_t."""
+    under, prompts = pipe.with_scheduler("ddim"), pipe.encode_prompts("a road")
+    for moment in list(walk(under, "a road", steps=3))[:-1]:
+        said = under.predict(moment.x_t, moment.level, prompts, 7.5)
+        assert torch.equal(said.x0, moment.x0)
+        again = add_noise(moment.x0, said.eps, moment.level.alpha_bar)
+        torch.testing.assert_close(again, moment.x_t, rtol=1e-4, atol=1e-4)
+
+
+def test_frames_have_one_size_and_end_with_the_picture(pipe: Pipeline) -> None:
+    frames = list(film_frames(pipe, walk(pipe, "road", steps=2, height=16, width=24)))
+    assert len({frame.size for frame in frames}) == 1
+    last = enlarged(to_pil(pipe.generate("road", [0], steps=2, height=16, width=24))[0])
+    corner = frames[-1].height - last.height - 6
+    shown = frames[-1].crop((6, corner, 6 + last.width, corner + last.height))
+    assert np.array_equal(np.asarray(shown), np.asarray(last))
+
+
+def test_small_pictures_are_enlarged_by_whole_numbers() -> None:
+    assert enlarged(Image.new("RGB", (100, 120))).size == (200, 240)
+    assert enlarged(Image.new("RGB", (512, 300))).size == (512, 300)
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def colours(count: int, size: tuple[int, int] = (31, 21)) -> list[Image.Image]:
+    return [Image.new("RGB", size, (60 * k, 255 - 60 * k, 90)) for k in range(count)]
+
+
+def test_a_gif_has_every_frame_and_the_last_stays() -> None:
+    file = io.BytesIO()
+    write_film(colours(4), file, ".gif", fps=8, comment="how it was made")
+    with Image.open(file) as gif:
+        assert gif.n_frames == 4
+        assert gif.info["comment"] == b"how it was made"
+        assert gif.info["loop"] == 0
+        durations = []
+        for k, wanted in enumerate(colours(4)):
+            gif.seek(k)
+            durations.append(gif.info["duration"])
+            assert gif.convert("RGB").getpixel((5, 5)) == wanted.getpixel((5, 5))
+    assert durations == [120, 120, 120, 1000 * LAST]
+
+
+def test_an_mp4_has_every_frame_and_the_last_stays() -> None:
+    av = pytest.importorskip("av")
+    file = io.BytesIO()
+    write_film(colours(4), file, ".mp4", fps=8, comment="how it was made")
+    file.seek(0)
+    with av.open(file) as container:
+        assert container.metadata["comment"] == "how it was made"
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+        assert stream.average_rate == 8
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 3 + LAST * 8
+    for frame, wanted in zip(frames, colours(4), strict=False):
+        assert frame.shape == (22, 32, 3)  # even sides
+        # Colours are coded as brightness and two differences, in whole numbers.
+        assert np.abs(frame[5, 5].astype(int) - wanted.getpixel((5, 5))).max() <= 6
+
+
+@pytest.mark.parametrize("name", ["film.png", "film", "film.mp4.zip"])
+def test_other_kinds_of_files_are_refused(name: str) -> None:
+    with pytest.raises(OutputError, match=r"expected a name that ends in \.mp4 or \.gif"):
+        check_film(Path(name))
+
+
+def test_the_film_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "film.gif"
+    asked = ["film", "road", "--model", str(folder), "--steps", "2", "--seed", "3"]
+    assert main([*asked, "--scheduler", "ddim", "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["frames"] == 3
+    with Image.open(out) as gif:
+        recipe = json.loads(gif.info["comment"])
+    assert recipe["command"] == "film"
+    assert recipe["seeds"] == [3]
+    assert recipe["arguments"]["prompt"] == "road"
+    before = out.read_bytes()
+    assert main([*asked, "--out", str(out)]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--fps", "0"], "fps is 0.0; expected a number from 0.1 to 60"),
+        (["--fps", "nan"], "fps is nan"),
+        (["--seed", str(2**70)], "seed is"),
+        (["--out", "film.avi"], "expected a name that ends in .mp4 or .gif"),
+        (["--steps", "0"], "steps is 0"),
+    ],
+)
+def test_what_a_film_cannot_be(
+    given: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["film", "road", *given]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+# --- sweeps ---------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_its_runs(pipe: Pipeline) -> None:
+    over: dict[str, Any] = {"scheduler": ["ddim", "euler"], "guidance": [1.0, 7.5]}
+    made = sweep(pipe, "snowy road", over, seed=4, steps=2)
+    assert list(made) == [
+        f"scheduler {name}\nguidance {value}"
+        for name in ("ddim", "euler")
+        for value in ("1", "7.5")
+    ]
+    alone = pipe.with_scheduler("euler").generate("snowy road", [4], steps=2, guidance=7.5)
+    last = made["scheduler euler\nguidance 7.5"]
+    assert np.array_equal(np.asarray(last), np.asarray(to_pil(alone)[0]))
+
+
+def test_a_picture_by_the_step_at_which_the_run_begins(
+    pipe: Pipeline, gradient: Image.Image
+) -> None:
+    image = to_tensor(gradient)
+    under = pipe.with_scheduler("ddim")
+    made = sweep(under, "road", {"start": [0, 3]}, image=image, steps=4)
+    for start, strength in ((0, 1.0), (3, 0.25)):
+        assert strength_from(start, 4) == strength
+        alone = to_pil(under.img2img(image, "road", [0], steps=4, strength=strength))[0]
+        assert np.array_equal(np.asarray(made[f"start {start}"]), np.asarray(alone))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 25, 50, 1000])
+def test_every_start_has_its_strength(steps: int) -> None:
+    from pare.schedulers import start_index
+
+    assert [start_index(steps, strength_from(k, steps)) for k in range(steps)] == list(range(steps))
+    with pytest.raises(SettingError, match=f"a step from 0 to {steps - 1}"):
+        strength_from(steps, steps)
+
+
+@pytest.mark.parametrize(
+    ("over", "sentence"),
+    [
+        ({}, "0 settings are to change"),
+        ({"guidance": [1], "steps": [1], "rescale": [0]}, "3 settings are to change"),
+        ({"seed": [1]}, "'seed' cannot be swept"),
+        ({"guidance": []}, "guidance has no values"),
+        ({"guidance": [float("nan")]}, "guidance is nan"),
+        ({"steps": [0]}, "steps is 0"),
+        ({"start": [0]}, "start needs a picture to start from"),
+        ({"scheduler": ["ddpm"]}, "there is no scheduler 'ddpm'"),
+        ({"guidance": list(range(11)), "steps": list(range(1, 11))}, f"at most {MOST}"),
+    ],
+)
+def test_what_cannot_be_swept(over: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingError, match=sentence):
+        check_sweep(over, has_picture=False)
+
+
+def test_strength_and_start_are_one_setting() -> None:
+    with pytest.raises(SettingError, match="strength and start are one setting"):
+        check_sweep({"strength": [0.5], "start": [1]}, has_picture=True)
+
+
+def test_the_command_knows_every_setting() -> None:
+    assert {*NUMBERS, *WHOLE, *WORDS} == set(SETTINGS)
+    assert parse_over(" guidance = 1, 7.5") == ("guidance", [1.0, 7.5])
+    assert parse_over("steps=3") == ("steps", [3])
+    assert parse_over("scheduler=ddim, lms") == ("scheduler", ["ddim", "lms"])
+
+
+def test_the_sweep_command(
+    folder: Path, tmp_path: Path, gradient: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gradient.save(tmp_path / "photo.png")
+    out, photo = tmp_path / "page.png", ["--image", str(tmp_path / "photo.png")]
+    asked = ["sweep", "road", "--model", str(folder), "--steps", "2", *photo]
+    assert main([*asked, "--over", "strength=0.5,1", "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["over"] == {"strength": [0.5, 1.0]}
+    assert main(["rerun", str(out), "--check"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--over", "guidance"], "expected SETTING=VALUE,VALUE"),
+        (["--over", "colour=red"], "with a setting of guidance, rescale, strength, steps"),
+        (["--over", "guidance=high"], "guidance is to be 'high'; expected numbers"),
+        (["--over", "steps=1.5"], "steps is to be '1.5'; expected whole numbers"),
+        (["--over", "steps=1", "--over", "steps=2"], "a setting is swept twice"),
+        (["--over", "start=1"], "start needs a picture to start from"),
+        (["--over", "steps=1", "--strength", "0.5"], "--strength needs a picture"),
+        ([], "--over"),
+    ],
+)
+def test_sweeps_that_cannot_be(
+    given: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "road", *given, "--out", str(tmp_path / "page.png")]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+# --- without a scheduler --------------------------------------------------------------------
+
+
+def test_one_leap_is_one_look_at_pure_noise(pipe: Pipeline) -> None:
+    noise = pipe.noise([2]).draw(pipe.latent_shape())
+    level = pipe.scheduler.schedule.level(999)
+    expected = pipe.predict(noise, level, pipe.encode_prompts("road"), 3.0).x0
+    assert torch.equal(one_leap(pipe, "road", seed=2, guidance=3.0), expected)
+
+
+def test_subtracting_noise_by_hand(pipe: Pipeline) -> None:
+    under, prompts = pipe.with_scheduler("ddim"), pipe.encode_prompts("road")
+    trajectory = under.scheduler.trajectory(2)
+    x = under.noise([2]).draw(under.latent_shape())
+    for level in trajectory.levels[:2]:
+        x = x - 0.75 * under.predict(x, level, prompts, 7.5).eps
+    made = subtract_noise(under, "road", seed=2, steps=2, ratio=1.5)
+    torch.testing.assert_close(made, x, rtol=1e-5, atol=1e-5)
