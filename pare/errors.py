@@ -93,6 +93,10 @@ class EmbeddingError(PareError):
     """A learned word's file that cannot be read, or one that does not fit the model."""
 
 
+class LossError(PareError):
+    """A loss to guide by that cannot be read, gives no number, or has no gradient."""
+
+
 class NonFiniteError(PareError):
     """A NaN or an infinity where a model's part should have answered with a number."""
 

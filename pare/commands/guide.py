@@ -1,0 +1,192 @@
+"""`pare guide`: pictures that a loss steers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pare import settings
+from pare.commands.examples import examples
+from pare.commands.options import (
+    InputFile,
+    checked,
+    model_options,
+    options,
+    output_options,
+    prompt_argument,
+    revision_option,
+    sampling_options,
+    scheduler_options,
+    tokenizer_option,
+)
+from pare.commands.run import PictureCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.commands.text_options import noting_words, read_edits, text_options, under_edits
+from pare.console import progress
+from pare.errors import LossError
+
+if TYPE_CHECKING:
+    from pare.pipeline import Pipeline
+    from techniques.loss_guidance import Look, Loss
+    from techniques.loss_language import Makers
+
+WEIGHTS = "model.safetensors"
+
+
+class ClipFolder(InputFile):
+    """A folder of which the recipe keeps the weights' SHA-256."""
+
+    name = "folder"
+
+    def file(self, value: Any) -> Path:
+        return Path(value) / WEIGHTS
+
+    def with_file(self, value: Any, path: str) -> str:
+        return str(Path(path).parent)
+
+
+guide_options = options(
+    click.option("--loss", required=True, metavar="LINE",
+                 help="What is to become small: blue, symmetry, style, brightness(0.8), "
+                      "colour('orange'), judge('snowy'), clip('a painting'), or arithmetic on the "
+                      "picture and on these, as '(image[:, 2] - 0.9).abs().mean()'."),
+    click.option("--scale", type=float, default=20.0, show_default=True,
+                 callback=checked(lambda scale: settings.check_number("scale", scale, -1e9, 1e9)),
+                 help="How much the loss counts; more for larger pictures."),
+    click.option("--every", type=click.IntRange(1, settings.MAX_STEPS), default=5,
+                 show_default=True, help="Guide at each such step."),
+    click.option("--through-unet", is_flag=True,
+                 help="Take the gradient through the UNet as well: exact, slow, and large."),
+    click.option("--style", type=InputFile(), metavar="PICTURE",
+                 help="Whose statistics the loss `style` asks for."),
+    click.option("--style-of", type=click.Choice(["vae", "unet"]), default="vae",
+                 show_default=True, help="Whose layers' statistics."),
+    click.option("--style-by", type=click.Choice(["gram", "moments"]), default="gram",
+                 show_default=True,
+                 help="Products of all channels, or each one's mean and deviation."),
+    click.option("--clip", type=ClipFolder(), metavar="FOLDER",
+                 help="A CLIP model for the loss `clip`, of PROMPT, or clip('another text')."),
+    click.option("--size", metavar="WxH", callback=checked(settings.parse_size),
+                 help="Multiples of 8; the size that the model was trained at if not given."),
+    click.option("--batch", type=click.IntRange(1, settings.MAX_PICTURES), default=1,
+                 show_default=True, help="Pictures that go through the UNet together."),
+)  # fmt: skip
+
+EXAMPLES = examples(
+    'pare guide "a road in the forest" --loss blue --out blue.png',
+    'pare guide "a road in the forest" --loss "(image[:, 2] - 0.9).abs().mean()" --scale 30',
+    'pare guide "a road" --loss style --style photo.jpg --scale 5 --out style.png',
+    'pare guide "a road in the forest" --loss "judge(\'snowy\')" --scale 0.5 --out snowy.png',
+)
+
+
+@click.command(cls=PictureCommand, epilog=EXAMPLES)
+@prompt_argument
+@guide_options
+@sampling_options
+@text_options
+@scheduler_options
+@model_options
+@revision_option
+@tokenizer_option
+@output_options
+def guide(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
+    """Make pictures from PROMPT, steered at every few steps to where a loss is small.
+
+    The loss is a line of arithmetic over `image`, of shape (1, 3, height, width), red, green
+    and blue from 0 to 1; docs/guide.md has its grammar. It is computed, never run as code, so
+    that a stranger's picture may be run again.
+    """
+    run, edits = Run.plan(), read_edits(given)
+
+    from techniques import loss_guidance
+    from techniques.loss_language import read_loss
+
+    check_loss(prompt, given)
+    pipe = under_edits(load_pipeline(given), edits, [prompt, given["negative"]])
+    width, height = size or pipe.trained_size
+    warn_of_size(pipe, (width, height), "take a smaller --size")
+    run = noting_words(run, given, edits)
+    result = loss_guidance.guide(
+        pipe, prompt, read_loss(given["loss"], vocabulary(prompt, given, pipe)), run.seeds,
+        scale=given["scale"], every=given["every"], through_unet=given["through_unet"],
+        width=width, height=height, batch=given["batch"], progress=progress(), **sampling(given),
+    )  # fmt: skip
+    report = [
+        {"loss": loss, "looks": [vars(look) for look in looks]}
+        for loss, looks in zip(result.losses, result.looks, strict=True)
+    ]
+    run.write(pipe, result.images, guidance=report)
+    for path, looks, loss in zip(run.paths, result.looks, result.losses, strict=True):
+        run.say(f"{path}: {in_words(looks, loss)}")
+
+
+def in_words(looks: Sequence[Look], loss: float) -> str:
+    if not looks:
+        return f"the loss is {loss:.4g}, which nothing was done for"
+    seen = ", ".join(f"{look.loss:.4g}" for look in looks[:12])
+    more = ", …" if len(looks) > 12 else ""
+    return f"the loss was {seen}{more} at the steps that were guided, and is {loss:.4g}"
+
+
+def vocabulary(prompt: str, given: Mapping[str, Any], pipe: Pipeline | None = None) -> Makers:
+    """What `--loss` may name; without the model its line can be checked, but not computed."""
+    from techniques.loss_language import USUAL
+
+    def style() -> Loss:
+        from pare.image import load_image
+        from techniques import losses
+
+        if given["style"] is None:
+            raise LossError("the loss asks for a style", fix="name a picture: --style PICTURE")
+        picture = load_image(given["style"])
+        if pipe is None:
+            return losses.symmetry
+        layers = losses.vae_features if given["style_of"] == "vae" else losses.unet_features
+        factor = pipe.vae.config.factor
+        return losses.style(layers(pipe), picture, given["style_by"], factor=factor)
+
+    def clip(text: str = prompt) -> Loss:
+        from techniques.clip_loss import clip_loss
+
+        if given["clip"] is None:
+            raise LossError("the loss asks for CLIP", fix="name a model's folder: --clip FOLDER")
+        return clip_loss(Path(given["clip"]), text, "cpu" if pipe is None else pipe.device)
+
+    def judge(wanted: str) -> Loss:
+        from roads.judge import load_judge
+        from roads.judge_loss import judge_loss
+
+        device = "cpu" if pipe is None else str(pipe.device)
+        return judge_loss(load_judge(device=device), wanted)
+
+    return {**USUAL, "style": style, "clip": clip, "judge": judge}
+
+
+def check_loss(prompt: str, given: Mapping[str, Any]) -> None:
+    """Refuse a loss that cannot be read, before a model is loaded for it.
+
+    Raises:
+        LossError: and also for a file that the loss does not look at.
+    """
+    from techniques.loss_language import read_loss
+
+    used = set()
+
+    def watched(name: str, maker: Callable[..., Loss]) -> Callable[..., Loss]:
+        def make(*told: Any, **named: Any) -> Loss:
+            used.add(name)
+            return maker(*told, **named)
+
+        return make
+
+    makers = vocabulary(prompt, given)
+    read_loss(given["loss"], {name: watched(name, maker) for name, maker in makers.items()})
+    for name in ("style", "clip"):
+        if given[name] is not None and name not in used:
+            raise LossError(
+                f"--{name} is given, and the loss {given['loss']!r} does not look at it",
+                fix=f"name {name} in --loss",
+            )

@@ -1,0 +1,82 @@
+"""The judge as a loss: how unlikely it finds something in a picture, with a gradient.
+
+    from techniques.loss_guidance import guide
+
+    guide(pipe, "a road in the forest", judge_loss(load_judge(), "snowy"), seeds=[3])
+
+A classifier finds reasons for its answer that no person would: a picture that convinces the
+judge need not show the thing (arXiv:2105.05233 trains one on noisy pictures for that reason).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pare.errors import LossError
+from roads.judge import CAR, COLOURS, Judge, Logits, prepare
+from roads.scene import OBJECTS, PLACES, WEATHERS
+
+Pick = Callable[[Logits], Tensor]
+
+
+def judge_loss(judge: Judge, wanted: str) -> Callable[[Tensor], Tensor]:
+    """-log p that a picture, (1, 3, H, W) in [0, 1], is or shows what is wanted.
+
+    Args:
+        wanted: a weather (`snowy`), a place (`city`), an object (`house`), its absence
+            (`no house`) or a car of a colour (`red car`).
+
+    Raises:
+        LossError: the judge does not know it.
+    """
+    known = picks()
+    name = " ".join(wanted.lower().split())
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise LossError(
+            f"the judge knows no {wanted[:40]!r}", expected=f"one of {', '.join(known)}{hint}"
+        )
+    pick = known[name]
+
+    def loss(image: Tensor) -> Tensor:
+        device = next(judge.network.parameters()).device
+        logits = judge.network(prepare(2 * image - 1).to(device)).calibrated(judge.config)
+        return -pick(logits)
+
+    return loss
+
+
+def picks() -> dict[str, Pick]:
+    """Everything that can be wanted -> its log-probability, from the logits of one picture."""
+    known = {weather: partial(weather_is, k) for k, weather in enumerate(WEATHERS)}
+    known |= {place: partial(place_is, k) for k, place in enumerate(PLACES)}
+    known |= {thing: partial(has, k) for k, thing in enumerate(OBJECTS)}
+    known |= {f"no {thing}": partial(has_not, k) for k, thing in enumerate(OBJECTS)}
+    known |= {f"{colour} car": partial(car_is, k) for k, colour in enumerate(COLOURS)}
+    return dict(known)
+
+
+def weather_is(index: int, logits: Logits) -> Tensor:
+    return logits.weather.log_softmax(dim=1)[0, index]
+
+
+def place_is(index: int, logits: Logits) -> Tensor:
+    return logits.place.log_softmax(dim=1)[0, index]
+
+
+def has(index: int, logits: Logits) -> Tensor:
+    return F.logsigmoid(logits.present[0, index])
+
+
+def has_not(index: int, logits: Logits) -> Tensor:
+    return F.logsigmoid(-logits.present[0, index])
+
+
+def car_is(index: int, logits: Logits) -> Tensor:
+    return has(CAR, logits) + logits.colour.log_softmax(dim=1)[0, index]
