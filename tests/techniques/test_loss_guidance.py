@@ -28,6 +28,7 @@ from tests.random_models import normal
 from tests.techniques.blending import SCHEDULER_CONFIG, TinyModel, distance, embedding, picture
 from tests.techniques.mutants import mutant
 from tests.techniques.reference_guide import reference_guide
+from tests.tiny_model import TEXT, write_tokenizer
 
 BOUND = 1e-5
 PROMPT = "a campfire"
@@ -340,21 +341,17 @@ def test_the_judge_is_a_loss() -> None:
 # --- CLIP ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_clip(folder: Path) -> Path:
+    """A whole CLIP, tiny and random."""
     from transformers.models.clip.configuration_clip import CLIPConfig
     from transformers.models.clip.modeling_clip import CLIPModel
 
-    from tests.tiny_model import TEXT, write_tokenizer
-
-    folder = tmp_path_factory.mktemp("clip")
     text = {key: TEXT[key] for key in TEXT if key not in ("architectures", "torch_dtype")}
     vision = {
         "hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 2,
         "num_hidden_layers": 2, "image_size": 32, "patch_size": 8,
     }  # fmt: skip
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
-    model = CLIPModel(config)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in model.parameters():
@@ -362,6 +359,11 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_s_score_is_transformers_own(clip_folder: Path) -> None:
