@@ -2,7 +2,8 @@
 
     pare bench edits --split held-out --out edits.png
 
-A technique is a function of a pipeline, a task and a seed that returns a picture.  Three
+A technique is a function of a pipeline, a task and a seed that returns a picture
+(`roads.contestants`).  Three
 rows frame the others: no edit at all, the rendered truth, and the truth after its way
 through the VAE, which is the best that any technique working on latents can do.
 """
@@ -10,7 +11,6 @@ through the VAE, which is the best that any technique working on latents can do.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,79 +23,15 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from pare.errors import SettingError
-from pare.image import to_pil, to_tensor
 from pare.metrics import mse, psnr, ssim, structure_distance
 from pare.pipeline import Pipeline
+from roads.contestants import FRAME, TECHNIQUES, Technique
 from roads.edits import Split, Task, tasks
 from roads.judge import Judge, Verdict
 from roads.scene import Scene
 from roads.sheet import contact_sheet
-from techniques.blended import blend
 
-Technique = Callable[[Pipeline, Task, int], Image.Image]
 Pixels = npt.NDArray[np.uint8]
-
-
-# --- techniques ----------------------------------------------------------------------------
-
-
-def no_edit(_pipe: Pipeline, task: Task, _seed: int) -> Image.Image:
-    return task.image
-
-
-def truth(_pipe: Pipeline, task: Task, _seed: int) -> Image.Image:
-    return Image.fromarray(task.target_pixels)
-
-
-def truth_through_vae(pipe: Pipeline, task: Task, _seed: int) -> Image.Image:
-    latents = pipe.encode(to_tensor(Image.fromarray(task.target_pixels)))
-    return to_pil(pipe.decode(latents))[0]
-
-
-def img2img(pipe: Pipeline, task: Task, seed: int, *, strength: float) -> Image.Image:
-    """The picture, noised and denoised under the new prompt: no technique at all."""
-    pictures = pipe.img2img(
-        to_tensor(task.image), task.target_prompt, [seed], strength=strength, steps=STEPS
-    )
-    return to_pil(pictures)[0]
-
-
-def blended(pipe: Pipeline, task: Task, seed: int, **choices: Any) -> Image.Image:
-    """Blended latent diffusion under the mask that a person would paint."""
-    solver = pipe.with_scheduler("dpm++2m", karras=True)
-    edited = blend(
-        solver, task.image, task.mask, task.target_prompt, [seed], steps=STEPS, **choices
-    )
-    return edited.images[0]
-
-
-STEPS = 25
-FRAME: dict[str, Technique] = {
-    "no edit": no_edit,
-    "truth": truth,
-    "truth through the VAE": truth_through_vae,
-}
-TECHNIQUES: dict[str, Technique] = {
-    "img2img 0.5": functools.partial(img2img, strength=0.5),
-    "img2img 0.7": functools.partial(img2img, strength=0.7),
-    "img2img 0.9": functools.partial(img2img, strength=0.9),
-    "blend latent": functools.partial(blended, background="latent"),
-    "blend paste": functools.partial(blended, background="paste"),
-    "blend poisson": functools.partial(blended, background="poisson"),
-}
-
-
-def chosen_techniques(names: Sequence[str]) -> dict[str, Technique]:
-    """The techniques of these names; all of them where none is named.
-
-    Raises:
-        SettingError: there is no technique of such a name.
-    """
-    for name in names:
-        if name not in TECHNIQUES:
-            raise SettingError(f"there is no technique {name!r}", expected=", ".join(TECHNIQUES))
-    return {name: TECHNIQUES[name] for name in names} if names else TECHNIQUES
 
 
 # --- measuring -----------------------------------------------------------------------------
@@ -114,8 +50,11 @@ class Measured:
     inside_ssim: float
     outside_mse: float  # to the source, where it touches nothing (`Task.untouched`)
     outside_ssim: float
+    beyond_mask_mse: float  # to the source, where the person's mask does not reach
     structure: float  # structure distance to the truth
+    moved: float  # structure distance to the source
     seconds: float
+    processor_seconds: float  # of all threads: other programs do not lengthen it
     evaluations: int  # of the UNet, one a row of its batch
 
 
@@ -124,9 +63,9 @@ def measure(
 ) -> tuple[Measured, Pixels]:
     """Run one technique on one task; the picture that it made."""
     with counted_evaluations(pipe) as evaluations:
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         picture = technique(pipe, task, seed)
-        seconds = time.perf_counter() - started
+        seconds, processor = time.perf_counter() - started, time.process_time() - worked
     pixels = np.asarray(picture.convert("RGB"))
     verdict = judge([picture])[0]
     touched = task.touched
@@ -140,8 +79,11 @@ def measure(
         inside_ssim=ssim(pixels, task.target_pixels, touched),
         outside_mse=mse(pixels, task.source_pixels, task.untouched),
         outside_ssim=ssim(pixels, task.source_pixels, task.untouched),
+        beyond_mask_mse=mse(pixels, task.source_pixels, ~task.brushed),
         structure=structure_distance(pixels, task.target_pixels),
+        moved=structure_distance(pixels, task.source_pixels),
         seconds=seconds,
+        processor_seconds=processor,
         evaluations=sum(evaluations),
     )
     return measured, pixels
@@ -178,8 +120,11 @@ class Row:
     outside_ssim: float
     inside_psnr: float  # dB
     inside_ssim: float
+    beyond_mask_psnr: float  # dB
     structure: float
+    moved: float
     seconds: float
+    processor_seconds: float
     evaluations: float
 
     @classmethod
@@ -198,8 +143,11 @@ class Row:
             outside_ssim=mean("outside_ssim"),
             inside_psnr=psnr(mean("inside_mse")),
             inside_ssim=mean("inside_ssim"),
+            beyond_mask_psnr=psnr(mean("beyond_mask_mse")),
             structure=mean("structure"),
+            moved=mean("moved"),
             seconds=mean("seconds"),
+            processor_seconds=mean("processor_seconds"),
             evaluations=mean("evaluations"),
         )
 
@@ -284,6 +232,7 @@ COLUMNS = (
     ("PSNR in", "inside_psnr", 1),
     ("SSIM in", "inside_ssim", 3),
     ("structure", "structure", 3),
+    ("moved", "moved", 3),
     ("seconds", "seconds", 2),
     ("UNet", "evaluations", 0),
 )

@@ -27,7 +27,8 @@ edits_options = options(
                  show_default=True,
                  help="The tasks that defaults are chosen on, or those of the published tables."),
     click.option("--only", multiple=True, metavar="TECHNIQUE",
-                 help="These techniques alone; several if repeated."),
+                 help="This technique alone (\"p2p direct\"), or a group of them (p2p); several if "
+                      "repeated."),
     click.option("--per-kind", type=click.IntRange(1, 100), metavar="TASKS",
                  help="Only so many tasks of each kind; all if not given."),
     click.option("--seed", type=int, default=0, show_default=True,
@@ -128,7 +129,8 @@ def edits(
         check_output(out, force=force)
 
     from pare.pipeline import Pipeline
-    from roads.benchmark import chosen_techniques, run_edits
+    from roads.benchmark import run_edits
+    from roads.contestants import chosen_techniques
     from roads.judge import load_judge
 
     techniques = chosen_techniques(only)

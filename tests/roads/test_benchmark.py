@@ -14,14 +14,13 @@ import pare
 from pare.cli import main
 from pare.errors import SettingError
 from roads.benchmark import (
-    FRAME,
     EditReport,
     Measured,
     Row,
-    chosen_techniques,
     counted_evaluations,
     run_edits,
 )
+from roads.contestants import FRAME, chosen_techniques
 from roads.edits import Task, tasks
 from roads.judge import load_judge
 
@@ -68,7 +67,8 @@ def test_rows_are_means_and_psnr_is_of_the_mean_error() -> None:
         return Measured(
             technique="t", task="a", kind="add", success=success, unchanged=0.5,
             inside_mse=error, inside_ssim=1.0, outside_mse=math.nan, outside_ssim=math.nan,
-            structure=0.1, seconds=2.0, evaluations=50,
+            beyond_mask_mse=math.nan, structure=0.1, moved=0.1, seconds=2.0,
+            processor_seconds=1.0, evaluations=50,
         )  # fmt: skip
 
     row = Row.of("t", [measured(0.01, True), measured(0.03, False)])
@@ -104,10 +104,12 @@ def test_the_sheet_shows_source_truth_and_techniques(report: EditReport) -> None
 
 def test_techniques_are_chosen_by_name() -> None:
     assert list(chosen_techniques(["blend paste"])) == ["blend paste"]
-    assert len(chosen_techniques([])) >= 6
+    assert len(chosen_techniques([])) >= 20
+    assert {"p2p direct", "p2p null-text"} <= set(chosen_techniques(["p2p"]))
+    assert all(name.startswith("p2p ") for name in chosen_techniques(["p2p"]))
     assert not set(FRAME) & set(chosen_techniques([]))
-    with pytest.raises(SettingError, match="no technique 'blend'; expected img2img"):
-        chosen_techniques(["blend"])
+    with pytest.raises(SettingError, match="no technique 'blen'; expected a group"):
+        chosen_techniques(["blen"])
 
 
 def test_the_command_prints_a_table_and_writes_a_sheet(

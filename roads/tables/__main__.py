@@ -1,0 +1,239 @@
+"""Measure everything, and write the page and its pictures."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+import roads.tables
+from pare.console import run_in_words
+from pare.errors import SettingError
+from pare.files import write_whole
+from roads.benchmark import Pixels
+from roads.contestants import FRAME, STEPS, STEPS_BACK, TECHNIQUES
+from roads.edits import tasks
+from roads.sheet import contact_sheet
+from roads.tables import edits, erasing, jobs, memory, words
+from roads.tables.jobs import Found, Job
+from roads.tables.page import Pages, fill
+
+PARTS = ("edits", "erasing", "words", "defaults", "memory")
+GOAL = 0.7  # the share of unwanted things that is to be gone: the weight is chosen for it
+
+# What the page's picture shows, beside source and truth.
+SHOWN = (
+    "img2img 0.7", "blend paste", "blend on ddim", "resample edit-friendly", "p2p ddim",
+    "p2p null-text", "p2p direct", "p2p edit-friendly",
+)  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    return run_in_words(functools.partial(measure_all, options))
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m roads.tables",
+        description=roads.tables.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--only", action="append", choices=PARTS, help="this part alone; several if repeated")
+    add("--without", action="append", default=[], metavar="TECHNIQUE",
+        help="leave this out of the edits; several if repeated")  # fmt: skip
+    add("--tasks", type=int, default=3, help="of each kind of edit, 1 to 8")
+    add("--model", default="roads")
+    add("--processes", type=int, default=2, help="that work side by side, one thread each")
+    add("--work", type=Path, default=Path("runs/tables"), help="where measurements are kept")
+    add("--page", type=Path, default=Path("docs/measured.md"), help="whose tables are filled")
+    add("--pictures", type=Path, default=Path("docs/pictures"))
+    return parser
+
+
+def measure_all(options: argparse.Namespace) -> int:
+    for name, value, most in (("tasks", options.tasks, 8), ("processes", options.processes, 64)):
+        if not 1 <= value <= most:
+            raise SettingError(f"{name} is {value}", expected=f"1 to {most}")
+    for name in options.without:
+        if name not in TECHNIQUES:
+            raise SettingError(f"there is no technique {name!r}", expected=", ".join(TECHNIQUES))
+    page = options.page.read_text(encoding="utf-8")
+    parts = options.only or PARTS
+    work = functools.partial(
+        jobs.run, path=options.model, folder=options.work, processes=options.processes, progress=say
+    )
+    found = work(planned(parts, options.tasks, options.without))
+    chosen = weights(found) if "erasing" in parts else {}
+    # Which weights the held-out pictures are made with, development has said.
+    second = [
+        Job("erasing", f"{family} {weight:g}", "held-out", case)
+        for family, weight in chosen.items()
+        for case in erasing.cases(2 * options.tasks)
+    ]
+    found = Found({**found.bases, **work(second).bases})
+    taken = memories(options.model, options.work, options.without) if "memory" in parts else {}
+    tables = Pages(found, taken, chosen).tables()
+    if "edits" in parts:
+        tables["setting"] = setting(options.model, options.tasks)
+        save(sheet(found, options.tasks), options.pictures / "measured-edits.png")
+    if "erasing" in parts:
+        save(erasing_sheet(found, chosen, options.tasks), options.pictures / "measured-erasing.png")
+    if "words" in parts:
+        save(words_sheet(found, options.tasks), options.pictures / "measured-words.png")
+    filled = fill(page, tables)
+    write_whole(options.page, lambda file: write_text(file, filled), force=True)
+    print(options.page)
+    return 0
+
+
+def say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def write_text(file: BinaryIO, text: str) -> None:
+    file.write(text.encode())
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    write_whole(path, lambda file: picture.save(file, format="PNG", optimize=True), force=True)
+    print(path)
+
+
+# --- what is measured -----------------------------------------------------------------------
+
+
+def planned(parts: Sequence[str], count: int, without: Sequence[str]) -> list[Job]:
+    """All that does not depend on what is found."""
+    listed: list[Job] = []
+    if "edits" in parts:
+        names = [name for name in (*FRAME, *TECHNIQUES) if name not in without]
+        cases = edits.cases("held-out", count)
+        listed += [Job("edits", name, "held-out", case) for case in cases for name in names]
+        # There are eight tasks of removing alone, and erasure has no others.
+        removals = edits.cases("held-out", 2 * count, ("remove",))
+        listed += [
+            Job("edits", name, "held-out", case)
+            for name in ("img2img 0.5", *erasing.ON_PICTURES)
+            for case in removals
+        ]
+    if "erasing" in parts:
+        listed += [
+            Job("erasing", variant, "development", case)
+            for case in erasing.cases(2 * count)
+            for variant in erasing.variants()
+        ]
+    if "words" in parts:
+        listed += [
+            Job("words", name, "held-out", case)
+            for case in edits.cases("held-out", count, words.KINDS)
+            for name in (*words.VARIANTS, words.TUTORIAL)
+        ]
+    if "defaults" in parts:
+        listed += [
+            Job("edits", name, "development", case)
+            for case in edits.cases("development", count)
+            for name in edits.COMPARED
+        ]
+        listed += [
+            Job("words", name, "development", case)
+            for case in edits.cases("development", count, words.KINDS)
+            for name in words.VARIANTS
+        ]
+    return list(dict.fromkeys(listed))
+
+
+def weights(found: Found) -> dict[str, float]:
+    """For each family of gates the least weight that erases enough on the development split;
+    where none does, the one that erases most."""
+    chosen = {}
+    for family, tried in erasing.WEIGHTS.items():
+        gone = {w: found.mean("erasing", f"{family} {w:g}", "development", "gone") for w in tried}
+        enough = [weight for weight in tried if gone[weight] >= GOAL]
+        chosen[family] = min(enough) if enough else max(tried, key=lambda weight: gone[weight])
+    return chosen
+
+
+def memories(model: str, folder: Path, without: Sequence[str]) -> dict[str, float]:
+    """Megabytes of every technique, measured now or before."""
+    path = folder / jobs.fingerprint(model) / "memory.json"
+    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    for name in memory.RUNS:
+        if name in known or name in without:
+            continue
+        say(f"memory: {name}")
+        known[name] = memory.measured(name, model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda file: write_text(file, json.dumps(known)), force=True)
+    return known
+
+
+def setting(model: str, count: int) -> str:
+    return (
+        f"`python -m roads.tables --tasks {count}`, model {model} ({jobs.fingerprint(model)}), "
+        f"{count} held-out tasks of each of the six kinds, {STEPS} steps ({STEPS_BACK} there and "
+        f"{STEPS_BACK} back with an inversion), processor seconds of one thread."
+    )
+
+
+# --- pictures -------------------------------------------------------------------------------
+
+
+def labelled(pictures: Sequence[Pixels], labels: Sequence[str]) -> Image.Image:
+    """A contact sheet with a word over each column."""
+    sheet = contact_sheet(pictures, columns=len(labels))
+    page = Image.new("RGB", (sheet.width, sheet.height + 16), "white")
+    page.paste(sheet, (0, 16))
+    write = ImageDraw.Draw(page)
+    for k, label in enumerate(labels):
+        write.text((6 + k * sheet.width // len(labels), 3), label, fill="black")
+    return page
+
+
+def sheet(found: Found, count: int) -> Image.Image:
+    """One task of each kind: source, truth, and what techniques made of it."""
+    shown = [name for name in SHOWN if found.records("edits", name, "held-out")]
+    pictures = []
+    for case in edits.cases("held-out", count)[::count]:
+        task = tasks("held-out")[case]
+        pictures += [task.source_pixels, task.target_pixels]
+        pictures += [found.pixels(Job("edits", name, "held-out", case)) for name in shown]
+    return labelled(pictures, ["source", "truth", *shown])
+
+
+def erasing_sheet(found: Found, chosen: dict[str, float], count: int) -> Image.Image:
+    """Some scenes: as they were, and with 1, 3 and 5 things erased, by formula and by gates."""
+    names = [f"{family} {chosen[family]:g}" for family in ("formula", "sega") if family in chosen]
+    pictures = []
+    for case in erasing.cases(2 * count)[:4]:
+        for k, name in enumerate(names):
+            strip = found.pixels(Job("erasing", name, "held-out", case))
+            parts = np.split(strip, 1 + len(erasing.COUNTS), axis=1)
+            pictures += parts[1 if k else 0 :]
+    labels = ["as it was"]
+    for name in names:
+        labels += [f"{name}: {count}" for count in erasing.COUNTS]
+    return labelled(pictures, labels)
+
+
+def words_sheet(found: Found, count: int) -> Image.Image:
+    """A task of each kind: the source, and its target by each way."""
+    names = ("no injection", "cross 0.8, self 0.4", "cross 1, self 1", words.TUTORIAL)
+    pictures = []
+    for case in edits.cases("held-out", count, words.KINDS)[::count]:
+        for k, name in enumerate(names):
+            both = np.split(found.pixels(Job("words", name, "held-out", case)), 2, axis=1)
+            pictures += both[1 if k else 0 :]
+    return labelled(pictures, ["source", *names])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
