@@ -1,0 +1,84 @@
+"""The pictures of docs/text.md and docs/guide.md, made anew by the built-in model.
+
+python docs/pictures/text_and_guide.py            # all; or the names of some: text guide
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from PIL import Image
+
+import pare
+from pare.files import write_whole
+from pare.image import to_pil
+from pare.study.gallery import gallery
+from pare.text_edits import Mix, MixPrompts, TextEdits
+from roads.judge import load_judge
+from roads.judge_loss import judge_loss
+from roads.render import render
+from roads.scene import draw_scene
+from techniques import losses
+from techniques.loss_guidance import Loss, guide
+
+HERE = Path(__file__).parent
+PROMPT, SEED, STEPS, GUIDANCE = "a sunny road in the forest", 5, 16, 5.0
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SCENE = 10  # whose picture gives the style, as `python -m roads.photo --scene 10` makes it
+
+
+def text(pipe: pare.Pipeline) -> Image.Image:
+    """A word on its way to another, and a prompt."""
+    ways: Mapping[str, Callable[[float], TextEdits]] = {
+        "--mix": lambda share: TextEdits(words=[Mix("forest", "desert", share)]),
+        "--mix-prompt": lambda share: TextEdits(
+            prompts=[MixPrompts("a road in the city at night", share)]
+        ),
+    }
+    pictures = {}
+    for name, edits in ways.items():
+        for share in SHARES:
+            edited = pipe.with_text_edits(edits(share))
+            image = edited.generate(PROMPT, [SEED], steps=STEPS, guidance=GUIDANCE)
+            pictures[f"{name} {share:g}"] = to_pil(image)[0]
+    return gallery(pictures, len(SHARES))
+
+
+def guided(pipe: pare.Pipeline) -> Image.Image:
+    """One noise, under losses and scales."""
+    reference = Image.fromarray(render(draw_scene(SCENE)).pixels)
+    style = losses.style(losses.vae_features(pipe), reference, "moments")
+    runs: dict[str, tuple[Loss, float]] = {
+        **{f"blue, scale {scale}": (losses.blue, scale) for scale in (0, 10, 30, 100, 300)},
+        "colour('orange'), 60": (losses.colour("orange"), 60),
+        "judge('house'), 0.5": (judge_loss(load_judge(), "house"), 0.5),
+        "judge('snowy'), 1": (judge_loss(load_judge(), "snowy"), 1.0),
+        "style by moments, 5": (style, 5),
+    }
+    pictures = {}
+    for label, (loss, scale) in runs.items():
+        done = guide(
+            pipe, PROMPT, loss, [SEED], scale=scale, every=2, steps=STEPS, guidance=GUIDANCE
+        )
+        looks = [look.loss for look in done.looks[0]]
+        print(f"{label}: {looks[0] if looks else done.losses[0]:.3g} -> {done.losses[0]:.3g}")
+        pictures[label] = done.images[0]
+    return gallery(pictures | {"whose style": reference}, 5)
+
+
+PAGES = {"text": text, "guide": guided}
+
+
+def main() -> None:
+    pipe = pare.Pipeline.from_pretrained("roads", scheduler="dpm++2m", karras=True)
+    for name in sys.argv[1:] or PAGES:
+        page = PAGES[name](pipe)
+        save = functools.partial(page.save, format="PNG", optimize=True)
+        write_whole(HERE / f"{name}.png", save, force=True)
+
+
+if __name__ == "__main__":
+    main()
