@@ -21,6 +21,7 @@ from pare.commands.blend import blend
 from pare.commands.completion import completion
 from pare.commands.convert import convert
 from pare.commands.edit import edit
+from pare.commands.erase import erase
 from pare.commands.film import film
 from pare.commands.generate import generate
 from pare.commands.guide import guide
@@ -39,8 +40,8 @@ from pare.console import run_in_words
 from pare.errors import NonFiniteError
 
 COMMANDS = (
-    generate, img2img, blend, invert, p2p, edit, guide, tokens, film, sweep, inspect, attention,
-    trace, report, rerun, convert, verify, bench, completion,
+    generate, img2img, blend, erase, invert, p2p, edit, guide, tokens, film, sweep, inspect,
+    attention, trace, report, rerun, convert, verify, bench, completion,
 )  # fmt: skip
 
 

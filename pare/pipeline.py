@@ -212,18 +212,23 @@ class Pipeline:
         guidance: float = 7.5,
         batch: int | None = None,
         tile: int | None = None,
+        rows: int | None = None,
     ) -> Plan:
         """How a run of `count` pictures fits into the memory that is free now.
 
         What is given is kept; what is None is chosen, and a warning says so where that is
         not simply all pictures together and whole.
 
+        Args:
+            rows: of the UNet's batch for each picture, where it is not guidance that decides.
+
         Raises:
             SettingError: a size, batch or tile that cannot be.
             NotEnoughMemoryError: not even one picture fits, on a CPU.
         """
         _, h, w = self.latent_shape(height, width)
-        rows = 1 if guidance == 1 else 2
+        if rows is None:
+            rows = 1 if guidance == 1 else 2
         return plan_run(
             self.unet.config, self.vae.config, (h, w), count, rows,
             device=self.device, dtype=self.dtype, batch=batch, tile=tile,

@@ -150,11 +150,16 @@ def parse_pair(name: str, text: str, form: str) -> tuple[str, str]:
 def parse_weight(name: str, text: str) -> tuple[str, float]:
     """`car=2` as ("car", 2.0)."""
     word, number = parse_pair(name, text, "WORD=NUMBER")
-    try:
-        weight = float(number)
-    except ValueError:
-        raise SettingError(f"{name} is {text!r}", expected="WORD=NUMBER") from None
+    weight = parse_number(name, number, text, "WORD=NUMBER")
     return word, check_number(f"{name} of {word!r}", weight, -MAX_WEIGHT, MAX_WEIGHT)
+
+
+def parse_number(name: str, number: str, text: str, form: str) -> float:
+    """A number that stands in `text`, whose form is `form`."""
+    try:
+        return float(number)
+    except ValueError:
+        raise SettingError(f"{name} is {text!r}", expected=form) from None
 
 
 def check_prompt(prompt: str) -> str:

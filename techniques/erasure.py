@@ -30,7 +30,8 @@ from pare import settings
 from pare.attention import Call, Control, Site
 from pare.errors import SettingError
 from pare.guidance import branch_outputs, guide
-from pare.image import fit_to_multiple, to_pil, to_tensor
+from pare.image import fit, fit_to_multiple, to_pil, to_tensor
+from pare.memory import Plan
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress, check_sampling, one_a_seed
 from pare.schedulers import (
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 # The solver that suits the technique; `pare erase` starts from it.
 PREFERRED_SCHEDULER: Mapping[str, object] = {"scheduler": "dpm++2m", "karras": True}
 MAX_CONCEPTS = 32
+MAX_WEIGHT = 1000.0
+STRENGTH = 0.3  # on a picture, if nobody says otherwise: enough to repaint things, not places
 
 
 # --- what to push away from, and when ------------------------------------------------------
@@ -99,6 +102,14 @@ PRESETS: Mapping[str, Gates] = {
     "sega": Gates(10, quantile=0.9, momentum=0.1, memory=0.4),
     "ledits++": Gates(2, quantile=0.9, attention=0.75),
 }
+
+
+def usual_weight(preset: str, guidance: float) -> float:
+    """The weight of a concept in what `preset` is from: 10 in the tutorial's formula, the scale
+    of guidance in Safe Latent Diffusion, 5 in SEGA's and LEDITS++'s code."""
+    if preset == "ungated":
+        return Concept.weight
+    return guidance if preset.startswith("safe") else 5.0
 
 
 def gate(
@@ -285,7 +296,7 @@ def erase(
     seeds: Sequence[int] = (0,),
     *,
     image: Image.Image | None = None,
-    strength: float = 0.3,
+    strength: float = STRENGTH,
     steps: int = 25,
     guidance: float = 7.5,
     gates: Gates = PRESETS["sega"],
@@ -293,6 +304,8 @@ def erase(
     negative: str | Sequence[str] = "",
     height: int | None = None,
     width: int | None = None,
+    batch: int | None = None,
+    tile: int | None = None,
     progress: Progress = iter,
 ) -> Erased:
     """Make pictures, or repaint one, while pushing away from concepts.
@@ -302,51 +315,89 @@ def erase(
 
     Args:
         prompts: what the pictures show, one for all seeds, or one each.
-        image: what to repaint; any size, worked at the next multiple of 8 and handed back at
-            its own.  None starts from noise, at `height` x `width`.
+        image: what to repaint; any size, handed back at its own.  None starts from noise.
         strength: how much of the trajectory runs on `image`.
+        height, width: of the picture that is worked on; multiples of 8.  None: what the model
+            was trained at, or `image`'s own, at the next multiple.
+        batch: pictures that go through the UNet together, each with a row for every concept;
+            None: as many as fit into memory, see `Pipeline.plan`.
+        tile: see `Pipeline.posterior`.
 
     Raises:
         SettingError: a setting out of range; no concept, or too many.
         ModelError: an inpainting model.
+        NotEnoughMemoryError: not even one picture fits, on a CPU.
     """
     pipe.require_channels("erasure")
+    pipe.require_denoising("erasure")
     check_sampling(steps, guidance, rescale)
     check_concepts(concepts)
     check_gates(gates)
     noise = pipe.noise(seeds)
+    embeddings = pipe.encode_prompts(one_a_seed(prompts, seeds), negative)
     if image is None:
         trajectory = pipe.scheduler.trajectory(steps)
-        x_t = noise.draw(pipe.latent_shape(height, width)) * trajectory.initial_scale
+        shape, source = pipe.latent_shape(height, width), None
     else:
         trajectory = pipe.scheduler.trajectory(steps, start_index(steps, strength))
-        worked, restore = fit_to_multiple(image.convert("RGB"), pipe.vae.config.factor)
-        source = pipe.encode(to_tensor(worked)).expand(len(noise), -1, -1, -1)
-        fresh = noise.draw(tuple(source.shape[1:]))
-        x_t = add_noise(source, fresh, trajectory.levels[0].alpha_bar)
+        if width is None or height is None:
+            worked, restore = fit_to_multiple(image.convert("RGB"), pipe.vae.config.factor)
+        else:
+            worked, restore = fit(image.convert("RGB"), (width, height))
+        source = pipe.encode(to_tensor(worked), tile=tile)
+        shape = (source.shape[1], source.shape[2], source.shape[3])
+    plan = plan_erasure(pipe, len(noise), len(concepts), shape, batch=batch, tile=tile)
+    pushes = torch.zeros(len(trajectory), len(concepts), len(noise), *shape[1:])
+    parts = []
+    for some in plan.batches:
+        fresh = noise[some].draw(shape)
+        if source is None:
+            x_t = fresh * trajectory.initial_scale
+        else:
+            first = trajectory.levels[0]
+            x_t = add_noise(source.expand_as(fresh), fresh, first.alpha_bar)
 
-    pushes = torch.zeros(len(trajectory), len(concepts), len(x_t), *x_t.shape[2:])
+        def watch(i: int, pushed: list[Tensor], some: slice = some) -> None:
+            pushes[i, :, some] = torch.stack([push.norm(dim=1) for push in pushed]).cpu()
 
-    def watch(i: int, pushed: list[Tensor]) -> None:
-        pushes[i] = torch.stack([push.norm(dim=1) for push in pushed]).cpu()
-
-    latents = erase_latents(
-        pipe,
-        x_t,
-        trajectory,
-        pipe.encode_prompts(one_a_seed(prompts, seeds), negative),
-        concepts,
-        guidance=guidance,
-        gates=gates,
-        rescale=rescale,
-        noise=noise,
-        progress=progress,
-        watch=watch,
-    )
-    pictures = to_pil(pipe.decode(latents, sliced=True))
+        parts.append(
+            erase_latents(
+                pipe,
+                x_t,
+                trajectory,
+                embeddings[some],
+                concepts,
+                guidance=guidance,
+                gates=gates,
+                rescale=rescale,
+                noise=noise[some],
+                progress=progress,
+                watch=watch,
+            )
+        )
+    latents = torch.cat(parts)
+    pictures = to_pil(pipe.decode(latents, sliced=True, tile=plan.tile))
     if image is not None:
         pictures = [restore(picture) for picture in pictures]
     return Erased(pictures, latents, pushes)
+
+
+def plan_erasure(
+    pipe: Pipeline,
+    pictures: int,
+    concepts: int,
+    latent_shape: Sequence[int],
+    *,
+    batch: int | None = None,
+    tile: int | None = None,
+) -> Plan:
+    """How a run fits into memory, each picture being a row for "", its prompt and each concept.
+
+    Raises:
+        SettingError, NotEnoughMemoryError: as `Pipeline.plan`.
+    """
+    height, width = (pipe.vae.config.factor * side for side in latent_shape[1:])
+    return pipe.plan(pictures, height, width, batch=batch, tile=tile, rows=2 + concepts)
 
 
 def check_concepts(concepts: Sequence[Concept]) -> None:
@@ -356,7 +407,8 @@ def check_concepts(concepts: Sequence[Concept]) -> None:
         settings.check_prompt(concept.prompt)
         if not concept.prompt.strip():
             raise SettingError("a concept is empty", expected="words, for example 'streetlights'")
-        settings.check_number("weight", concept.weight, -1000.0, 1000.0)
+        what = f"the weight of {concept.prompt!r}"
+        settings.check_number(what, concept.weight, -MAX_WEIGHT, MAX_WEIGHT)
 
 
 def check_gates(gates: Gates) -> None:

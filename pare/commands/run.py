@@ -220,14 +220,20 @@ def check_pictures(seeds: Sequence[int], parts: Sequence[str]) -> None:
 
 
 def output_paths(
-    out: Path, command: str, seeds: Sequence[int], parts: Sequence[str] = ()
+    out: Path,
+    command: str,
+    seeds: Sequence[int],
+    parts: Sequence[str] = (),
+    option: str = "--out",
 ) -> list[Path]:
     """One file name a picture: in the folder `out`, or made from the name `out`."""
     folder = out.is_dir()
     if not folder and out.suffix.lower() != ".png":
         raise OutputError(
-            f"--out is {out}",
-            expected="a name that ends in .png (which keeps the recipe), or a folder that exists",
+            f"{option} is {out}",
+            expected="a name that ends in .png (which keeps the recipe), or a folder that exists"
+            if option == "--out"
+            else "a name that ends in .png, or a folder that exists",
         )
     # A name says what tells the pictures apart; in a folder, where more will come, all.
     words = [

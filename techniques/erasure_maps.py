@@ -1,0 +1,107 @@
+"""Where and how strongly concepts were pushed away, as pictures and as numbers.
+
+`push_sheet` draws `Erased.pushes` on a page: a row for each concept, a column for each step,
+all on one scale of colours; `save_pushes` keeps the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from pare.files import write_whole
+from pare.study.heat import heat_colours
+from techniques.erasure import Concept
+
+MOST_COLUMNS = 12  # steps that are drawn; more of them are thinned out
+CELL = 128  # pixels along the longer side of a picture on the page
+GAP, LINE = 4, 16
+INK, PAPER = (30, 30, 34), (255, 255, 255)
+
+
+def push_sheet(
+    picture: Image.Image, pushes: Tensor, concepts: Sequence[Concept], first: int = 0
+) -> Image.Image:
+    """A page for one picture.
+
+    Args:
+        picture: what came out; it lies, dim and grey, under the maps.
+        pushes: (steps, concepts, h, w), the length of what was subtracted from eps.
+        first: the index of the first step, where the run began midway.
+    """
+    scale = CELL / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    small = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    steps = drawn_steps(len(pushes))
+    most = float(pushes.max())
+    columns, rows = 1 + len(steps), len(concepts)
+    page = Image.new(
+        "RGB",
+        (GAP + columns * (width + GAP), LINE + rows * (LINE + height + GAP)),
+        PAPER,
+    )
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
+    unit = f"brightest: {most:.2g}" if most else "nothing was pushed"
+    draw.text((GAP, 2), unit, INK, font)
+    for column, i in enumerate(steps, 1):
+        draw.text((GAP + column * (width + GAP), 2), f"step {first + i}", INK, font)
+    for k, concept in enumerate(concepts):
+        top = LINE + k * (LINE + height + GAP)
+        draw.text((GAP, top + 2), f"{concept.prompt}, {concept.weight:g}", INK, font)
+        page.paste(small, (GAP, top + LINE))
+        for column, i in enumerate(steps, 1):
+            share = pushes[i, k] / most if most else pushes[i, k]
+            page.paste(laid_over(small, share), (GAP + column * (width + GAP), top + LINE))
+    return page
+
+
+def drawn_steps(count: int) -> list[int]:
+    """Which of so many steps have a column: the first, the last, and evenly between."""
+    if count <= MOST_COLUMNS:
+        return list(range(count))
+    return [round(k * (count - 1) / (MOST_COLUMNS - 1)) for k in range(MOST_COLUMNS)]
+
+
+def laid_over(picture: Image.Image, share: Tensor) -> Image.Image:
+    """The map (h, w) in [0, 1] over a picture; where it is 0 the picture is dim and grey.
+
+    The latents' cells keep their edges: a gate opens and shuts them one by one.
+    """
+    size = (picture.height, picture.width)
+    cells = F.interpolate(share[None, None].float(), size, mode="nearest")[0, 0]
+    grey = 0.45 * np.asarray(picture.convert("L")).astype(np.float32)[..., None]
+    weight = cells.sqrt().clamp(0, 0.9).numpy()[..., None]
+    mixed = grey + (heat_colours(cells) - grey) * weight
+    return Image.fromarray(np.broadcast_to(mixed, (*size, 3)).round().astype(np.uint8))
+
+
+def save_pushes(
+    path: Path, pushes: Tensor, concepts: Sequence[Concept], *, first: int = 0, force: bool = False
+) -> None:
+    """Write `pushes` (steps, concepts, h, w) as safetensors, with what the axes are.
+
+    Raises:
+        OutputError, OSError: see `pare.files.write_whole`.
+    """
+    from safetensors.torch import save
+
+    about = {
+        "axes": ["step", "concept", "row", "column"],
+        "first_step": first,
+        "concepts": [concept.prompt for concept in concepts],
+        "weights": [concept.weight for concept in concepts],
+    }
+    whole = save({"pushes": pushes.contiguous().to(torch.float32)}, {"pare": json.dumps(about)})
+
+    def write(file: BinaryIO) -> None:
+        file.write(whole)
+
+    write_whole(path, write, force=force)
