@@ -307,10 +307,7 @@ class Reported:
             if one.prompt == self.picture and one.step in looked:
                 by_site.setdefault(one.site.name, []).append(one)
         columns = len(read.ids) + 1
-        cells = sum(math.prod(one[0].shares.shape[2:]) for one in by_site.values())
-        side = 64
-        while side > 4 and cells_within(by_site, side) * columns * len(looked) > WORDS_BUDGET:
-            side //= 2
+        side = side_that_fits(by_site, columns, len(looked))
         sites = []
         for name, maps in by_site.items():
             ordered = sorted(maps, key=lambda one: looked[one.step or 0])
@@ -332,7 +329,6 @@ class Reported:
             "words": [{"text": word.text, "tokens": word.tokens} for word in read.words],
             "padding": len(read.ids),
             "sites": sites,
-            "cells": cells,
         }
 
     def unet_facts(self, pack: Pack) -> dict[str, Any]:
@@ -368,6 +364,14 @@ class Reported:
     def row_of(self, branch: str) -> int:
         rows = [(row.prompt, row.branch) for row in self.recording.rows]
         return rows.index((self.picture, branch))
+
+
+def side_that_fits(by_site: Mapping[str, Sequence[WordMap]], columns: int, steps: int) -> int:
+    """The largest side of word maps with which all of them fit into the page."""
+    side = 64
+    while side > 1 and cells_within(by_site, side) * columns * steps > WORDS_BUDGET:
+        side //= 2
+    return side
 
 
 def cells_within(by_site: Mapping[str, Sequence[WordMap]], side: int) -> int:

@@ -16,7 +16,8 @@ let block; // an ArrayBuffer: all arrays and picture files
 
 async function unpack() {
   const text = atob(document.getElementById("numbers").textContent);
-  const packed = Uint8Array.from(text, (letter) => letter.charCodeAt(0));
+  const packed = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   block = await new Response(stream).arrayBuffer();
 }
@@ -89,16 +90,16 @@ function number(value) {
 
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 
+/** 256 colours between some, [red, green, blue] each; as canvases want them, 32 bits a pixel. */
 function ramp(stops) {
-  const table = new Uint8Array(256 * 3);
+  const table = new Uint8ClampedArray(256 * 4);
   for (let i = 0; i < 256; i++) {
     const at = (i / 255) * (stops.length - 1);
     const k = Math.min(Math.floor(at), stops.length - 2);
-    for (let c = 0; c < 3; c++) {
-      table[3 * i + c] = Math.round(stops[k][c] + (at - k) * (stops[k + 1][c] - stops[k][c]));
-    }
+    for (let c = 0; c < 3; c++) table[4 * i + c] = stops[k][c] + (at - k) * (stops[k + 1][c] - stops[k][c]);
+    table[4 * i + 3] = 255;
   }
-  return table;
+  return new Uint32Array(table.buffer);
 }
 
 const HEAT = ramp([[13, 14, 38], [76, 29, 105], [176, 48, 92], [240, 126, 60], [253, 243, 184]]);
@@ -111,10 +112,8 @@ function draw(canvas, bits, h, w, colours) {
   canvas.height = h;
   const context = canvas.getContext("2d");
   const image = context.createImageData(w, h);
-  for (let i = 0; i < h * w; i++) {
-    image.data.set(colours.subarray(3 * bits[i], 3 * bits[i] + 3), 4 * i);
-    image.data[4 * i + 3] = 255;
-  }
+  const pixels = new Uint32Array(image.data.buffer);
+  for (let i = 0; i < h * w; i++) pixels[i] = colours[bits[i]];
   context.putImageData(image, 0, 0);
 }
 
@@ -232,7 +231,7 @@ function head() {
   byId("prompt").classList.toggle("empty", !about.prompt);
   const said = [
     `${facts.picture.width} × ${facts.picture.height} pixels`, `model ${about.model}`,
-    `${about.scheduler}, ${facts.count} steps`, `guidance ${about.guidance}`, `seed ${about.seed}`,
+    `${about.scheduler}, ${about.steps ?? facts.count} steps`, `guidance ${about.guidance}`, `seed ${about.seed}`,
   ];
   if (about.negative) said.push(`without “${about.negative}”`);
   byId("lede").textContent = said.filter((text) => !/undefined|null/.test(text)).join(" · ");
@@ -250,32 +249,32 @@ const sites = facts.sites;
 /** The tokens of the chosen word. */
 const chosenTokens = () => (state.word === null ? [] : state.word.tokens);
 
-/** One token's share of every pixel's attention, in one layer at one step: {values, h, w}. */
-function tokenShare(site, token, k) {
-  const one = picture(site, token, k);
-  const values = Float32Array.from(one.bits, (b) => one.low + (b / 255) * (one.high - one.low));
-  return { values, h: one.h, w: one.w };
-}
-
-const add = (lists) => lists.reduce((total, list) => total.map((v, i) => v + list[i]));
 const isWord = (tokens) => tokens.every((token) => token > 0 && token < facts.padding - 1);
+const everyWord = Array.from({ length: facts.padding - 2 }, (_, i) => i + 1);
 const wholes = new Map(); // what all words together take, by layer and step
+
+/** What some tokens together take of every pixel's attention, in one layer at one step. */
+function sum(site, tokens, k) {
+  let total = null;
+  for (const token of tokens) {
+    const { bits, low, high } = picture(site, token, k);
+    total ??= new Float32Array(bits.length);
+    for (let i = 0; i < total.length; i++) total[i] += low + (bits[i] / 255) * (high - low);
+  }
+  return total;
+}
 
 /** The share of some tokens in one layer at one step, {values, h, w}: of what goes to words;
  *  of start, end and padding, which take most of it, of all. */
 function share(site, tokens, position) {
   const k = Math.min(position, last - 1);
-  const parts = tokens.map((token) => tokenShare(site, token, k));
-  const { h, w } = parts[0];
-  let values = add(parts.map((part) => part.values));
+  const { h, w } = picture(site, tokens[0], k);
+  const values = sum(site, tokens, k);
   if (isWord(tokens)) {
     const key = `${site.name} ${k}`;
-    if (!wholes.has(key)) {
-      const every = Array.from({ length: facts.padding - 2 }, (_, i) => i + 1);
-      wholes.set(key, add(every.map((token) => tokenShare(site, token, k).values)));
-    }
+    if (!wholes.has(key)) wholes.set(key, sum(site, everyWord, k));
     const whole = wholes.get(key);
-    values = values.map((v, i) => v / (whole[i] || 1));
+    for (let i = 0; i < values.length; i++) values[i] /= whole[i] || 1;
   }
   return { values, h, w };
 }
@@ -317,11 +316,6 @@ function sharesOverSteps(tokens) {
 }
 
 let shareChart = null;
-
-function choose(word) {
-  state.word = state.word === word ? null : word;
-  refreshWords();
-}
 
 function refreshWords() {
   for (const button of byId("sentence").querySelectorAll("button")) {
@@ -389,8 +383,8 @@ function words() {
     byId("tokens").append(make("li", { class: inside ? "" : "special" }, make("b", {}, token.text + rest),
       make("small", {}, token.id === null ? `${k} …` : `${k} · id ${token.id}`)));
   });
-  const first = facts.words.find((word) => word.tokens.length && word.text.length > 2) || facts.words[0];
-  state.word = first && first.tokens.length ? first : special[0];
+  const seen = facts.words.filter((word) => word.tokens.length);
+  state.word = seen.reduce((longest, word) => (word.text.length > longest.text.length ? word : longest), seen[0] || special[0]);
   parts.push(showWords);
 }
 
@@ -550,7 +544,7 @@ for (const name of layers.keys()) {
   inside.set(around, [...(inside.get(around) || []), name]);
 }
 
-const WORDS = { ResnetBlock: "ResNet", SpatialTransformer: "attention", Downsample: "halve ↓", Upsample: "double ↑", Conv2d: "conv", GroupNorm: "norm" };
+const WORDS = { ResnetBlock: "ResNet", SpatialTransformer: "attention", Downsample: "half ↓", Upsample: "twice ↑", Conv2d: "conv", GroupNorm: "norm" };
 
 function tile(name, level) {
   const layer = layers.get(name);
