@@ -75,8 +75,8 @@ sweep_options = options(
 )  # fmt: skip
 
 EXAMPLES = examples(
-    'pare sweep "a snowy road with a red car" --over guidance=0,1,3,7.5,15 --out guidance.png',
-    'pare sweep "a road at night" --over scheduler=ddim,dpm++2m --over steps=3,6,12',
+    'pare sweep "a snowy road with a red car" --over guidance=1,7.5,15 --out guidance.png',
+    'pare sweep "a road at night" --over scheduler=ddim,dpm++2m --over steps=2,6',
     'pare sweep "a snowy road" --image photo.jpg --over start=0,1 --out start.png',
 )
 

@@ -1,0 +1,100 @@
+"""The pieces of the model by hand, on real numbers: each step's tensor under its name.
+
+    steps = resnet_steps(block, x, time)       {"x": …, "norm1": …, "SiLU": …, …, "x + hidden": …}
+    steps["x + hidden"]                        what `block(x, time)` gives, bit for bit
+
+Nothing here is used by the model.  It is the model's arithmetic once more, spelled out where
+PyTorch has one call, and stopped after every step, so that it can be looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pare.attention import Attention
+from pare.pipeline import Pipeline
+from pare.schedulers import add_noise
+from pare.unet.resnet import ResnetBlock
+
+# --- layers -------------------------------------------------------------------------------
+
+
+def group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """`norm(x)` by hand, for x (B, C, h, w): arXiv:1803.08494, eq. 1 and 2.
+
+    A few channels together, over all pixels, are brought to mean 0 and variance 1; then each
+    channel gets its learnt scale and shift.
+    """
+    batch, channels = x.shape[:2]
+    together = x.view(batch, norm.num_groups, -1)
+    mean = together.mean(-1, keepdim=True)
+    variance = together.var(-1, correction=0, keepdim=True)
+    plain = ((together - mean) / (variance + norm.eps).sqrt()).view(x.shape)
+    scale, shift = norm.weight.view(1, channels, 1, 1), norm.bias.view(1, channels, 1, 1)
+    return plain * scale + shift
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x) (arXiv:1702.03118): nearly x above 2, nearly 0 below -5, soft between."""
+    return x / (1 + (-x).exp())
+
+
+@torch.no_grad()
+def resnet_steps(block: ResnetBlock, x: Tensor, time: Tensor | None = None) -> dict[str, Tensor]:
+    """The block's inner tensors, in order, for x (B, C, h, w) and the timestep's embedding."""
+    steps = {"x": x}
+    steps["norm1"] = block.norm1(x)
+    steps["SiLU"] = F.silu(steps["norm1"])
+    steps["conv1"] = hidden = block.conv1(steps["SiLU"])
+    if block.time_emb_proj is not None and time is not None:
+        hidden = hidden + block.time_emb_proj(F.silu(time))[:, :, None, None]
+        steps["+ time"] = hidden
+    steps["norm2"] = block.norm2(hidden)
+    steps["SiLU again"] = F.silu(steps["norm2"])
+    steps["conv2"] = block.conv2(steps["SiLU again"])
+    shortcut = x if block.conv_shortcut is None else block.conv_shortcut(x)
+    steps["x + hidden"] = shortcut + steps["conv2"]
+    return steps
+
+
+@torch.no_grad()
+def attention_steps(
+    attention: Attention, hidden: Tensor, context: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The layer's inner tensors, in order: arXiv:1706.03762, eq. 1, a line at a time.
+
+    Args:
+        hidden: (B, queries, C), what the pixels are.
+        context: (B, keys, C'), what they look at; None: themselves.
+
+    Returns:
+        q, k, v (B, heads, tokens, d); scores and probabilities (B, heads, queries, keys);
+        attended (B, heads, queries, d); output (B, queries, C).
+    """
+    context = hidden if context is None else context
+    query = attention.split_heads(attention.to_q(hidden))
+    key = attention.split_heads(attention.to_k(context))
+    value = attention.split_heads(attention.to_v(context))
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    probabilities = scores.softmax(dim=-1)
+    attended = probabilities @ value
+    joined = attended.transpose(1, 2).reshape(hidden.shape)
+    return {
+        "q": query, "k": key, "v": value, "scores": scores, "probabilities": probabilities,
+        "attended": attended, "output": attention.to_out[0](joined),
+    }  # fmt: skip
+
+
+# --- latents ------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def noised(pipe: Pipeline, x0: Tensor, timesteps: Sequence[float], seed: int = 0) -> Tensor:
+    """The latents of one picture (1, 4, h, w) under more and more of one noise: (n, 4, h, w)."""
+    noise = pipe.noise([seed]).draw(tuple(x0.shape[1:]))
+    levels = [pipe.scheduler.schedule.level(t) for t in timesteps]
+    return torch.cat([add_noise(x0, noise, level.alpha_bar) for level in levels])
