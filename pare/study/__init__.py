@@ -10,6 +10,13 @@ values.py          what its numbers are like
 remote.py          a repository on the Hub, without downloading its weights
 inspection.py      all of it put together, as `pare inspect` prints it
 show.py            as text;  as_json.py: as JSON
+
+attention_maps.py  where the pixels look for each word, recorded and put together
+self_attention.py  which pixels look alike: principal components
+attention_sheet.py both on one page;  heat.py: maps in colours;  gallery.py: labelled pictures
+walk.py            a run, moment by moment;  film.py: as a film
+sweep.py           one prompt under many settings
+pieces.py          layers by hand, step by step;  plots.py: curves
 """
 
 from pare.study.flops import Flops
