@@ -85,7 +85,7 @@ def check_share(share: float) -> float:
     return settings.check_number("share", share, -10.0, 10.0)
 
 
-def each(check: Any) -> Any:
+def as_typed(check: Any) -> Any:
     """A callback that checks every value and keeps it as it was typed, for the recipe."""
 
     def callback(
@@ -102,13 +102,13 @@ text_options = options(
     click.option("--embedding", multiple=True, type=LearnedWordFile(), metavar="FILE[=WORD]",
                  help="A textual inversion: its WORD, or what FILE calls it, may stand in PROMPT "
                       "and in --negative."),
-    click.option("--replace", multiple=True, metavar="WORD=OTHER", callback=each(parse_replace),
+    click.option("--replace", multiple=True, metavar="WORD=OTHER", callback=as_typed(parse_replace),
                  help="Give a WORD of PROMPT the embedding of OTHER; road#2 is the second road."),
-    click.option("--mix", multiple=True, metavar="WORD=OTHER[=SHARE]", callback=each(parse_mix),
+    click.option("--mix", multiple=True, metavar="WORD=OTHER[=SHARE]", callback=as_typed(parse_mix),
                  help="Give a WORD of PROMPT a mixture: SHARE (0.5) of OTHER's embedding, the rest "
                       "its own."),
     click.option("--mix-prompt", multiple=True, metavar="PROMPT[=SHARE]",
-                 callback=each(parse_mix_prompt),
+                 callback=as_typed(parse_mix_prompt),
                  help="Mix in what the text encoder makes of another PROMPT, by SHARE (0.5)."),
 )  # fmt: skip
 
