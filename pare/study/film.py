@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -68,7 +69,9 @@ def write_mp4(frames: Sequence[Image.Image], file: BinaryIO, fps: float, comment
     import av
 
     rate = Fraction(fps).limit_denominator(1000)
-    with av.open(file, mode="w", format="mp4") as container:
+    # Into memory first: what a full disk says gets lost in FFmpeg.
+    buffer = io.BytesIO()
+    with av.open(buffer, mode="w", format="mp4") as container:
         container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(QUALITY)})
         # The colour planes have half the size, which must be whole.
@@ -78,6 +81,7 @@ def write_mp4(frames: Sequence[Image.Image], file: BinaryIO, fps: float, comment
             padded = np.asarray(even(frame))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
         container.mux(stream.encode())
+    file.write(buffer.getvalue())
 
 
 def held(frame: Image.Image, fps: float) -> Iterator[Image.Image]:

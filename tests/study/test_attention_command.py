@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from pare.cli import main
 from pare.errors import SettingError
 from pare.study.attention_sheet import MOST_TILES, chosen_sites, tiles
 from pare.study.gallery import GAP
+from tests.conftest import ROOT
 
 PROMPT = "a snowy road with a red car"
 QUICK = ["--steps", "1", "--seed", "3"]
@@ -103,6 +106,17 @@ def test_maps_for_each(
     assert main(["attention", PROMPT, *QUICK, *given, "--out", str(out), "--json"]) == 0
     (rows,) = json.loads(capsys.readouterr().out)["attention"]
     assert len({(row["of"], row["group"]) for row in rows}) == len(rows) == count
+
+
+def test_the_page_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "attention.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    made: dict[str, Any] = {}
+    exec(code.replace("steps=10", "steps=2"), made)
+    assert Image.open("car.png").size == (128, 128)
+    assert made["whole"].shape == (128, 128)
+    assert list(made["by_step"])[:2] == ["step 0", "step 1"]
 
 
 @pytest.mark.parametrize(
