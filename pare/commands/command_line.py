@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,7 +17,9 @@ from pare import settings
 from pare.commands.printing import plain
 from pare.commands.run import PictureCommand, input_files
 from pare.errors import PareError, RecipeError
-from pare.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pare.recipe import Recipe
 
 # What a recipe is run again without: where its pictures went, and what was printed.
 NOT_AGAIN = frozenset(("out", "force", "as_json"))
