@@ -115,7 +115,8 @@ def test_the_slider_moves_everything(opened: Opened) -> None:
     page.keyboard.press("ArrowRight")
     assert page.inner_text("#where").startswith("step 2 of")
     page.click("#play")
-    page.wait_for_function("document.getElementById('where').textContent.startsWith('finished')")
+    page.wait_for_selector("#where >> text=finished")
+    page.wait_for_selector("#play[aria-label=Play]")
     assert opened.attribute("#play", "aria-label") == "Play"
 
 
@@ -161,5 +162,5 @@ def test_it_is_small_and_opens_at_once(browser: Any, html: Path) -> None:
     window = Opened(browser, html, 1280, "light")
     spent = window.page.evaluate("performance.now()")
     window.page.context.close()
-    # On a machine that does nothing else a tenth of this: `docs/report.md`.
-    assert spent < 20_000
+    # 2 s is the aim, on a machine that does nothing else.
+    assert spent < 5_000
