@@ -17,8 +17,8 @@ from tests.conftest import ROOT
 PAGES = build.pages()
 NAMES = [page.stem for page in PAGES]
 LINES = re.compile(r"(, line |#L)\d+")
-# Pages that take long even with few steps: diffusers loads, techniques run several times.
-SLOW = ("15", "16", "18")
+# Pages that take long even with few steps: trainings, long walks, many runs, diffusers.
+SLOW = ("09", "12", "15", "16", "17", "18")
 
 
 @pytest.fixture(params=PAGES, ids=NAMES)
