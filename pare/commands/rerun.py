@@ -120,7 +120,7 @@ def show(picture: Path, recipe: Recipe, as_json: bool) -> None:
         click.echo(json.dumps({**content, "command_line": line}, indent=2))
         return
     rows: dict[str, Any] = {"command": recipe.command}
-    rows |= {key: value for key, value in arguments.items() if value not in (None, False, "")}
+    rows |= {key: value for key, value in arguments.items() if value not in (None, False, "", [])}
     rows["seed"] = recipe.seed
     if len(recipe.seeds) > 1:
         rows["seed"] = f"{recipe.seed}, picture {recipe.index + 1} of {len(recipe.seeds)}"
