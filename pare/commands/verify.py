@@ -13,7 +13,9 @@ from pare.commands.printing import print_report, say_on_terminal
 from pare.commands.run import use_threads
 
 # pare.verify imports torch, so its groups stand here too; a test holds them together.
-GROUPS = ("text", "unet", "vae", "schedulers", "generate", "img2img", "blend")
+GROUPS = (
+    "text", "unet", "vae", "schedulers", "generate", "img2img", "blend", "erase", "invert", "p2p",
+)  # fmt: skip
 
 verify_options = click.option(
     "--only", multiple=True, metavar="GROUP", shell_complete=offer(*GROUPS),

@@ -7,6 +7,8 @@ Bounds:
 - solvers, rolled out on a denoiser that is known exactly: 1e-5.
 - pictures: no channel of any pixel off by more than 1 of 255.  In half precision: no
   farther from diffusers', at that precision or in float32, than those two are apart.
+- techniques that enlarge rounding (gates that decide pixel by pixel, training): by PSNR, and
+  by the loss that is reached (`techniques.py`).
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ from pare.verify.clock import in_turns
 from pare.verify.layers import compare_layers
 from pare.verify.report import SAME_BITS, Bound, Distance, Report, Row
 
-GROUPS = ("text", "unet", "vae", "schedulers", "generate", "img2img", "blend")
+GROUPS = (
+    "text", "unet", "vae", "schedulers", "generate", "img2img", "blend", "erase", "invert", "p2p",
+)  # fmt: skip
 
 SOLVERS = ("ddim", "dpm++2m", "lms", "pndm", "euler", "euler-ancestral")
 KARRAS = ("dpm++2m", "lms", "euler")
@@ -148,7 +152,7 @@ def run_verify(
         subject = load_subject(model, device, kind, steps, revision)
         for group in groups:
             say(f"comparing: {group}")
-            for found in COMPARISONS[group](subject):
+            for found in comparison(group)(subject):
                 if isinstance(found, Row):
                     rows.append(found)
                 else:
@@ -171,6 +175,12 @@ def chosen(only: Sequence[str] | None) -> list[str]:
         if group not in GROUPS:
             raise SettingError(f"there is no comparison {group!r}", expected=", ".join(GROUPS))
     return [group for group in GROUPS if not only or group in only]
+
+
+def comparison(group: str) -> Callable[[Subject], Iterator[Found]]:
+    from pare.verify import techniques  # which is made of what is here
+
+    return {**COMPARISONS, **techniques.COMPARISONS}[group]
 
 
 def load_subject(

@@ -48,12 +48,14 @@ def largest(numbers: Iterable[float]) -> float:
 class Bound:
     """What a row has to keep: `measure` at most `limit`."""
 
-    measure: str  # 'absolute' | 'relative' | 'levels'
+    measure: str  # 'absolute' | 'relative' | 'levels' | 'psnr', which has to be at least the limit
     limit: float
 
     def __str__(self) -> str:
         if self.measure == "levels":
             return f"8-bit {self.limit:.0f}"
+        if self.measure == "psnr":
+            return f"{self.limit:.0f} dB"
         if self.limit == 0:
             return "same bits"
         return f"rel {self.limit:.0e}"
@@ -67,7 +69,7 @@ class Row:
     """One comparison."""
 
     group: str
-    """What `--only` chooses by: text, unet, vae, schedulers, generate, img2img, blend."""
+    """What `--only` chooses by, one of `pare.verify.GROUPS`."""
     name: str
     distance: Distance
     bound: Bound
@@ -76,16 +78,22 @@ class Row:
     time_ratio: float | None = None
     """pare's time / diffusers', measured in turns; None where there is nothing to time."""
     note: str = ""
+    psnr: float | None = None
+    """Of pictures, in dB, where the technique enlarges rounding; inf if they are equal."""
 
     @property
     def measured(self) -> float:
         """What the bound bounds."""
+        if self.bound.measure == "psnr":
+            return math.nan if self.psnr is None else self.psnr
         if self.bound.measure == "levels":
             return math.nan if self.levels is None else self.levels
         return float(getattr(self.distance, self.bound.measure))
 
     @property
     def passed(self) -> bool:
+        if self.bound.measure == "psnr":
+            return self.measured >= self.bound.limit
         return self.measured <= self.bound.limit
 
 

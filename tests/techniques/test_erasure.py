@@ -18,6 +18,7 @@ import pare
 import techniques.erasure
 from pare.errors import PareError
 from pare.schedulers import add_noise
+from pare.verify.published.erasure import Combine, reference_erase, safe, sega, tutorial
 from techniques.erasure import PRESETS, Concept, Gates, capped, erase, gate, quantile
 from tests.conftest import ROOT
 from tests.random_models import normal
@@ -29,7 +30,6 @@ from tests.techniques.blending import (
     picture,
 )
 from tests.techniques.mutants import mutant
-from tests.techniques.reference_erase import Combine, reference_erase, safe, sega, tutorial
 
 BOUND = 1e-5
 SOURCE, NOISE = normal(1, 4, 9, 11, seed=2), normal(1, 4, 9, 11, seed=3)

@@ -24,6 +24,14 @@ from pare.commands.invert import METHODS as offered
 from pare.errors import InversionError, PareError, SchedulerError, SettingError
 from pare.image import to_tensor
 from pare.text import PromptEmbeddings
+from pare.verify.published.inversion import (
+    reference_direct,
+    reference_edict,
+    reference_guided,
+    reference_invert,
+    reference_null_text,
+    reference_sample,
+)
 from roads.captions import full_caption
 from roads.render import render
 from roads.scene import draw_scene
@@ -56,14 +64,6 @@ from tests.techniques.blending import (
     picture,
 )
 from tests.techniques.mutants import mutant
-from tests.techniques.reference_inversion import (
-    reference_direct,
-    reference_edict,
-    reference_guided,
-    reference_invert,
-    reference_null_text,
-    reference_sample,
-)
 
 BOUND = 1e-5
 SOURCE = normal(1, 4, 9, 11, seed=2)

@@ -14,6 +14,14 @@ from torch import Tensor
 
 import pare
 from pare.errors import NotEnoughMemoryError, PareError
+from pare.verify.published.prompt_to_prompt import (
+    Controller,
+    reference_p2p,
+    reference_replay,
+    refinement_mapper,
+    replacement_mapper,
+)
+from pare.verify.published.prompt_to_prompt import LocalBlend as TheirBlend
 from techniques.prompt_to_prompt import (
     Edit,
     LocalBlend,
@@ -32,14 +40,6 @@ from techniques.prompt_to_prompt.local_blend import level_of
 from tests.random_models import normal
 from tests.techniques.blending import SCHEDULER_CONFIG, TinyModel, distance, embedding
 from tests.techniques.mutants import mutant
-from tests.techniques.reference_p2p import (
-    Controller,
-    reference_p2p,
-    reference_replay,
-    refinement_mapper,
-    replacement_mapper,
-)
-from tests.techniques.reference_p2p import LocalBlend as TheirBlend
 from tests.techniques.test_prompt_to_prompt_words import words
 
 BOUND = 1e-5

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import pare
 from pare.errors import PareError, PromptError, SettingError
+from pare.verify.published.prompt_to_prompt import refinement_mapper, replacement_mapper
 from pare.words import Word, Words, read
 from techniques.prompt_to_prompt import mapper
 from techniques.prompt_to_prompt.control import cross_schedule, steps_of
@@ -26,7 +27,6 @@ from techniques.prompt_to_prompt.mapper import (
     with_word,
 )
 from tests.techniques.mutants import mutant
-from tests.techniques.reference_p2p import refinement_mapper, replacement_mapper
 
 PROMPT = "A sunny road, at night: streetlights (and a ROAD)!"
 

@@ -98,8 +98,12 @@ def reference_null_text(
     *,
     guidance: float,
     inner_steps: int,
+    losses: list[float] | None = None,
 ) -> list[Tensor]:
-    """The pivot's latents, the noisiest first -> the embedding of "" for each step."""
+    """The pivot's latents, the noisiest first -> the embedding of "" for each step.
+
+    losses: is given the last one of each step.
+    """
     steps = len(pivot) - 1
     scheduler.set_timesteps(steps)
     latents, learnt = pivot[0], []
@@ -114,10 +118,12 @@ def reference_null_text(
             moved = scheduler.step(noise_pred, t, latents).prev_sample
             loss = F.mse_loss(moved, pivot[i + 1])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if loss.item() < 1e-5 + i * 2e-5:
                 break
+        if losses is not None:
+            losses.append(loss.item())
         learnt.append(uncond.detach())
         with torch.no_grad():
             noise_uncond = unet(latents, t, encoder_hidden_states=uncond).sample

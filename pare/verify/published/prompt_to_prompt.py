@@ -120,7 +120,7 @@ class LocalBlend:
         if pool:
             seen = F.max_pool2d(seen, (3, 3), (1, 1), padding=(1, 1))
         seen = F.interpolate(seen, size=x_t.shape[2:])
-        seen = seen / seen.max(2, keepdims=True)[0].max(3, keepdims=True)[0]
+        seen = seen / seen.amax(dim=(2, 3), keepdim=True)
         mask = seen.gt(self.threshold)
         return mask[:1] | mask
 
