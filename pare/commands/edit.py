@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pare import settings
+from pare.commands.erase import PRESETS, check_concept, parse_concept
 from pare.commands.examples import examples
 from pare.commands.invert import METHODS
 from pare.commands.options import (
@@ -41,24 +42,11 @@ from pare.errors import SettingError
 if TYPE_CHECKING:
     from techniques.edit import Edited
     from techniques.erasure import Concept
-    from techniques.inversion import Inverted
+    from techniques.inversion import Inverted, Method
     from techniques.inversion.report import Likeness
     from techniques.prompt_to_prompt import Edit
 
 KINDS = ("p2p", "resample", "blend", "erase")
-GATES = ("ungated", "safe-medium", "safe-strong", "safe-max", "sega", "ledits++")
-
-
-def concept_of(text: str) -> str:
-    parse_concept(text)
-    return text
-
-
-def parse_concept(text: str) -> tuple[str, float | None]:
-    """`streetlights=5` as ("streetlights", 5.0); ("streetlights", None) without a number."""
-    if "=" not in text:
-        return text, None
-    return settings.parse_weight("concept", text)
 
 
 edit_options = options(
@@ -87,10 +75,10 @@ edit_options = options(
 )  # fmt: skip
 
 concept_options = options(
-    click.option("--concept", multiple=True, metavar="WORDS[=WEIGHT]", callback=each(concept_of),
-                 help="What is pushed away, and how hard (10): streetlights, or streetlights=5."),
-    click.option("--gates", type=click.Choice(GATES), default="sega", show_default=True,
-                 help="Where and when a push acts: docs/erasure.md."),
+    click.option("--concept", multiple=True, metavar="WORDS[=WEIGHT]", callback=each(check_concept),
+                 help="What is to be pushed away, and how hard, as for `pare erase`."),
+    click.option("--preset", type=click.Choice(PRESETS), default="sega", show_default=True,
+                 help="Where and when a push acts, as for `pare erase`."),
 )  # fmt: skip
 
 background_options = options(
@@ -112,7 +100,7 @@ OF_P2P = (
     "self_replace", "self_grid", "self_blocks", "cross_grid", "cross_blocks", "blend", "subtract",
     "threshold", "blend_start", "blend_level", "blend_blocks",
 )  # fmt: skip
-OF_ERASE = ("concept", "gates")
+OF_ERASE = ("concept", "preset")
 OF_A_MASK = ("invert_mask", "background", "feather", "decoder_steps", "cover")
 
 EXAMPLES = examples(
@@ -139,7 +127,7 @@ def edit(image: Path, **given: Any) -> None:
     """Invert IMAGE, which shows SOURCE, and come back to TARGET.
 
     Says how near IMAGE the inversion comes by itself: what that loses, the edit loses, too.
-    Options about words and attention belong to p2p, --concept and --gates to erase. Of the
+    Options about words and attention belong to p2p, --concept and --preset to erase. Of the
     methods edit-friendly alone draws noise (--seed). The scheduler is ddim, which can be
     inverted.
     """
@@ -165,16 +153,16 @@ def edit(image: Path, **given: Any) -> None:
             "all be one",
             fix="give one seed, or take edit-friendly",
         )
-    source, words, concepts = asked_for(given, inverted)
+    source, words, concepts = asked_for(given, method, inverted)
     target: str | Edit = words
     of_kind: dict[str, Any] = {"concepts": concepts}
     if given["kind"] == "p2p":
         (target,), _ = pair(source, [words], given)
         of_kind |= {"cross_sites": sites("cross", given), "self_sites": sites("self", given)}
     if given["kind"] == "erase":
-        from techniques.erasure import PRESETS
+        from techniques import erasure
 
-        of_kind |= {"gates": PRESETS[given["gates"]]}
+        of_kind |= {"gates": erasure.PRESETS[given["preset"]]}
 
     pipe = load_pipeline(given, technique.PREFERRED_SCHEDULER)
     warn_of_size(pipe, picture.size, "scale it down first")
@@ -244,10 +232,11 @@ def load_inversion(given: Mapping[str, Any]) -> Inverted | None:
 
 
 def asked_for(
-    given: Mapping[str, Any], inverted: Inverted | None
+    given: Mapping[str, Any], method: Method, inverted: Inverted | None
 ) -> tuple[str, str, list[Concept]]:
     """The two prompts, and what is to be erased."""
-    from techniques.erasure import Concept
+    from techniques.edit import usual_guidance
+    from techniques.erasure import Concept, usual_weight
 
     source = given["source"]
     if source is None:
@@ -255,8 +244,13 @@ def asked_for(
     target = given["target"]
     if target is None:
         target = source if given["kind"] == "erase" else required(given, "target")
-    parsed = [parse_concept(text) for text in given["concept"]]
-    concepts = [Concept(words) if w is None else Concept(words, w) for words, w in parsed]
+    guidance = given["guidance"]
+    guidance = usual_guidance(method, inverted) if guidance is None else guidance
+    usual = usual_weight(given["preset"], guidance)
+    concepts = [
+        Concept(words.strip(), usual if weight is None else weight)
+        for words, weight in map(parse_concept, given["concept"])
+    ]
     return source, target, concepts
 
 

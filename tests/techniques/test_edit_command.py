@@ -111,7 +111,7 @@ WRONG = {
         [*WORDS, "--concept", "car"], "--concept has no effect with --edit p2p",
     ),
     "a concept without a number": (
-        ["--from", "a", "--edit", "erase", "--concept", "car=much"], "WORDS=NUMBER|WORD=NUMBER",
+        ["--from", "a", "--edit", "erase", "--concept", "car=much"], "WORDS or WORDS=WEIGHT",
     ),
     "an empty concept": (["--from", "a", "--edit", "erase", "--concept", " "], "concept is empty"),
     "nothing to erase": (["--from", "a road", "--edit", "erase"], "0 concepts"),
@@ -137,7 +137,7 @@ def test_what_is_wrong_is_said_in_a_sentence(
     assert main(["edit", "photo.png", *arguments, "--out", "wrong.png"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert any(part in err for part in sentence.split("|"))
+    assert sentence in err
     assert not Path("wrong.png").exists()
 
 
