@@ -9,6 +9,9 @@ weight_files.py    what is in a file of weights, whole or broken
 values.py          what its numbers are like
 remote.py          a repository on the Hub, without downloading its weights
 inspection.py      all of it put together, as `pare inspect` prints it
+recording.py       a run, recorded: any layer, attention, latents; reductions.py: what is kept
+trace_file.py      a recording as safetensors and JSON, as `pare trace` writes it
+report.py          a run as one page, page/, as `pare report` writes it; packing.py, sources.py
 show.py            as text;  as_json.py: as JSON
 
 attention_maps.py  where the pixels look for each word, recorded and put together

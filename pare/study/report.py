@@ -34,7 +34,7 @@ from pare.pipeline import Pipeline
 from pare.schedulers import interpret
 from pare.study.as_json import as_json
 from pare.study.attention_maps import WordMap, WordRecorder, layer_name
-from pare.study.layers import LayerTable
+from pare.study.layers import Layer, LayerTable
 from pare.study.packing import Pack, eight_bit
 from pare.study.recording import RecordedPipeline, Recording, check_memory, grid_of, part_table
 from pare.study.reductions import Grid, Reduction, statistics
@@ -95,6 +95,22 @@ def small(grid: Grid, side: int) -> Grid:
     return max(1, round(grid[0] * shrink)), max(1, round(grid[1] * shrink))
 
 
+def choose_pictures(table: LayerTable, looks: int) -> tuple[int, int]:
+    """Side and channels of layers' pictures, so that those of so many steps fit into the page."""
+    for side, channels in CHOICES:
+        if looks * sum(picture_size(table, layer, side, channels) for layer in table) <= (
+            PICTURES_BUDGET
+        ):
+            break
+    return side, channels
+
+
+def picture_size(table: LayerTable, layer: Layer, side: int, channels: int) -> int:
+    """How many numbers a layer's pictures of one step have."""
+    seen = torch.empty((1, *layer.outputs[0][1:]), device="meta")
+    return pictures(side, channels).reduce(seen, grid_of(table, layer.name)).numel()
+
+
 class Reported:
     """What a report is made of; the run is what happens in its `with` block."""
 
@@ -122,7 +138,7 @@ class Reported:
         looks = math.ceil(steps / every)
         table = part_table(pipe, "unet", (self.latents[0], self.latents[1]))
         self.table = LayerTable.of([layer for layer in table if layer.outputs])
-        side, channels = self.choose(looks)
+        side, channels = choose_pictures(self.table, looks)
         self.recorder = WordRecorder(
             {"cond": [words] * (picture + 1)}, steps=range(0, 2 * MOST_STEPS * every, every)
         )
@@ -134,20 +150,6 @@ class Reported:
             every=every,
             beside=self.recorder,
         )  # fmt: skip
-
-    def choose(self, looks: int) -> tuple[int, int]:
-        """Side and channels of layers' pictures, so that they fit into the page."""
-        for side, channels in CHOICES:
-            reduction = pictures(side, channels)
-            total = 0
-            for layer in self.table:
-                shape = (1, *layer.outputs[0][1:])
-                seen = torch.empty(shape, device="meta")
-                grid = grid_of(self.table, layer.name)
-                total += reduction.reduce(seen, grid).numel()
-            if total * looks <= PICTURES_BUDGET:
-                break
-        return side, channels
 
     def check_memory(self, steps: int, guidance: float) -> int:
         """The bytes that recording the run takes.

@@ -20,7 +20,9 @@ from pare.pipeline import Pipeline
 from pare.recipe import read_recipe
 from pare.study import report as report_module
 from pare.study.attention_maps import WordMap
-from pare.study.layers import layer_table
+from pare.study.layers import LayerTable, layer_table
+from pare.study.model_layers import layers
+from pare.study.models import describe
 from pare.study.packing import Pack, eight_bit
 from pare.study.report import Reported, pictures, sketches, skips_of, small
 from pare.study.sources import source_lines
@@ -329,6 +331,21 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
     assert captured.err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.html", "photo.png"]
     assert Path("mine.html").read_text() == "mine"
+
+
+def test_at_full_size_the_layers_fit_the_page() -> None:
+    """SD 1.4: base64 of both budgets is 32 MB, and what comes to it is little."""
+    table = layers(describe("sd1"), "unet")
+    shown = LayerTable.of([layer for layer in table if layer.outputs])
+    side, channels = report_module.choose_pictures(shown, 30)
+    sizes = [report_module.picture_size(shown, layer, side, channels) for layer in shown]
+    assert 30 * sum(sizes) <= report_module.PICTURES_BUDGET
+    assert (side, channels) == (32, 0)
+    looks = report_module.MOST_STEPS
+    numbers = len(shown) * looks * 4 * (4 + 2 * (1 + channels))  # statistics, and ranges
+    films = 4 * looks * 12_000
+    budgets = report_module.PICTURES_BUDGET + report_module.WORDS_BUDGET
+    assert (budgets + numbers + films) * 4 / 3 < 40_000_000
 
 
 def test_at_full_size_the_words_fit_the_page() -> None:
