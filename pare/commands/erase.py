@@ -127,7 +127,7 @@ place_options = options(
 EXAMPLES = examples(
     'pare erase "a road in the city at night" --concept streetlights --out dark.png',
     'pare erase "a road at night" --concept "the moon=8" --concept clouds=-2 --preset ledits++',
-    'pare erase photo.jpg "a road" --concept "a car" --strength 0.5 --maps maps.png --out road.png',
+    'pare erase photo.jpg "a road" --concept "a car" --strength 0.5 --maps maps.png --out gone.png',
 )
 
 

@@ -15,13 +15,17 @@ from typing import Any
 import pytest
 import torch
 
+import techniques.erasure
 from pare.cli import main
 from pare.errors import MissingExtraError, SettingError
 from pare.schedulers import Level
+from pare.schedulers.ddim_inverse import DDIMInverse
 from pare.schedulers.dpmpp_2m import DPMPlusPlus2M
 from pare.verify import GROUPS, Report, Row, parity, reference, run_verify
+from pare.verify import techniques as compared
 from pare.verify.parity import Subject, exact_float32, load_subject
 from pare.verify.report import SAME_BITS, Bound, Distance
+from techniques.prompt_to_prompt import Injection
 from tests.random_models import TINY_UNET, random_state, unet_pair
 from tests.tiny_model import write_part, write_tiny_model
 
@@ -148,6 +152,36 @@ def test_a_start_off_by_one_is_found(subject: Subject, monkeypatch: pytest.Monke
     monkeypatch.setattr(parity, "start_index", lambda *given: right(*given) + 1)
     assert not any(row.passed for row in rows_of(parity.img2img_rows(subject)))
     assert not any(row.passed for row in rows_of(parity.blend_rows(subject)))
+
+
+def test_a_wrong_technique_is_found(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide, step = techniques.erasure.guide, DDIMInverse.step
+
+    def stronger(uncond: Any, cond: Any, scale: float, *more: Any) -> Any:
+        return guide(uncond, cond, 1.5 * scale, *more)
+
+    def noisier(self: DDIMInverse, trajectory: Any, i: int, x_t: Any, seen: Any, *more: Any) -> Any:
+        seen = dataclasses.replace(seen, eps=1.1 * seen.eps)
+        return step(self, trajectory, i, x_t, seen, *more)
+
+    monkeypatch.setattr(techniques.erasure, "guide", stronger)
+    monkeypatch.setattr(Injection, "crosses", lambda *given: False)
+    monkeypatch.setattr(DDIMInverse, "step", noisier)
+    erased = rows_of(compared.erase_rows(subject))
+    assert erased
+    assert not any(row.passed for row in erased)
+    lockstep = [row for row in rows_of(compared.p2p_rows(subject)) if "replay" not in row.name]
+    assert [row.name for row in lockstep if row.passed] == []
+    noise, *_ = rows_of(compared.invert_rows(subject))
+    assert not noise.passed
+
+
+def test_a_psnr_has_to_be_reached() -> None:
+    bound = Bound("psnr", 40)
+    for psnr, passed in ((39.9, False), (40, True), (math.inf, True), (math.nan, False)):
+        assert Row("erase", "x", Distance(0, 0), bound, psnr=psnr).passed == passed
+    assert not Row("erase", "x", Distance(0, 0), bound).passed
+    assert str(bound) == "40 dB"
 
 
 def test_not_a_number_keeps_no_bound() -> None:
