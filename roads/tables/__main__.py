@@ -83,7 +83,7 @@ def measure_all(options: argparse.Namespace) -> int:
     taken = memories(options.model, options.work, options.without) if "memory" in parts else {}
     tables = Pages(found, taken, chosen).tables()
     if "edits" in parts:
-        tables["setting"] = setting(options.model, options.tasks)
+        tables["setting"] = setting(options.model, options.tasks, options.without)
         save(sheet(found, options.tasks), options.pictures / "measured-edits.png")
     if "erasing" in parts:
         save(erasing_sheet(found, chosen, options.tasks), options.pictures / "measured-erasing.png")
@@ -176,11 +176,16 @@ def memories(model: str, folder: Path, without: Sequence[str]) -> dict[str, floa
     return known
 
 
-def setting(model: str, count: int) -> str:
+def setting(model: str, count: int, without: Sequence[str]) -> str:
+    """What the tables are of."""
+    left_out = "".join(f' --without "{name}"' for name in without)
+    cases = len(edits.cases("held-out", count))
     return (
-        f"`python -m roads.tables --tasks {count}`, model {model} ({jobs.fingerprint(model)}), "
-        f"{count} held-out tasks of each of the six kinds, {STEPS} steps ({STEPS_BACK} there and "
-        f"{STEPS_BACK} back with an inversion), processor seconds of one thread."
+        f"`python -m roads.tables --tasks {count}{left_out}`, model {model} "
+        f"({jobs.fingerprint(model)}), {count} held-out tasks of each of the six kinds, {STEPS} steps "
+        f"({STEPS_BACK} there and {STEPS_BACK} back with an inversion), processor seconds of one "
+        f"thread. {cases} tasks decide no small differences: one more success is "
+        f"{100 / cases:.0f} points."
     )
 
 
