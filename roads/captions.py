@@ -8,6 +8,7 @@ can also ask for it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 import numpy as np
@@ -148,6 +149,38 @@ def full_caption(scene: Scene, unseen: Collection[str] = frozenset()) -> str:
     if "orb" in named:
         things.append("the moon" if scene.weather == "night" else "the sun")
     return text + (" with " + " and ".join(things) if things else "")
+
+
+SAYS: tuple[tuple[str, str, str | bool], ...] = (  # pattern, attribute, value
+    (r"\bsunny\b", "weather", "sunny"),
+    (r"\b(snowy|snow|winter)\b", "weather", "snowy"),
+    (r"\b(rainy|rain|wet)\b", "weather", "rainy"),
+    (r"\b(night|dark)\b", "weather", "night"),
+    (r"\b(forest|woods)\b", "place", "forest"),
+    (r"\b(mountain|mountains)\b", "place", "mountains"),
+    (r"\bdesert\b", "place", "desert"),
+    (r"\b(city|town)\b", "place", "city"),
+    *((rf"\b{colour} car\b", "car", colour) for colour in CARS[1:]),
+    (r"\ba car\b", "car", "any"),
+    (r"\b(no cars?|empty)\b", "car", "none"),
+    (r"\bno (streetlights|street lamps)\b", "streetlights", False),
+    (r"\b(streetlights|street lamps)\b", "streetlights", True),
+    (r"\b(no clouds|clear sky)\b", "clouds", False),
+    (r"\b(clouds|cloudy)\b", "clouds", True),
+    (r"\bno houses?\b", "house", False),
+    (r"\bhouse\b", "house", True),
+    (r"\bno (sun|moon)\b", "orb", False),
+    (r"\b(sun|moon)\b", "orb", True),
+)
+
+
+def read_caption(text: str) -> dict[str, str | bool]:
+    """Attribute -> what a caption of the world says about it; the first pattern that fits."""
+    asked: dict[str, str | bool] = {}
+    for pattern, attribute, value in SAYS:
+        if attribute not in asked and re.search(pattern, text):
+            asked[attribute] = value
+    return asked
 
 
 def vocabulary() -> list[str]:

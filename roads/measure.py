@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +29,7 @@ from pare.console import run_in_words
 from pare.files import write_whole
 from pare.pipeline import Pipeline
 from roads import data
-from roads.captions import caption, full_caption
+from roads.captions import caption, full_caption, read_caption
 from roads.judge import COLOURS, GRID, Judge, Verdict, load_judge
 from roads.render import render
 from roads.scene import HELD_OUT_SEEDS, OBJECTS, PLACES, Scene, draw_scene, held_out_scenes
@@ -57,38 +56,6 @@ class Question:
     prompt: str
     asked: Mapping[str, str | bool]
     group: str  # of GROUPS
-
-
-SAYS: tuple[tuple[str, str, str | bool], ...] = (  # pattern, attribute, value
-    (r"\bsunny\b", "weather", "sunny"),
-    (r"\b(snowy|snow|winter)\b", "weather", "snowy"),
-    (r"\b(rainy|rain|wet)\b", "weather", "rainy"),
-    (r"\b(night|dark)\b", "weather", "night"),
-    (r"\b(forest|woods)\b", "place", "forest"),
-    (r"\b(mountain|mountains)\b", "place", "mountains"),
-    (r"\bdesert\b", "place", "desert"),
-    (r"\b(city|town)\b", "place", "city"),
-    *((rf"\b{colour} car\b", "car", colour) for colour in COLOURS),
-    (r"\ba car\b", "car", "any"),
-    (r"\b(no cars?|empty)\b", "car", "none"),
-    (r"\bno (streetlights|street lamps)\b", "streetlights", False),
-    (r"\b(streetlights|street lamps)\b", "streetlights", True),
-    (r"\b(no clouds|clear sky)\b", "clouds", False),
-    (r"\b(clouds|cloudy)\b", "clouds", True),
-    (r"\bno houses?\b", "house", False),
-    (r"\bhouse\b", "house", True),
-    (r"\bno (sun|moon)\b", "orb", False),
-    (r"\b(sun|moon)\b", "orb", True),
-)
-
-
-def read_caption(text: str) -> dict[str, str | bool]:
-    """Attribute -> what a caption of the world says about it; the first pattern that fits."""
-    asked: dict[str, str | bool] = {}
-    for pattern, attribute, value in SAYS:
-        if attribute not in asked and re.search(pattern, text):
-            asked[attribute] = value
-    return asked
 
 
 def questions(count: int) -> list[Question]:

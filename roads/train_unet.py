@@ -2,6 +2,7 @@
 
 x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps        arXiv:2006.11239, eq. 4
 loss = w(t) |eps - unet(x_t, t, text)|^2                      arXiv:2006.11239, eq. 14
+     + what the text encoder cannot name of its caption
 
 python -m roads.train unet --steps 4700
 """
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -25,8 +27,9 @@ from pare.guidance import guide
 from pare.schedulers import Scheduler, add_noise, build_scheduler, interpret
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
-from roads.captions import caption, full_caption
+from roads.captions import caption, full_caption, read_caption
 from roads.data import Data, source_fingerprint, standing
+from roads.scene import CARS, OBJECTS, PLACES, WEATHERS
 from roads.sheet import contact_sheet
 from roads.tokenizer import LENGTH
 from roads.train_vae import encode_all, new_vae, tensor_to_pixels
@@ -107,6 +110,7 @@ class UNetSettings:
     warm_up: int = 300
     decay: float = 0.999
     caption_dropout: float = 0.1
+    naming: float = 0.2  # weight of the text encoder's own task
     objects: float = 6.0  # how much more the loss weighs where objects (would) stand, at first
     snr_low: float = 1.0
     snr_high: float = 5.0
@@ -154,8 +158,10 @@ def train_unet(
         data, unseen, folder, settings.dtype, device
     )
     covers = torch.from_numpy(standing(data, folder.parent))
-    tokens = tokenize_captions(data, tokenizer, CAPTIONS_PER_SCENE)
-    unseen_tokens = tokenize_captions(unseen, tokenizer, 1)
+    texts = captions(data, CAPTIONS_PER_SCENE)
+    tokens = tokenize_captions(texts, tokenizer)
+    said = what_is_said(texts)
+    unseen_tokens = tokenize_captions(captions(unseen, 1), tokenizer)
     empty = tokenize(tokenizer, [""])[0]
 
     model = new_model(tokenizer, settings.seed)
@@ -175,17 +181,17 @@ def train_unet(
         set_learning_rate(
             optimizer, learning_rate(step, settings.steps, settings.peak, settings.warm_up)
         )
-        batch = unet_batch(latents, covers, tokens, empty, alpha_bar, settings, step).to(device)
-        loss, plain = unet_loss(model, batch, settings, step)
+        batch = unet_batch(latents, covers, tokens, said, empty, alpha_bar, settings, step)
+        loss, plain, naming = unet_loss(model, batch.to(device), settings, step)
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss + settings.naming * naming)
         average_gradients(modules.values())
         torch.nn.utils.clip_grad_norm_(
             [p for module in modules.values() for p in module.parameters()], 1.0
         )
         optimizer.step()
         average.update(modules, step)
-        log.add(step, settings.batch, loss=loss.detach(), mse=plain)
+        log.add(step, settings.batch, loss=loss.detach(), mse=plain, naming=naming.detach())
         done = step + 1
         if done % settings.save_every == 0 or done == settings.steps:
             save_checkpoint(checkpoint, done, modules, average, optimizer, runs)
@@ -272,23 +278,82 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     return torch.as_tensor(ids)
 
 
-def tokenize_captions(data: Data, tokenizer: CLIPTokenizer, each: int) -> Tensor:
-    """`each` captions of every scene as token ids (N, each, 77) int16.
+def captions(data: Data, each: int) -> list[list[str]]:
+    """`each` captions of every scene.
 
     The last of several names all that there is: most of the others say little of objects.
     """
     rng = np.random.default_rng(1)
-    texts = [
-        full_caption(scene, unseen) if 0 < k == each - 1 else caption(scene, rng, unseen)
+    return [
+        [
+            full_caption(scene, unseen) if 0 < k == each - 1 else caption(scene, rng, unseen)
+            for k in range(each)
+        ]
         for scene, unseen in zip(data.scenes, data.unseen(), strict=True)
-        for k in range(each)
     ]
-    return tokenize(tokenizer, texts).to(torch.int16).view(len(data.scenes), each, LENGTH)
+
+
+def tokenize_captions(texts: Sequence[Sequence[str]], tokenizer: CLIPTokenizer) -> Tensor:
+    """Captions, as many of every scene, as token ids (N, each, 77) int16."""
+    # In parts: the tokenizer's own answer takes a hundred times the memory of the numbers.
+    parts = [texts[i : i + 1000] for i in range(0, len(texts), 1000)]
+    ids = [
+        tokenize(tokenizer, [text for row in part for text in row]).to(torch.int16)
+        for part in parts
+    ]
+    return torch.cat(ids).view(len(texts), len(texts[0]), LENGTH)
+
+
+# What a caption can say of each attribute, "" for nothing.
+SAYABLE: dict[str, tuple[str | bool, ...]] = {
+    "weather": ("", *WEATHERS),
+    "place": ("", *PLACES),
+    "car": ("", "any", *CARS),
+    **{name: ("", False, True) for name in OBJECTS if name != "car"},
+}
+
+
+def what_is_said(texts: Sequence[Sequence[str]]) -> Tensor:
+    """Captions as numbers of SAYABLE (N, each, 7) int8."""
+    numbers = [
+        [
+            [options.index(asked.get(name, "")) for name, options in SAYABLE.items()]
+            for asked in map(read_caption, row)
+        ]
+        for row in texts
+    ]
+    return torch.tensor(numbers, dtype=torch.int8)
+
+
+def naming_loss(hidden: Tensor, tokens: Tensor, said: Tensor) -> Tensor:
+    """How badly the text encoder's answer (B, 77, C) tells what the caption says (B, 7).
+
+    SD's text encoder came trained: as a half of CLIP it knew what words mean before a UNet
+    listened to it (arXiv:2103.00020, section 2.3).  Ours starts with this one, and a UNet
+    teaches it the weather, which is everywhere in a picture, long before the colour of a
+    car.  So it has a task of its own: from the end of the caption on, where a position has
+    seen all words, a fixed read-out of each vector must name every attribute that the
+    caption names, and know which it does not.  Cross entropy in nats, a mean over
+    attributes.  The read-out (orthonormal directions) is never trained: the words must
+    come apart in the vectors themselves, for the UNet to find.
+    """
+    choices = sum(len(options) for options in SAYABLE.values())
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((hidden.shape[-1], choices), generator=generator)
+    directions = torch.linalg.qr(noise).Q.to(hidden.device)
+    behind = tokens == tokens[:, -1:]  # the end token, which also pads
+    logits = hidden.float() @ directions
+    losses = []
+    for k, part in enumerate(logits.split([len(options) for options in SAYABLE.values()], dim=-1)):
+        wanted = said[:, k, None].expand_as(tokens)
+        losses.append(F.cross_entropy(part[behind], wanted[behind]))
+    return torch.stack(losses).mean()
 
 
 @dataclass(frozen=True)
 class Batch:
-    """x_t and eps (B, 4, 16, 16), t (B,), alpha_bar (B,), cover (B, 16, 16), tokens (B, 77)."""
+    """x_t and eps (B, 4, 16, 16), t (B,), alpha_bar (B,), cover (B, 16, 16), tokens (B, 77) and
+    what they say, (B, 7) numbers of SAYABLE."""
 
     x_t: Tensor
     eps: Tensor
@@ -296,14 +361,15 @@ class Batch:
     alpha_bar: Tensor
     cover: Tensor
     tokens: Tensor
+    said: Tensor
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 def unet_batch(
-    latents: Tensor, covers: Tensor, tokens: Tensor, empty: Tensor, alpha_bar: Tensor,
-    settings: UNetSettings, step: int,
+    latents: Tensor, covers: Tensor, tokens: Tensor, said: Tensor, empty: Tensor,
+    alpha_bar: Tensor, settings: UNetSettings, step: int,
 ) -> Batch:  # fmt: skip
     """The samples of one step: random pictures, captions, timesteps and noise.
 
@@ -318,6 +384,7 @@ def unet_batch(
     # caption is dropped (arXiv:2207.12598, algorithm 1).
     dropped = torch.from_numpy(chooser.random(size) < settings.caption_dropout)
     chosen = torch.where(dropped[:, None], empty, chosen)
+    say = torch.where(dropped[:, None], 0, said[index, which].long())
     # One timestep from each of B equal parts of the schedule: each is still uniform, and
     # the batch as a whole covers the schedule evenly, which steadies the gradient.
     part = np.arange(size) + chooser.random(size)
@@ -325,13 +392,13 @@ def unet_batch(
     eps = torch.randn((size, *latents.shape[1:]), generator=generator)
     x_t = add_noise(latents[index], eps, alpha_bar[t])
     cover = covers[index].float() / 255
-    return Batch(*share(x_t, eps, t, alpha_bar[t], cover, chosen))
+    return Batch(*share(x_t, eps, t, alpha_bar[t], cover, chosen, say))
 
 
 def unet_loss(
     model: Model, batch: Batch, settings: UNetSettings, step: int
-) -> tuple[Tensor, Tensor]:
-    """The weighted loss to descend, and the plain mean squared error of eps."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The UNet's weighted loss, the plain mean squared error of eps, and the naming loss."""
     device = batch.x_t.device
     with precision(device, settings.dtype), attention_for(device):
         text = model.text_encoder(batch.tokens).last_hidden_state
@@ -339,7 +406,8 @@ def unet_loss(
     error = (output.float() - batch.eps).square().mean(dim=1)
     level = snr_weight(batch.alpha_bar, settings.snr_low, settings.snr_high)
     place = object_weight(batch.cover, settings, step)
-    return (level * (place * error).mean(dim=(1, 2))).mean(), error.detach().mean()
+    weighted = (level * (place * error).mean(dim=(1, 2))).mean()
+    return weighted, error.detach().mean(), naming_loss(text, batch.tokens, batch.said)
 
 
 def object_weight(cover: Tensor, settings: UNetSettings, step: int) -> Tensor:
@@ -382,9 +450,10 @@ def unseen_error(
     device = next(model.unet.parameters()).device
     errors = []
     covers = torch.zeros((len(latents), *latents.shape[2:]), dtype=torch.uint8)
+    said = torch.zeros((len(latents), 1, len(SAYABLE)), dtype=torch.int8)  # not asked for here
     for k in range(8):
         step = UNSEEN_STEP + k
-        batch = unet_batch(latents, covers, tokens, empty, alpha_bar, settings, step)
+        batch = unet_batch(latents, covers, tokens, said, empty, alpha_bar, settings, step)
         errors.append(float(unet_loss(model, batch.to(device), settings, step)[1]))
     return sum(errors) / len(errors)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from roads.captions import ABSENT, caption, full_caption
+from roads.captions import ABSENT, caption, full_caption, read_caption
 from roads.judge import Verdict
 from roads.measure import (
     Question,
@@ -18,7 +18,6 @@ from roads.measure import (
     layout_spread,
     nearest,
     questions,
-    read_caption,
     small,
 )
 from roads.scene import OBJECTS, draw_scene

@@ -19,7 +19,15 @@ from roads.data import Data, standing
 from roads.export import adopt, export
 from roads.render import render
 from roads.scene import OBJECTS, training_scenes
-from roads.train_unet import UNetSettings, object_weight, snr_weight, unet_batch
+from roads.train_unet import (
+    SAYABLE,
+    UNetSettings,
+    naming_loss,
+    object_weight,
+    snr_weight,
+    unet_batch,
+    what_is_said,
+)
 from roads.train_vae import VAESettings, crop_corner, kl_to_unit, vae_batch, vae_loss
 from roads.training import Average, Float32Attention, batch_random, learning_rate
 
@@ -172,13 +180,44 @@ def test_where_things_stand_does_not_say_whether_they_do(data: Data, tmp_path: P
     assert (covers[shown] > 0).mean() > 0.97  # some pixels are hidden by what would stand before
 
 
+def test_what_is_said_is_what_is_read() -> None:
+    (row,) = what_is_said([["a dark road", "a road in town with a red car and no clouds"]])
+    said = [
+        {name: options[n] for n, (name, options) in zip(line, SAYABLE.items(), strict=True)}
+        for line in row.tolist()
+    ]
+    nothing = dict.fromkeys(SAYABLE, "")
+    assert said[0] == {**nothing, "weather": "night"}
+    assert said[1] == {**nothing, "place": "city", "car": "red", "clouds": False}
+
+
+def test_naming_loss_reads_the_end_of_the_caption_alone() -> None:
+    tokens = torch.tensor([[8, 1, 2, 9, 9, 9]])
+    said = torch.zeros((1, 7), dtype=torch.long)
+    hidden = torch.zeros((1, 6, 128))
+    unknown = naming_loss(hidden, tokens, said)
+    options = [len(values) for values in SAYABLE.values()]
+    assert unknown == pytest.approx(np.mean(np.log(options)), rel=1e-5)
+    hidden[:, :3] = torch.randn((3, 128), generator=torch.Generator().manual_seed(0))
+    assert naming_loss(hidden, tokens, said) == unknown
+    hidden.requires_grad_()
+    for _ in range(20):  # vectors that descend come to say it, and the read-out stays as it is
+        (slope,) = torch.autograd.grad(naming_loss(hidden, tokens, said), hidden)
+        hidden = (hidden - 20 * slope).detach().requires_grad_()
+    assert naming_loss(hidden, tokens, said) < 0.1 * unknown
+    assert naming_loss(hidden, tokens, said + 1) > unknown
+
+
 def test_unet_batch_is_noised_latents_with_some_captions_dropped() -> None:
     latents = torch.arange(10.0).view(10, 1, 1, 1).expand(10, 4, 16, 16)
     tokens = torch.arange(1, 11).view(10, 1, 1).expand(10, 3, 77)
     alpha_bar = torch.linspace(0.99, 0.01, 1000)
     settings = UNetSettings(batch=200)
     covers = torch.full((10, 16, 16), 51, dtype=torch.uint8)
-    batch = unet_batch(latents, covers, tokens, torch.zeros(77).long(), alpha_bar, settings, 0)
+    said = torch.arange(1, 11, dtype=torch.int8).view(10, 1, 1).expand(10, 3, 7)
+    empty = torch.zeros(77).long()
+    batch = unet_batch(latents, covers, tokens, said, empty, alpha_bar, settings, 0)
+    assert torch.equal(batch.said[:, 0], batch.tokens[:, 0])  # a dropped caption says nothing
     assert torch.allclose(batch.cover, torch.tensor(0.2))
     x0 = batch.x_t - (1 - batch.alpha_bar).sqrt().view(-1, 1, 1, 1) * batch.eps
     x0 = (x0 / batch.alpha_bar.sqrt().view(-1, 1, 1, 1)).mean(dim=(1, 2, 3))
