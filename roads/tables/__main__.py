@@ -182,8 +182,8 @@ def setting(model: str, count: int, without: Sequence[str]) -> str:
     cases = len(edits.cases("held-out", count))
     return (
         f"`python -m roads.tables --tasks {count}{left_out}`, model {model} "
-        f"({jobs.fingerprint(model)}), {count} held-out tasks of each of the six kinds, {STEPS} steps "
-        f"({STEPS_BACK} there and {STEPS_BACK} back with an inversion), processor seconds of one "
+        f"({jobs.fingerprint(model)}), {count} held-out tasks of each of the six kinds, {STEPS} "
+        f"steps ({STEPS_BACK} there and {STEPS_BACK} back with an inversion), processor seconds of one "
         f"thread. {cases} tasks decide no small differences: one more success is "
         f"{100 / cases:.0f} points."
     )
