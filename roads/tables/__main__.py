@@ -28,6 +28,11 @@ from roads.tables.page import Pages, fill
 PARTS = ("edits", "erasing", "words", "defaults", "memory")
 GOAL = 0.7  # the share of unwanted things that is to be gone: the weight is chosen for it
 
+ERASING_PICTURE = (
+    "![Pictures as they were, and with one, three and five things erased: by the formula, and by "
+    "gates](pictures/measured-erasing.png)"
+)
+
 # What the page's picture shows, beside source and truth.
 SHOWN = (
     "img2img 0.7", "blend paste", "blend on ddim", "resample edit-friendly", "p2p ddim",
@@ -87,6 +92,7 @@ def measure_all(options: argparse.Namespace) -> int:
         save(sheet(found, options.tasks), options.pictures / "measured-edits.png")
     if "erasing" in parts:
         save(erasing_sheet(found, chosen, options.tasks), options.pictures / "measured-erasing.png")
+        tables["erasing"] += f"\n\n{ERASING_PICTURE}"
     if "words" in parts:
         save(words_sheet(found, options.tasks), options.pictures / "measured-words.png")
     filled = fill(page, tables)
@@ -183,8 +189,8 @@ def setting(model: str, count: int, without: Sequence[str]) -> str:
     return (
         f"`python -m roads.tables --tasks {count}{left_out}`, model {model} "
         f"({jobs.fingerprint(model)}), {count} held-out tasks of each of the six kinds, {STEPS} "
-        f"steps ({STEPS_BACK} there and {STEPS_BACK} back with an inversion), processor seconds of one "
-        f"thread. {cases} tasks decide no small differences: one more success is "
+        f"steps ({STEPS_BACK} there and {STEPS_BACK} back with an inversion), processor seconds of "
+        f"one thread. {cases} tasks decide no small differences: one more success is "
         f"{100 / cases:.0f} points."
     )
 

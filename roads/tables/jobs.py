@@ -131,17 +131,22 @@ def run(
     Args:
         processes: that work side by side, one thread each; 1 works here, with all threads.
     """
-    done: dict[Job, Path] = {}
+
+    def keep(bases: Iterable[str]) -> Found:
+        done: dict[Job, Path] = {}
+        for k, (job, base) in enumerate(zip(jobs, bases, strict=True)):
+            done[job] = Path(base)
+            if progress:
+                progress(f"{k + 1} of {len(jobs)}: {job.name}")
+        return Found(done)
+
     if processes == 1:
-        bases: Iterable[str] = (measure(job, path, folder) for job in jobs)
-    else:
-        # Spawned, as a forked process would share the threads of this one's torch.
-        workers = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
-        bases = workers.map(
-            measure, jobs, [path] * len(jobs), [folder] * len(jobs), [1] * len(jobs)
+        return keep(measure(job, path, folder) for job in jobs)
+    # Spawned, as a forked process would share the threads of this one's torch.
+    workers = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    try:
+        return keep(
+            workers.map(measure, jobs, [path] * len(jobs), [folder] * len(jobs), [1] * len(jobs))
         )
-    for k, (job, base) in enumerate(zip(jobs, bases, strict=True)):
-        done[job] = Path(base)
-        if progress:
-            progress(f"{k + 1} of {len(jobs)}: {job.name}")
-    return Found(done)
+    finally:
+        workers.shutdown(cancel_futures=True)  # Ctrl-C ends what waits, too
