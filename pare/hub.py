@@ -223,9 +223,7 @@ def load_from_file(
     )
 
 
-def tokenizer_of_file(
-    single: SingleFile, config: TextConfig, folder: Path | None
-) -> CLIPTokenizer:
+def tokenizer_of_file(single: SingleFile, config: TextConfig, folder: Path | None) -> CLIPTokenizer:
     """The tokenizer of a single file: CLIP's own, or that of `folder`."""
     tokens = tokenizer_files(single.kind, config.vocab_size, folder)
     with tempfile.TemporaryDirectory() as temporary:
