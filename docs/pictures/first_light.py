@@ -1,0 +1,61 @@
+"""The README's picture, made anew by the built-in model.
+
+python docs/pictures/first_light.py
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import binary_dilation
+
+import pare
+from pare.files import write_whole
+from pare.image import to_pil, to_tensor
+from roads.photo import region
+from roads.render import render
+from roads.scene import HELD_OUT_SEEDS, draw_scene
+from roads.sheet import contact_sheet
+from techniques.blended import blend
+
+PROMPTS = {
+    "a sunny road in the desert with clouds and a yellow car": 3,
+    "a snowy road in the mountains with a house": 2,
+    "a rainy road in the city with a blue car": 1,
+    "a desert road at night with a red car and the moon": 3,
+}
+SCENE = 10
+EDITS = {
+    "sky": "a sunny road in the mountains with clouds in the sky and a red car and a house",
+    "car": "a sunny road in the mountains with a blue car and a house",
+}
+
+
+def main() -> None:
+    pipe = pare.Pipeline.from_pretrained("roads", device="cpu", scheduler="dpm++2m", karras=True)
+    made = pipe.generate(list(PROMPTS), list(PROMPTS.values()), steps=25, guidance=6)
+    scene = draw_scene(HELD_OUT_SEEDS + SCENE).replace(weather="sunny", clouds=False, car="red")
+    photo = Image.fromarray(render(scene).pixels)
+    pictures = [*to_pil(made), photo]
+    for thing, prompt in EDITS.items():
+        marked = region(scene, thing)
+        if thing == "car":  # its shadow, too
+            marked = binary_dilation(marked, iterations=3)
+        mask = Image.fromarray(marked.astype(np.uint8) * 255)
+        edited = blend(pipe, photo, mask, prompt, [1], strength=1.0, guidance=6)
+        pictures += edited.images
+    pictures += to_pil(pipe.img2img(
+        to_tensor(photo), "a snowy road in the mountains with a red car and a house",
+        [1], strength=0.5, guidance=6,
+    ))  # fmt: skip
+    sheet = contact_sheet([np.asarray(picture) for picture in pictures], columns=4)
+    page = sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.LANCZOS)
+    save = functools.partial(page.save, format="PNG", optimize=True)
+    write_whole(Path(__file__).with_name("first-light.png"), save, force=True)
+
+
+if __name__ == "__main__":
+    main()
