@@ -56,7 +56,7 @@ def rollout(
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
     if exact_sigmas:
-        scheduler.sigmas = sigmas_in_float64(scheduler, config)
+        scheduler.sigmas, timesteps = in_float64(name, scheduler, config, steps, timesteps)
 
     x = noise * scheduler.init_noise_sigma if start == 0 else noise
     if name in IN_SIGMA and start:
@@ -74,13 +74,26 @@ def rollout(
     return x / (float(scheduler.sigmas[-1]) ** 2 + 1) ** 0.5 if name in IN_SIGMA else x
 
 
-def sigmas_in_float64(scheduler: Any, config: dict[str, Any]) -> np.ndarray:
-    """The sigmas of a run; diffusers rounds them to float32, and their differences suffer."""
-    if scheduler.config.get("use_karras_sigmas"):
-        return scheduler.sigmas.double().numpy()
+def in_float64(
+    name: str, scheduler: Any, config: dict[str, Any], steps: int, timesteps: Tensor
+) -> tuple[np.ndarray, Any]:
+    """The sigmas of a run, and its timesteps: diffusers rounds both to float32.
+
+    Differences of neighbouring sigmas lose digits then, and by how much depends on the
+    processor's own logarithm.
+    """
     table = alpha_bars(config)
+    numbers = np.arange(len(table))
     sigmas = np.sqrt((1 - table) / table)
-    return np.append(np.interp(scheduler.timesteps, np.arange(len(table)), sigmas), 0.0)
+    if not scheduler.config.get("use_karras_sigmas"):
+        return np.append(np.interp(scheduler.timesteps, numbers, sigmas), 0.0), timesteps
+    # arXiv:2206.00364, eq. 5 with rho = 7, between the ends of the plain run.
+    plain = build(name, {**config, "use_karras_sigmas": False})
+    plain.set_timesteps(steps)
+    first, last = np.interp(plain.timesteps[[0, -1]], numbers, sigmas) ** (1 / 7)
+    karras = (first + np.linspace(0, 1, steps) * (last - first)) ** 7
+    exact = np.interp(np.log(karras), np.log(sigmas), numbers)
+    return np.append(karras, 0.0), exact[steps - len(timesteps) :]
 
 
 def told_midway(scheduler: Any, start: int) -> Tensor:
