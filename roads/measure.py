@@ -416,7 +416,7 @@ def parser() -> argparse.ArgumentParser:
     add("--prompts", type=int, default=512)
     add("--steps", type=int, default=30, help="of DDIM")
     add("--guidance", type=float, default=5.0)
-    add("--batch", type=int, default=32, help="pictures at a time")
+    add("--batch", type=int, default=4, help="pictures at a time")
     add("--seed", type=int, default=0, help="of the first picture")
     add("--device", default="auto")
     add("--renders", type=Path, default=Path("runs"), help="the scenes' cache")
