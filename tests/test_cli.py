@@ -611,5 +611,8 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     time.sleep(3)
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
-    assert (process.returncode, output, error) == (130, "", "pare: interrupted\n")
+    assert (output, error) == ("", "pare: interrupted\n")
+    # Where it comes while a library is imported, Python ends itself by the signal: to a shell
+    # that is 130, too.
+    assert process.returncode in (130, -signal.SIGINT)
     assert names(tmp_path) == []
