@@ -82,7 +82,7 @@ def measure_all(options: argparse.Namespace) -> int:
     second = [
         Job("erasing", f"{family} {weight:g}", "held-out", case)
         for family, weight in chosen.items()
-        for case in erasing.cases(2 * options.tasks)
+        for case in erasing.cases(options.tasks)
     ]
     found = Found({**found.bases, **work(second).bases})
     taken = memories(options.model, options.work, options.without) if "memory" in parts else {}
@@ -128,13 +128,13 @@ def planned(parts: Sequence[str], count: int, without: Sequence[str]) -> list[Jo
         removals = edits.cases("held-out", 2 * count, ("remove",))
         listed += [
             Job("edits", name, "held-out", case)
-            for name in ("img2img 0.5", *erasing.ON_PICTURES)
+            for name in erasing.ON_PICTURES
             for case in removals
         ]
     if "erasing" in parts:
         listed += [
             Job("erasing", variant, "development", case)
-            for case in erasing.cases(2 * count)
+            for case in erasing.cases(count)
             for variant in erasing.variants()
         ]
     if "words" in parts:
@@ -224,7 +224,7 @@ def erasing_sheet(found: Found, chosen: dict[str, float], count: int) -> Image.I
     """Some scenes: as they were, and with 1, 3 and 5 things erased, by formula and by gates."""
     names = [f"{family} {chosen[family]:g}" for family in ("formula", "sega") if family in chosen]
     pictures = []
-    for case in erasing.cases(2 * count)[:4]:
+    for case in erasing.cases(count)[:4]:
         for k, name in enumerate(names):
             strip = found.pixels(Job("erasing", name, "held-out", case))
             parts = np.split(strip, 1 + len(erasing.COUNTS), axis=1)

@@ -1,9 +1,9 @@
 """Erasure: is the concept gone, and did everything else stay?
 
-A picture is made from words that name no thing, and things are there all the same.  Then it
-is made again from the same noise, pushed away from one, three or all five things of this
-world.  The judge looks at both pictures: of the unwanted things that were there, how many are
-gone, and of everything else, how much is as it was?
+A picture is made from words that name every thing of this world.  Then it is made again from
+the same noise, pushed away from one, three or all five of them, although the words ask for them:
+the hardest case.  The judge looks at both pictures: of the unwanted things that were there, how
+many are gone, and of everything else, how much is as it was?
 """
 
 from __future__ import annotations
@@ -55,14 +55,16 @@ def variants() -> list[str]:
     return [f"{family} {weight:g}" for family, weights in WEIGHTS.items() for weight in weights]
 
 
-def cases(count: int) -> list[int]:
-    return list(range(count))
+def cases(per_kind: int) -> list[int]:
+    return list(range(max(4, 2 * per_kind)))
 
 
 def prompt(split: Split, case: int) -> str:
-    """Weather and place, and no thing at all."""
+    """Weather, place, and every thing."""
     scene = draw_scene(FIRST_SEED[split] + 50_000 + case)
-    return full_caption(scene, frozenset(OBJECTS))
+    car = scene.car if scene.has("car") else "red"
+    everything = {"car": car, "streetlights": True, "clouds": True, "house": True, "orb": True}
+    return full_caption(scene.replace(**everything))
 
 
 def unwanted(case: int, count: int) -> Sequence[str]:
@@ -141,6 +143,7 @@ def erased_on_the_way(pipe: Pipeline, task: Task, seed: int, *, weight: float) -
 
 
 ON_PICTURES: dict[str, contestants.Technique] = {
+    "erase nothing": functools.partial(contestants.img2img, strength=0.5),
     "erase tutorial": functools.partial(erased, family="formula", weight=10.0),
     "erase formula 5": functools.partial(erased, family="formula", weight=5.0),
     "erase sega 10": functools.partial(erased, family="sega", weight=10.0),

@@ -155,13 +155,7 @@ class Pages:
         return [edits.row(name, records) for name, records in found if records]
 
     def erasing_pictures_table(self) -> str:
-        kept = {
-            name: [
-                r for r in self.found.records("edits", name, "held-out") if r["kind"] == "remove"
-            ]
-            for name in ("img2img 0.5", *erasing.ON_PICTURES)
-        }
-        rows = [edits.row(name, records) for name, records in kept.items() if records]
+        rows = self.rows([*erasing.ON_PICTURES])
         head = ["", "gone", "unchanged", "dB outside", "to the source"]
         return markdown(head, [
             [row.technique, number(row.success), number(row.unchanged),
