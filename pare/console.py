@@ -91,6 +91,9 @@ def run_in_words(body: Callable[[], int]) -> int:
             code = TERMINATED
         except KeyboardInterrupt:
             complain("interrupted")
+            # Python notes that an interrupt left a piece of `exec` (imports are full of them),
+            # and with -m ends itself by the signal in spite of the code; another piece clears it.
+            exec("")
             code = INTERRUPTED
         except BrokenPipeError:
             discard_output()

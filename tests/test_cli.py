@@ -611,8 +611,16 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     time.sleep(3)
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
-    assert (output, error) == ("", "pare: interrupted\n")
-    # Where it comes while a library is imported, Python ends itself by the signal: to a shell
-    # that is 130, too.
-    assert process.returncode in (130, -signal.SIGINT)
+    assert (process.returncode, output, error) == (130, "", "pare: interrupted\n")
     assert names(tmp_path) == []
+
+
+def test_ctrl_c_within_exec_as_imports_have_it(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\nfrom pare.console import run_in_words\n"
+        "sys.exit(run_in_words(lambda: exec('raise KeyboardInterrupt')))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (130, "pare: interrupted\n")
