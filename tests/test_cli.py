@@ -604,7 +604,7 @@ def test_blend_keeps_what_the_mask_keeps(run_pare: RunPare, tmp_path: Path) -> N
 
 
 def test_a_real_ctrl_c(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pare", "generate", "x", "--steps", "1000"]
+    command = [sys.executable, "-m", "pare", "generate", "a road", "--steps", "1000"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
