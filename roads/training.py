@@ -105,7 +105,7 @@ def learning_rate(step: int, steps: int, peak: float, warm_up: int) -> float:
 
 
 class Average:
-    """An exponential moving average of weights (arXiv:2006.11239, section 4).
+    """An exponential moving average of weights (arXiv:2006.11239, appendix B).
 
     The weights of single steps jitter around the valley's floor; their average lies in it.
     """
