@@ -62,16 +62,12 @@ NO_MEMORY = re.compile(
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
-class Terminated(KeyboardInterrupt):
-    """The system asks the process to end: at a shutdown, or as a time limit is over."""
-
-
 def run_in_words(body: Callable[[], int]) -> int:
     """The exit code of `body`; what a user can cause becomes one line on stderr.
 
     Anything else is a bug in pare and is raised.
     """
-    with ended_in_order(), library_noise_off(), warnings_in_words():
+    with ended_in_order() as ends, library_noise_off(), warnings_in_words():
         try:
             code = body()
             sys.stdout.flush()
@@ -86,29 +82,40 @@ def run_in_words(body: Callable[[], int]) -> int:
             code = complain(error.args[0])
             for row in error.table:
                 click.echo(printable(row), err=True)
-        except Terminated:
-            complain("terminated")
-            code = TERMINATED
         except KeyboardInterrupt:
-            complain("interrupted")
-            # Python notes that an interrupt left a piece of `exec` (imports are full of them),
-            # and with -m ends itself by the signal in spite of the code; another piece clears it.
-            exec("")
-            code = INTERRUPTED
+            code = say_ended(ends)
         except BrokenPipeError:
             discard_output()
             code = BROKEN_PIPE
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+        except Exception as error:
+            if ends.asked:  # swallowed on its way here, see `Ends`
+                code = say_ended(ends)
+            elif (sentence := machine_sentence(error)) is not None:
+                code = complain(sentence)
+            else:
                 raise
-            code = complain(out_of_memory_sentence(error))
-        except OSError as error:
-            if error.errno not in OS_ERRORS:
-                raise
-            if not error.filename:  # perhaps stdout itself
-                discard_output()
-            code = complain(os_error_sentence(error))
     return code
+
+
+def say_ended(ends: Ends) -> int:
+    """One line and the exit code for a run that was asked to end."""
+    # Python notes that an interrupt left a piece of `exec` (imports are full of them), and
+    # with -m ends itself by the signal in spite of the code; another piece clears it.
+    exec("")
+    terminated = ends.asked == signal.SIGTERM
+    complain("terminated" if terminated else "interrupted")
+    return TERMINATED if terminated else INTERRUPTED
+
+
+def machine_sentence(error: Exception) -> str | None:
+    """What a user can mend about memory, disk or files, in words; None for anything else."""
+    if is_out_of_memory(error):
+        return out_of_memory_sentence(error)
+    if isinstance(error, OSError) and error.errno in OS_ERRORS:
+        if not error.filename:  # perhaps stdout itself
+            discard_output()
+        return os_error_sentence(error)
+    return None
 
 
 def complain(sentence: str, prefix: str = "pare: ") -> int:
@@ -167,23 +174,37 @@ def discard_output() -> None:
         os.close(null)
 
 
+class Ends:
+    """Whether the process was asked to end, and by which signal.
+
+    The exception alone does not tell: extension modules that import others while they are
+    imported themselves may swallow it, and fail with an error of their own a little later.
+    """
+
+    asked: signal.Signals | None = None
+
+
 @contextlib.contextmanager
-def ended_in_order() -> Iterator[None]:
+def ended_in_order() -> Iterator[Ends]:
     """SIGTERM ends the run as Ctrl-C does, so that what is half written is taken away."""
+    ends = Ends()
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        ends.asked = signal.Signals(number)
+        raise KeyboardInterrupt
 
     # Python lets the main thread alone have a say in this; whoever has already had it, keeps it.
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, end)
+    own = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    free = {number: first for number, first in own.items() if signal.getsignal(number) == first}
+    taken = free if main else {}
+    for number in taken:
+        signal.signal(number, end)
     try:
-        yield
+        yield ends
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, first in taken.items():
+            signal.signal(number, first)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from pare.errors import NotEnoughMemoryError
 from pare.vae.tiling import SMALLEST
 
 # Numbers that are alive at a part's worst moment, as a multiple of the width of a level.
-UNET_COPIES = 32  # of the first level, for every latent: the feed-forward's alone are 16
+UNET_COPIES = 40  # of the first level, for every latent: the feed-forward's alone are 16
 DECODER_COPIES = 5  # of the second level, for every pixel: what the last upsampling returns
 ENCODER_COPIES = 5  # of the first level, for every pixel
 PICTURE_COPIES = 3  # of a finished picture in float32, on its way to 8 bits

@@ -247,6 +247,29 @@ pare.recipe.save_png = save_png
     assert read_recipe(tmp_path / "generate-0.png").seeds == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("name", "code", "word"), [("INT", 130, "interrupted"), ("TERM", 143, "terminated")]
+)
+def test_a_signal_that_a_library_swallowed_still_ends_the_run(
+    name: str, code: int, word: str, tmp_path: Path
+) -> None:
+    """As numpy does where torch's C code imports it, and the signal comes just then."""
+    patch = f"""
+def generate(*given, **more):
+    try:
+        os.kill(os.getpid(), signal.SIG{name})
+        for _ in range(1000):
+            pass
+    except KeyboardInterrupt:
+        pass
+    raise ImportError("cannot load module more than once per process")
+FakePipeline.generate = generate
+"""
+    done = run_patched(tmp_path, patch, "generate", "x")
+    assert done.returncode == code, done.stderr
+    assert done.stderr == f"pare: {word}\n"
+
+
 def test_a_full_disk_keeps_the_pictures_that_are_whole(
     fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

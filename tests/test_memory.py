@@ -248,7 +248,7 @@ def test_a_run_beyond_the_processs_limit_is_one_sentence(run_pare: RunPare, tmp_
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 2
-    assert "a picture of 8192 x 8192 needs about 16.0 GiB of memory, and" in done.stderr
+    assert "a picture of 8192 x 8192 needs about 20.0 GiB of memory, and" in done.stderr
     assert "the model was trained at 128 x 128" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
