@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,6 +52,7 @@ from pare.schedulers import (
     Trajectory,
     add_noise,
     build_scheduler,
+    interpret,
     start_index,
 )
 from pare.text import PromptEmbeddings, encode, known_words, paired, warn_of_unknown_words
@@ -348,6 +349,25 @@ class Pipeline:
             step=step,
             extra=extra,
         )
+
+    def answers(
+        self,
+        x_t: Tensor,
+        level: Level,
+        texts: Mapping[str, Tensor],
+        *,
+        control: Control | None = None,
+        step: int = 0,
+    ) -> dict[str, Tensor]:
+        """The model's answers to several texts about the same x_t; see `guidance.branch_outputs`.
+
+        For a formula of one's own in the place of guidance; `interpret` takes what comes out.
+        """
+        return guiding.branch_outputs(self.unet, x_t, level, texts, control=control, step=step)
+
+    def interpret(self, output: Tensor, x_t: Tensor, level: Level) -> Prediction:
+        """x0 and eps of a model's answer, eps or v as this model was trained for."""
+        return interpret(output, x_t, level, self.scheduler.prediction_type)
 
     @torch.no_grad()
     def denoise(

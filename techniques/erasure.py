@@ -29,7 +29,7 @@ from torch import Tensor
 from pare import settings
 from pare.attention import Call, Control, Site
 from pare.errors import SettingError
-from pare.guidance import branch_outputs, guide
+from pare.guidance import guide
 from pare.image import fit, fit_to_multiple, to_pil, to_tensor
 from pare.memory import Plan
 from pare.noise import Noise
@@ -39,7 +39,6 @@ from pare.schedulers import (
     Level,
     Trajectory,
     add_noise,
-    interpret,
     start_index,
 )
 from pare.text import PromptEmbeddings, words_of
@@ -174,7 +173,7 @@ def erase_latents(
     history: History = ()
     for i in progress(range(len(trajectory))):
         level = trajectory.levels[i]
-        answers = branch_outputs(pipe.unet, x_t, level, texts, control=looks, step=i)
+        answers = pipe.answers(x_t, level, texts, control=looks, step=i)
         uncond, cond, *unwanted = answers.values()
 
         # The gates' thresholds are published for eps: other outputs are brought to its scale.
@@ -196,7 +195,7 @@ def erase_latents(
             output = output - total
             if watch:
                 watch(i, pushes)
-        prediction = interpret(output, x_t, level, pipe.scheduler.prediction_type)
+        prediction = pipe.interpret(output, x_t, level)
         fresh = pipe.fresh_noise(noise, x_t)
         x_t, history = pipe.scheduler.step(trajectory, i, x_t, prediction, history, fresh)
     return x_t

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pare.pipeline import Pipeline
+    from pare.recipe import Recipe
     from pare.study.report import Reported
     from pare.words import Words
 
-REPORTED = ("generate", "img2img", "trace")
-"""The commands whose pictures can be reported on: they have one prompt, and ask the UNet through
-the pipeline."""
+REPORTED = ("generate", "img2img", "trace", "blend", "erase", "p2p", "edit", "invert")
+"""The commands whose pictures can be reported on.  `attention` makes a page of pictures."""
 
 report_options = options(
     click.option("--seed", type=int, default=0, show_default=True,
@@ -70,8 +70,9 @@ EXAMPLES = examples(
 def report(prompt: str, **given: Any) -> None:
     """Make a picture from PROMPT, and a page that shows how it came about.
 
-    With the name of a PICTURE that `pare generate`, `img2img` or `trace` made, that picture is
-    made again from its recipe and the page is about it; then only --out and --force count.
+    With the name of a PICTURE that pare made, that picture is made again from its recipe and the
+    page is about it; then only --out and --force count. Of an edit it shows the way back from the
+    noise to the picture, of `p2p` the row of this picture, with the attention that the edit met.
     The page is one file, needs no network, and opens in any browser: where every word looks,
     x_t and x0 step by step, what guidance changed, and every layer of the U with its shape, its
     cost, its code and its answers.
@@ -114,7 +115,8 @@ def from_prompt(prompt: str, given: dict[str, Any]) -> tuple[Reported, Image.Ima
     pipe = load_pipeline(given)
     width, height = given["size"] or pipe.trained_size
     warn_of_size(pipe, (width, height), "take a smaller --size")
-    reported = Reported(pipe, words_of(pipe, prompt), steps=given["steps"], size=(width, height))
+    texts = [words_of(pipe, prompt)]
+    reported = Reported(pipe, texts, steps=given["steps"], size=(width, height))
     announce(reported, given["steps"], given["guidance"])
     with reported as watched:
         images = watched.generate(
@@ -146,28 +148,30 @@ def from_recipe(picture: Path) -> tuple[Reported, Image.Image, dict[str, Any]]:
     from pare.study.report import Reported
 
     recipe = read_recipe(picture)
-    if recipe.command not in REPORTED:
-        raise RecipeError(
-            f"{picture} was made by `pare {one_line(recipe.command[:40])}`",
-            expected=f"a picture of {', '.join(REPORTED)}",
-        )
-    given = recipe.arguments
+    require_followed(picture, recipe)
+    texts, which = prompts_of(recipe)
+    steps = steps_of(picture, recipe)
     found: list[Reported] = []
     with ExitStack() as stack:
 
         def watch(pipe: Pipeline) -> Pipeline:
             """The pipeline that the picture's command gets instead of its own."""
-            size = fitted(picture, pipe.vae.config.factor)
-            words = words_of(pipe, str(given["prompt"]))
-            found.append(Reported(pipe, words, steps=int(given["steps"]), size=size))
-            announce(found[0], int(given["steps"]), float(given["guidance"]))
+            size = recipe.arguments.get("size") or fitted(picture, pipe.vae.config.factor)
+            words = [words_of(pipe, text) for text in texts]
+            found.append(Reported(pipe, words, steps=steps, size=(size[0], size[1]), picture=which))
+            announce(found[0], steps, float(recipe.arguments.get("guidance") or 7.5))
             return stack.enter_context(found[0])
 
         instead = dict.fromkeys(("device", "dtype", "threads", "model", "revision", "tokenizer"))
         how: dict[str, Any] = {**instead, "inputs": {}, "alone": True, "watch": watch}
+        if recipe.command == "edit":  # or its last walk were that of the reconstruction
+            how["otherwise"] = {"reconstruct": False}
         image, remade, _ = run_again(picture, recipe, how)
+    if found[0].recording.repeated:
+        raise not_followed(picture, "its run asks the model several times a step")
     arguments = check_recipe(command_of(recipe, picture), recipe, str(picture))
     about = {
+        "prompt": texts[which],
         "picture": picture.name,
         "command": for_a_shell(command_of(recipe, picture), arguments),
         **{name: value for name, value in arguments.items() if value is not None},
@@ -179,6 +183,50 @@ def from_recipe(picture: Path) -> tuple[Reported, Image.Image, dict[str, Any]]:
         "versions": remade.versions,
     }
     return found[0], image, about
+
+
+def require_followed(picture: Path, recipe: Recipe) -> None:
+    """Raise a RecipeError for a picture whose run is not one look of the model a step."""
+    if recipe.command not in REPORTED:
+        raise RecipeError(
+            f"{picture} was made by `pare {one_line(recipe.command[:40])}`",
+            expected=f"a picture of {', '.join(REPORTED)}",
+        )
+    given = recipe.arguments
+    if given.get("method") == "replay":
+        raise not_followed(picture, "its source and target ran one after the other (replay)")
+    if given.get("method") == "edict":
+        raise not_followed(picture, "EDICT walks with two latents")
+    if given.get("separately") or (given.get("batch") == 1 and recipe.command == "p2p"):
+        raise not_followed(picture, "its rows were looked at one after the other (--separately)")
+
+
+def not_followed(picture: Path, why: str) -> RecipeError:
+    return RecipeError(
+        f"{picture} cannot be reported on: {why}", expected="one look of the model at each step"
+    )
+
+
+def prompts_of(recipe: Recipe) -> tuple[list[str], int]:
+    """What each row of the run is to show, and which of them the picture is."""
+    given = recipe.arguments
+    if recipe.command == "p2p":
+        return [given["source"], *given["targets"]], recipe.parts.index(recipe.part or "")
+    if recipe.command == "edit":
+        source, target = given["source"] or "", given["target"] or given["source"] or ""
+        return ([source, target], 1) if given["kind"] == "p2p" else ([target], 0)
+    return [str(given["prompt"])], 0
+
+
+def steps_of(picture: Path, recipe: Recipe) -> int:
+    """How many steps the whole way has."""
+    if recipe.inputs.get("inversion") is not None:
+        from pare.rerun import find_input
+        from techniques.inversion import load
+
+        path = find_input("inversion", recipe.inputs["inversion"], picture)
+        return load(path).trace.steps
+    return int(recipe.arguments["steps"] or 50)
 
 
 def words_of(pipe: Pipeline, prompt: str) -> Words:

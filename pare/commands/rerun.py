@@ -239,6 +239,7 @@ def run_again(
     notes += machine.notes
     arguments = with_files(command, arguments, paths)
     arguments |= {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
+    arguments |= given.get("otherwise", {})
     arguments["tokenizer"] = plain(given["tokenizer"] or find_tokenizer(recipe))
     if given["model"] is not None:
         same = given["model"] == recipe.arguments.get("model")

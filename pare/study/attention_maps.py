@@ -186,6 +186,11 @@ class Recorder(Control):
             self.sums[key] = shares.new_zeros(count, *shares.shape[1:])
         self.sums[key][heads if self.each_head else slice(None)] += shares
 
+    def forget(self) -> None:
+        """Begin anew."""
+        self.sums.clear()
+        self.looks.clear()
+
     def means(self) -> Iterator[dict[str, Any]]:
         """What was recorded so far, in the order of execution, by `LayerMap`'s fields."""
         for (site, step, row), total in self.sums.items():

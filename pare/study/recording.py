@@ -37,7 +37,7 @@ from pare.memory import check_room
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress
 from pare.schedulers import Level, Prediction, Trajectory
-from pare.study.attention_maps import Together, grid_at
+from pare.study.attention_maps import Recorder, Together, grid_at
 from pare.study.layers import (
     Layer,
     LayerTable,
@@ -95,6 +95,7 @@ class Recording(Control):
         every: int = 1,
         each_head: bool = False,
         beside: Control | None = None,
+        last: bool = False,
     ) -> None:
         """
         Args:
@@ -109,6 +110,8 @@ class Recording(Control):
             every: of so many steps one is looked at, the first included.
             each_head: keep attention's heads apart, not their mean.
             beside: another control that is to see the run.
+            last: where the model walks several times, as from a picture to its noise and back,
+                keep the last walk.  Otherwise a second one is an error.
 
         Raises:
             SettingError: a layer that does not exist (the nearest are named), or a setting
@@ -120,7 +123,7 @@ class Recording(Control):
             raise SettingError(f"every is {every!r}", expected="a whole number, at least 1")
         self.branches = None if branches is None else listed(branches)
         self.every, self.each_head = every, each_head
-        self.beside = beside
+        self.beside, self.last = beside, last
         self.layers = find_layers(pipe, listed(layers))
         self.sites = find_sites(pipe, listed(attention))
 
@@ -131,7 +134,7 @@ class Recording(Control):
         self.levels: list[Level] = []
         """The level of noise at each step."""
         self.looked: list[int] = []
-        """The steps at which layers and attention were looked at."""
+        """The steps at which layers and attention were looked at; an edit may begin after 0."""
         self.rows: tuple[Row, ...] = ()
         """What the rows are that layers and attention have."""
 
@@ -139,7 +142,10 @@ class Recording(Control):
         self.handles: list[RemovableHandle] = []
         self.now: ControlledStep | None = None
         self.grid: Grid | None = None
+        self.first_step = 0
         self.last_step = -1
+        self.repeated = False
+        """Whether the last walk began with the step that the one before it had ended with."""
         self.final: Tensor | None = None
         self.used = False
 
@@ -251,8 +257,9 @@ class Recording(Control):
         self.now = None
         if error is not None:
             return
-        if self.final is not None:
-            self.stream("x_t", self.final, LATENTS)
+        if self.levels:
+            final = self.streams["x0"][-1] if self.final is None else self.final
+            self.stream("x_t", final, LATENTS)
         while self.streams:
             name, kept = next(iter(self.streams.items()))
             self.tensors[name] = torch.stack(kept)
@@ -270,11 +277,15 @@ class Recording(Control):
         if self.now is None:
             return
         if self.now.step <= self.last_step:
-            raise SettingError(
-                f"step {self.now.step} has been recorded already",
-                fix="one recording serves one run, of one batch",
-            )
-        self.last_step = self.now.step
+            if not self.last:
+                raise SettingError(
+                    f"step {self.now.step} has been recorded already",
+                    fix="one recording serves one run, of one batch",
+                )
+            self.forget()
+        if self.last_step < 0:
+            self.first_step = self.now.step
+        self.last_step, self.final = self.now.step, None
         if self.wants(self.now.step):
             self.looked.append(self.now.step)
             self.rows = tuple(self.now.rows[i] for i in self.chosen(self.now.rows))
@@ -289,8 +300,22 @@ class Recording(Control):
             self.stream(f"output.{side}", answers[rows], LATENTS)
         self.now = None
 
+    def forget(self) -> None:
+        """Another walk begins: nothing of the one before it is kept."""
+        self.repeated = self.now is not None and self.now.step == self.last_step
+        for kept in (self.streams, self.levels, self.looked):
+            kept.clear()
+        self.last_step = -1
+        if isinstance(self.beside, Recorder):
+            self.beside.forget()
+
     def wants(self, step: int) -> bool:
-        return step % self.every == 0
+        return (step - self.first_step) % self.every == 0
+
+    @property
+    def looked_at(self) -> list[int]:
+        """`looked`, counted from the run's own first step."""
+        return [step - self.first_step for step in self.looked]
 
     def chosen(self, rows: Sequence[Row]) -> list[int]:
         """The rows of the batch that are looked at."""
@@ -349,9 +374,17 @@ class Recording(Control):
             self.stream(name, x.detach().float().cpu().clone(), LATENTS)
 
     def note_final(self, latents: Tensor) -> None:
-        """Where the run has ended."""
-        if self.handles:
-            self.final = latents.detach().float().cpu().clone()
+        """Where the run has ended: what it hands on, or decodes, first after the last look.
+
+        Of an edit it may be the target alone, the last of the rows; for the others stands what
+        the model took them for.
+        """
+        if not self.handles or not self.levels or self.final is not None:
+            return
+        final = self.streams["x0"][-1].clone()
+        if latents.shape[1:] == final.shape[1:]:
+            final[-len(latents) :] = latents.detach().float().cpu()
+        self.final = final
 
 
 class RecordedPipeline(Pipeline):
@@ -360,6 +393,16 @@ class RecordedPipeline(Pipeline):
     def __init__(self, pipe: Pipeline, recording: Recording) -> None:
         self.__dict__.update(pipe.__dict__)
         self.recording = recording
+
+    def beside(self, control: Control | None) -> Beside:
+        """What looks on, and the run's own control."""
+        watching = self.recording.beside, self.recording, control
+        return Beside([one for one in watching if one is not None])
+
+    def noted(self, prediction: Prediction, x_t: Tensor, level: Level) -> Prediction:
+        if self.recording.handles:
+            self.recording.note(level, x_t, prediction)
+        return prediction
 
     def predict(
         self,
@@ -373,15 +416,25 @@ class RecordedPipeline(Pipeline):
         step: int = 0,
         extra: Tensor | None = None,
     ) -> Prediction:
-        recording = self.recording
-        looking = [one for one in (recording.beside, recording, control) if one is not None]
         prediction = super().predict(
             x_t, level, prompts, guidance,
-            rescale=rescale, control=Beside(looking), step=step, extra=extra,
+            rescale=rescale, control=self.beside(control), step=step, extra=extra,
         )  # fmt: skip
-        if recording.handles:
-            recording.note(level, x_t, prediction)
-        return prediction
+        return self.noted(prediction, x_t, level)
+
+    def answers(
+        self,
+        x_t: Tensor,
+        level: Level,
+        texts: Mapping[str, Tensor],
+        *,
+        control: Control | None = None,
+        step: int = 0,
+    ) -> dict[str, Tensor]:
+        return super().answers(x_t, level, texts, control=self.beside(control), step=step)
+
+    def interpret(self, output: Tensor, x_t: Tensor, level: Level) -> Prediction:
+        return self.noted(super().interpret(output, x_t, level), x_t, level)
 
     def denoise(
         self,
@@ -402,6 +455,10 @@ class RecordedPipeline(Pipeline):
         )  # fmt: skip
         self.recording.note_final(x0)
         return x0
+
+    def decode(self, x0: Tensor, *, sliced: bool = False, tile: int | None = None) -> Tensor:
+        self.recording.note_final(x0)
+        return super().decode(x0, sliced=sliced, tile=tile)
 
 
 class Beside(Together):

@@ -1,6 +1,6 @@
 """The report: one run as one page, to be looked at in a browser.
 
-    report = Reported(pipe, read(pipe.tokenizer, prompt), steps=30)
+    report = Reported(pipe, [read(pipe.tokenizer, prompt)], steps=30)
     with report as watched:
         image = watched.generate(prompt, [7], steps=30)
     report.write(Path("road.html"), to_pil(image)[0], {"prompt": prompt, "seed": 7})
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from pare.attention import Site
 from pare.files import write_whole
 from pare.image import to_pil
 from pare.pipeline import Pipeline
@@ -111,13 +112,22 @@ def picture_size(table: LayerTable, layer: Layer, side: int, channels: int) -> i
     return pictures(side, channels).reduce(seen, grid_of(table, layer.name)).numel()
 
 
+class LookedAtWords(WordRecorder):
+    """Word maps of the steps that a recording looks at."""
+
+    recording: Recording
+
+    def observes(self, site: Site, step: int) -> bool:
+        return super().observes(site, step) and self.recording.wants(step)
+
+
 class Reported:
     """What a report is made of; the run is what happens in its `with` block."""
 
     def __init__(
         self,
         pipe: Pipeline,
-        words: Words,
+        texts: Sequence[Words],
         *,
         steps: int,
         size: tuple[int, int] | None = None,
@@ -125,12 +135,16 @@ class Reported:
     ) -> None:
         """
         Args:
-            words: the prompt, read.
+            texts: the prompts, read, of all pictures that the run makes side by side.
             steps: of the run.
             size: width and height in pixels; None is the model's own.
             picture: which of the run's pictures the report is about.
+
+        A run that walks several times, like an edit from a picture to its noise and back, is
+        looked at on its last way.
         """
-        self.pipe, self.words, self.picture = pipe, words, picture
+        self.pipe, self.words, self.picture = pipe, texts[picture], picture
+        self.count = len(texts)
         width, height = size or pipe.trained_size
         _, *self.latents = pipe.latent_shape(height, width)
         self.size = width, height
@@ -139,17 +153,18 @@ class Reported:
         table = part_table(pipe, "unet", (self.latents[0], self.latents[1]))
         self.table = LayerTable.of([layer for layer in table if layer.outputs])
         side, channels = choose_pictures(self.table, looks)
-        self.recorder = WordRecorder(
-            {"cond": [words] * (picture + 1)}, steps=range(0, 2 * MOST_STEPS * every, every)
-        )
+        self.recorder = LookedAtWords({"cond": texts})
         self.recording = Recording(
             pipe,
             "unet*",
             keep={"statistics": Reduction(statistics, lambda ndim, grid: ("statistic",)),
                   "pictures": pictures(side, channels)},
+            branches=("uncond", "cond"),
             every=every,
             beside=self.recorder,
+            last=True,
         )  # fmt: skip
+        self.recorder.recording = self.recording
 
     def check_memory(self, steps: int, guidance: float) -> int:
         """The bytes that recording the run takes.
@@ -157,7 +172,7 @@ class Reported:
         Raises:
             NotEnoughMemoryError: so many are not free.
         """
-        planned = self.recording.plan(steps, self.size, count=self.picture + 1, guidance=guidance)
+        planned = self.recording.plan(steps, self.size, count=self.count, guidance=guidance)
         grid = self.latents[0], self.latents[1]
         return check_memory(planned) + self.recorder.bytes_needed(
             self.pipe.unet.sites(), grid, steps
@@ -230,13 +245,13 @@ class Reported:
     def mine(self, name: str) -> Tensor:
         """A tensor of the recording, of this report's picture, at the steps looked at."""
         x = self.recording[name][:, self.picture]
-        looked = list(self.recording.looked)
+        looked = self.recording.looked_at
         return x[looked] if name != "x_t" else x[[*looked, len(x) - 1]]
 
     def run_facts(self, pack: Pack, image: Image.Image) -> dict[str, Any]:
         """Latents, predictions and guidance, step by step."""
         recording = self.recording
-        levels = [recording.levels[i] for i in recording.looked]
+        levels = [recording.levels[i] for i in recording.looked_at]
         x_t, x0 = self.mine("x_t"), self.mine("x0")
         outputs = {
             name.partition(".")[2]: self.mine(name)
@@ -258,7 +273,7 @@ class Reported:
         facts: dict[str, Any] = {
             "steps": [
                 {"i": i, "t": level.t, "sigma": level.sigma, "alpha_bar": level.alpha_bar}
-                for i, level in zip(recording.looked, levels, strict=True)
+                for i, level in zip(recording.looked_at, levels, strict=True)
             ],
             "count": len(recording.levels),
             "films": films,

@@ -15,9 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pare.guidance import branch_outputs
 from pare.pipeline import Progress
-from pare.schedulers import interpret
 from techniques.edit.way import Way
 from techniques.erasure import (
     Concept,
@@ -103,7 +101,7 @@ def erase_latents(
     for i in progress(range(len(way))):
         level = way.level(i)
         texts["uncond"] = way.uncond(i)
-        answers = branch_outputs(pipe.unet, x_t, level, texts, control=looks, step=i)
+        answers = pipe.answers(x_t, level, texts, control=looks, step=way.skip + i)
         uncond, cond, *unwanted = answers.values()
 
         to_eps = eps_per_output(level, way.solver.prediction_type)
@@ -121,7 +119,7 @@ def erase_latents(
         output = uncond + guidance * (cond - uncond)
         if i >= gates.warm_up:
             output = output - total
-        prediction = interpret(output, x_t, level, way.solver.prediction_type)
+        prediction = pipe.interpret(output, x_t, level)
         x_t = way.step(i, x_t, prediction)
         if mask is not None:
             x_t = mask * x_t + (1 - mask) * way.inverted_at(i + 1)

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 from pare.attention import Control
-from pare.guidance import branch_outputs
 from pare.pipeline import Pipeline
-from pare.schedulers import Level, Prediction, interpret
+from pare.schedulers import Level, Prediction
 from pare.text import PromptEmbeddings
 from techniques.inversion import Inverted, ddim, edit_friendly, negative
 
@@ -97,14 +96,12 @@ class Way:
             )
         # As `negative.sample_latents`: also at guidance 1 the source's prompt is asked.
         texts = {"uncond": prompts.uncond, "cond": prompts.cond}
-        answers = branch_outputs(
-            self.pipe.unet, x_t, level, texts, control=control, step=self.skip + i
-        )
+        answers = self.pipe.answers(x_t, level, texts, control=control, step=self.skip + i)
         difference = answers["cond"] - answers["uncond"]
         if self.method == "proximal":
             difference = negative.proximal(difference, negative.QUANTILE)
         output = answers["uncond"] + self.guidance * difference
-        return interpret(output, x_t, level, self.solver.prediction_type)
+        return self.pipe.interpret(output, x_t, level)
 
     def step(self, i: int, x_t: Tensor, prediction: Prediction) -> Tensor:
         """x_t after step `i`."""

@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from pare.attention import Control
-from pare.guidance import branch_outputs
 from pare.pipeline import Pipeline, Progress
-from pare.schedulers import interpret
 from pare.text import PromptEmbeddings
 from techniques.inversion.ddim import Watch, invert, solvers
 from techniques.inversion.trace import Trace
@@ -55,12 +53,12 @@ def sample_latents(
     x_t = trace.start(skip, len(prompts), pipe.device)
     for i in progress(range(len(trajectory))):
         level = trajectory.levels[i]
-        answers = branch_outputs(pipe.unet, x_t, level, texts, control=control, step=skip + i)
+        answers = pipe.answers(x_t, level, texts, control=control, step=skip + i)
         difference = answers["cond"] - answers["uncond"]
         if quantile is not None:
             difference = proximal(difference, quantile)
         output = answers["uncond"] + guidance * difference
-        prediction = interpret(output, x_t, level, ddim.prediction_type)
+        prediction = pipe.interpret(output, x_t, level)
         x_t, _ = ddim.step(trajectory, i, x_t, prediction, ())
         if watch:
             watch(skip + i, x_t)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pare.attention import Site
 from pare.cli import main
@@ -70,7 +71,7 @@ class Page:
 def made(
     pipe: Pipeline, prompt: str = PROMPT, steps: int = 3, **given: Any
 ) -> tuple[Page, Reported]:
-    reported = Reported(pipe, read(pipe.tokenizer, prompt), steps=steps, size=(72, 40))
+    reported = Reported(pipe, [read(pipe.tokenizer, prompt)], steps=steps, size=(72, 40))
     with reported as watched:
         image = watched.generate(prompt, [7], steps=steps, width=72, height=40, **given)
     return Page(reported.page(to_pil(image)[0], {"prompt": prompt, "seed": 7})), reported
@@ -190,7 +191,7 @@ def test_pictures_give_way_to_the_budget(pipe: Pipeline, monkeypatch: pytest.Mon
     sizes = []
     for budget in (10**9, 200_000, 40_000):
         monkeypatch.setattr(report_module, "PICTURES_BUDGET", budget)
-        reported = Reported(pipe, words, steps=10, size=(512, 512))
+        reported = Reported(pipe, [words], steps=10, size=(512, 512))
         planned = reported.recording.plan(10, (512, 512), guidance=1)
         sizes.append(sum(x.shape[-1] * x.shape[-2] * x.shape[-3] * x.shape[0]
                          for x in planned if x.name.endswith(":pictures")))  # fmt: skip
@@ -302,6 +303,79 @@ def test_of_a_picture_made_from_a_picture(
     page = Page(Path("night.html").read_text())
     assert page.facts["picture"]["width"] == 45
     assert page.facts["count"] >= 2
+
+
+EDITED = {  # what makes the picture, and how many looks its last walk has
+    "blend": (["photo.png", "--mask", "mask.png", PROMPT, "--background", "latent",
+               "--strength", "0.5"], 2),
+    "erase": ([PROMPT, "--concept", "a car", "--concept", "the sun"], 4),
+    "erase by attention": (["photo.png", PROMPT, "--concept", "a car", "--preset", "ledits++",
+                            "--strength", "0.75"], 3),
+    "p2p": (["a sunny road", PROMPT, "a rainy road", "--size", "40x24"], 4),
+    "edit": (["photo.png", "--from", "a sunny road", "--to", PROMPT, "--strength", "0.75"], 3),
+    "edit negative": (["photo.png", "--from", "a sunny road", "--to", PROMPT, "--edit", "resample",
+                       "--method", "negative"], 4),
+    "edit null-text": (["photo.png", "--from", "a sunny road", "--to", PROMPT,
+                        "--method", "null-text"], 4),
+    "edit erase": (["photo.png", "--from", PROMPT, "--edit", "erase", "--concept", "a car"], 3),
+    "invert": (["photo.png", PROMPT, "--method", "fixed-point"], 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_of_pictures_that_the_techniques_made(
+    name: str, pipe: Pipeline, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    gradient: Any,
+) -> None:  # fmt: skip
+    """The page ends with the picture, and its words are those of the picture's own row."""
+    monkeypatch.chdir(tmp_path)
+    gradient.crop((0, 0, 40, 24)).save("photo.png")
+    Image.fromarray(np.repeat(np.uint8([[0] * 20 + [255] * 20]), 24, axis=0)).save("mask.png")
+    given, looks = EDITED[name]
+    command = name.partition(" ")[0]
+    assert main([command, "--model", str(model), "--steps", "4", *given, "--out", "new.png"]) == 0
+    made = "new-target-1.png" if command == "p2p" else "new.png"
+    assert main(["report", made, "--out", "page.html"]) == 0
+    page = Page(Path("page.html").read_text())
+    assert page.facts["about"]["prompt"] == PROMPT
+    assert [word["text"] for word in page.facts["words"]] == PROMPT.split()
+    assert page.facts["count"] == len(page.facts["steps"]) == looks
+    noises = [step["alpha_bar"] for step in page.facts["steps"]]
+    assert noises == sorted(noises)  # on the way to the picture, not from it
+    assert set(page.facts["films"]) == {"x_t", "x0", "cond", "uncond"} - (
+        {"cond", "uncond"} if name == "invert" else set()
+    )
+    last = torch.from_numpy(page.numbers(page.facts["latents"]["x_t"])[-1:]).float()
+    apart = np.asarray(to_pil(pipe.decode(last))[0]).astype(int) - np.asarray(Image.open(made))
+    assert np.abs(apart).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["edit", "photo.png", "--from", "a road", "--to", PROMPT, "--method", "edict"],
+         "EDICT walks with two latents"),
+        (["p2p", "a sunny road", PROMPT, "--separately"], "looked at one after the other"),
+        (["p2p", "a sunny road", PROMPT, "--method", "replay"], "ran one after the other"),
+        (["attention", PROMPT, "--word", "road"], "was made by `pare attention`; expected a"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)  # fmt: skip
+def test_runs_that_cannot_be_followed_are_refused(
+    command: list[str], words: str, model: Path, tmp_path: Path, gradient: Any,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    gradient.crop((0, 0, 40, 24)).save("photo.png")
+    settings = ["--model", str(model), "--steps", "2", "--out", "new.png"]
+    assert main([*command, *settings]) == 0
+    capsys.readouterr()
+    made = "new-target.png" if command[0] == "p2p" else "new.png"
+    assert main(["report", made, "--out", "page.html"]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+    assert not Path("page.html").exists()
 
 
 @pytest.mark.parametrize(

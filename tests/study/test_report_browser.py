@@ -31,7 +31,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report on a picture of the built-in model."""
     pipe = Pipeline.from_pretrained("roads", device="cpu", scheduler="ddim")
-    reported = Reported(pipe, read(pipe.tokenizer, PROMPT), steps=STEPS)
+    reported = Reported(pipe, [read(pipe.tokenizer, PROMPT)], steps=STEPS)
     with reported as watched:
         image = watched.generate(PROMPT, [7], steps=STEPS)
     path = tmp_path_factory.mktemp("report") / "road.html"
