@@ -34,8 +34,7 @@ from torch.utils.hooks import RemovableHandle
 from pare.attention import Call, Control, ControlledStep, Row, Site
 from pare.errors import SettingError
 from pare.memory import check_room
-from pare.noise import Noise
-from pare.pipeline import Pipeline, Progress
+from pare.pipeline import Pipeline
 from pare.schedulers import Level, Prediction, Trajectory
 from pare.study.attention_maps import Recorder, Together, grid_at
 from pare.study.layers import (
@@ -411,15 +410,11 @@ class RecordedPipeline(Pipeline):
         prompts: PromptEmbeddings,
         guidance: float,
         *,
-        rescale: float = 0.0,
         control: Control | None = None,
-        step: int = 0,
-        extra: Tensor | None = None,
+        **more: Any,
     ) -> Prediction:
-        prediction = super().predict(
-            x_t, level, prompts, guidance,
-            rescale=rescale, control=self.beside(control), step=step, extra=extra,
-        )  # fmt: skip
+        watching = self.beside(control)
+        prediction = super().predict(x_t, level, prompts, guidance, control=watching, **more)
         return self.noted(prediction, x_t, level)
 
     def answers(
@@ -429,36 +424,23 @@ class RecordedPipeline(Pipeline):
         texts: Mapping[str, Tensor],
         *,
         control: Control | None = None,
-        step: int = 0,
+        **more: Any,
     ) -> dict[str, Tensor]:
-        return super().answers(x_t, level, texts, control=self.beside(control), step=step)
+        return super().answers(x_t, level, texts, control=self.beside(control), **more)
 
     def interpret(self, output: Tensor, x_t: Tensor, level: Level) -> Prediction:
         return self.noted(super().interpret(output, x_t, level), x_t, level)
 
     def denoise(
-        self,
-        x_t: Tensor,
-        trajectory: Trajectory,
-        prompts: PromptEmbeddings,
-        *,
-        guidance: float,
-        rescale: float = 0.0,
-        noise: Noise | None = None,
-        control: Control | None = None,
-        extra: Tensor | None = None,
-        progress: Progress = iter,
+        self, x_t: Tensor, trajectory: Trajectory, prompts: PromptEmbeddings, **more: Any
     ) -> Tensor:
-        x0 = super().denoise(
-            x_t, trajectory, prompts, guidance=guidance, rescale=rescale, noise=noise,
-            control=control, extra=extra, progress=progress,
-        )  # fmt: skip
+        x0 = super().denoise(x_t, trajectory, prompts, **more)
         self.recording.note_final(x0)
         return x0
 
-    def decode(self, x0: Tensor, *, sliced: bool = False, tile: int | None = None) -> Tensor:
+    def decode(self, x0: Tensor, **more: Any) -> Tensor:
         self.recording.note_final(x0)
-        return super().decode(x0, sliced=sliced, tile=tile)
+        return super().decode(x0, **more)
 
 
 class Beside(Together):
