@@ -415,7 +415,7 @@ def parser() -> argparse.ArgumentParser:
     add("--judge", type=Path, help="the judge's folder; by default the built-in one")
     add("--prompts", type=int, default=512)
     add("--steps", type=int, default=30, help="of DDIM")
-    add("--guidance", type=float, default=5.0)
+    add("--guidance", type=float, default=7.5, help="as for pare generate")
     add("--batch", type=int, default=4, help="pictures at a time")
     add("--seed", type=int, default=0, help="of the first picture")
     add("--device", default="auto")
