@@ -14,10 +14,12 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pare.errors import LossError
+from roads.captions import read_caption
 from roads.judge import CAR, COLOURS, Judge, Logits, prepare
 from roads.scene import OBJECTS, PLACES, WEATHERS
 
@@ -50,6 +52,31 @@ def judge_loss(judge: Judge, wanted: str) -> Callable[[Tensor], Tensor]:
         return -pick(logits)
 
     return loss
+
+
+def caption_loss(judge: Judge, caption: str) -> Callable[[Tensor], Tensor]:
+    """-log p that a picture, (1, 3, H, W) in [0, 1], is all that a caption of this world says.
+
+    Raises:
+        LossError: the caption says nothing that the judge knows.
+    """
+    said = read_caption(caption)
+    if not said:
+        raise LossError(
+            f"{caption[:60]!r} says nothing that the judge of roads knows",
+            expected="a weather, a place or an object, like 'a snowy road with a red car'",
+        )
+    losses = [judge_loss(judge, wanted(name, value)) for name, value in said.items()]
+    return lambda image: torch.stack([loss(image) for loss in losses]).sum()
+
+
+def wanted(name: str, value: str | bool) -> str:
+    """What `read_caption` has found, as `judge_loss` calls it."""
+    if name in ("weather", "place"):
+        return str(value)
+    if value in ("none", False):
+        return f"no {name}"
+    return f"{value} car" if value in COLOURS else name
 
 
 def picks() -> dict[str, Pick]:

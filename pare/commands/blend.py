@@ -11,10 +11,12 @@ from pare import settings
 from pare.commands.examples import examples
 from pare.commands.options import (
     InputFile,
+    aside,
     checked,
     image_argument,
     memory_options,
     model_options,
+    noted,
     options,
     output_options,
     prompt_argument,
@@ -35,7 +37,9 @@ from pare.commands.text_options import noting_words, read_edits, text_options, u
 from pare.console import progress
 
 if TYPE_CHECKING:
-    from techniques.blended import Difference
+    from PIL import Image
+
+    from techniques.blended import Difference, Rank
 
 blend_options = options(
     click.option("--mask", required=True, type=InputFile(),
@@ -68,6 +72,10 @@ blend_options = options(
     click.option("--rounding", type=click.Choice(["nearest", "up"]), default="nearest",
                  show_default=True, help="Of steps x strength to whole steps."),
     click.option("--sample", is_flag=True, help="Draw IMAGE's latents from the VAE's posterior."),
+    click.option("--rank", metavar="judge|FOLDER", expose_value=False, callback=aside("rank"),
+                 help="With several seeds: say which picture shows PROMPT best, by the built-in "
+                      "world's judge, or by the CLIP model in FOLDER, which sees the rectangle "
+                      "around the mask."),
 )  # fmt: skip
 
 # What `blend` calls as the options are called.
@@ -79,6 +87,7 @@ KNOBS = (
 EXAMPLES = examples(
     'pare blend photo.jpg "a red car" --mask mask.png --out car.png',
     'pare blend photo.jpg "a tree" --mask mask.png --count 4 --background poisson --out trees.png',
+    'pare blend road.png "a sunny road with clouds" --mask sky.png --count 8 --rank judge',
     'pare blend photo.jpg "a tree" --mask mask.png --model inpainting.safetensors --size 512x512',
 )
 
@@ -105,6 +114,7 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
     run, edits = Run.plan(), read_edits(given)
     picture, marked = load_image(image), load_mask(mask, invert_mask)
     match_mask(marked, picture.size)  # before the model loads; `blend` does it again
+    rank = None if run.again else ranking(prompt, marked)
 
     from techniques import blended
 
@@ -117,7 +127,8 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
     run = noting_words(run.noting(**fitted), given, edits)
     result = blended.blend(
         pipe, picture, marked, prompt, run.seeds,
-        progress=progress(), **fitted, **sampling(given), **{name: given[name] for name in KNOBS},
+        rank=rank, progress=progress(), **fitted, **sampling(given),
+        **{name: given[name] for name in KNOBS},
     )  # fmt: skip
     run.write(pipe, result.images, **result.report())
     if result.outside and result.vae_alone:
@@ -125,6 +136,35 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
             run.say(f"{path}, outside the mask: {difference_in_words(difference)}")
         alone = difference_in_words(result.vae_alone)
         run.say(f"(through the VAE and back, without an edit: {alone})")
+
+    if result.scores:
+        best, *others = [f"{run.paths[k]} ({result.scores[k]:.3g})" for k in result.order]
+        rest = f", then {', '.join(others)}" if others else ""
+        run.say(f"{best} shows {prompt!r} best by {noted('rank')}{rest}")
+
+
+def ranking(prompt: str, mask: Image.Image) -> Rank | None:
+    """What is to judge the pictures, if anything; ready, so that it fails before the model loads.
+
+    Raises:
+        LossError: a prompt that says nothing that the judge knows.
+        ModelError, ConfigError, WeightsError: the folder holds no whole CLIP.
+    """
+    who = noted("rank")
+    if who is None:
+        return None
+    from techniques.blended import at_mask, by_loss
+
+    if who == "judge":
+        from roads.judge import load_judge
+        from roads.judge_loss import caption_loss
+
+        loss = caption_loss(load_judge(), prompt)
+        return by_loss(lambda _: loss)
+    from techniques.clip_loss import clip_loss
+
+    likeness = clip_loss(Path(who), prompt)
+    return at_mask(by_loss(lambda _: likeness), mask)
 
 
 def difference_in_words(difference: Difference) -> str:

@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from pare.study.report import Reported
     from pare.words import Words
 
-REPORTED = ("generate", "img2img", "trace", "blend", "erase", "p2p", "edit", "invert")
-"""The commands whose pictures can be reported on.  `attention` makes a page of pictures."""
+REPORTED = (
+    "generate", "img2img", "trace", "guide", "blend", "erase", "p2p", "edit", "invert",
+)  # fmt: skip
+"""The commands whose pictures can be reported on; `attention` and `sweep` make pages of them."""
 
 report_options = options(
     click.option("--seed", type=int, default=0, show_default=True,

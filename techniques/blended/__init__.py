@@ -13,7 +13,7 @@ from techniques.blended.history import HistoryRow, measure_history
 from techniques.blended.inpaint import inpaint_latents
 from techniques.blended.loop import blend_latents, shrunken
 from techniques.blended.pictures import PREFERRED_SCHEDULER, Blended, Method, blend, first_step
-from techniques.blended.ranking import Rank, at_mask
+from techniques.blended.ranking import Rank, at_mask, by_loss
 
 __all__ = [
     "PREFERRED_SCHEDULER",
@@ -27,6 +27,7 @@ __all__ = [
     "at_mask",
     "blend",
     "blend_latents",
+    "by_loss",
     "decode_tuned",
     "difference",
     "first_step",

@@ -8,6 +8,8 @@ region and the prompt).  What judges is a plain function of the caller's:
 
     result = blend(pipe, image, mask, prompt, seeds=range(8), rank=at_mask(rank, mask))
     result.images[result.order[0]]
+
+Every loss of `techniques.loss_guidance` is one, too: `by_loss`.
 """
 
 from __future__ import annotations
@@ -16,14 +18,33 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from PIL import Image
 
 from pare.errors import SettingError
-from pare.image import mask_channel, match_mask
+from pare.image import mask_channel, match_mask, to_tensor
 from techniques.blended.canvas import is_edit
+from techniques.loss_guidance import Loss
 
 Rank = Callable[[Image.Image, str], float]
 """How well a picture (RGB) shows what the prompt says; higher is better."""
+
+
+def by_loss(loss_of: Callable[[str], Loss]) -> Rank:
+    """The ranking for which the smaller loss is better: the score is minus the loss.
+
+    Args:
+        loss_of: prompt -> its loss, which takes a picture (1, 3, H, W) in [0, 1]; made once.
+    """
+    losses: dict[str, Loss] = {}
+
+    @torch.no_grad()
+    def rank(picture: Image.Image, prompt: str) -> float:
+        if prompt not in losses:
+            losses[prompt] = loss_of(prompt)
+        return -float(losses[prompt](to_tensor(picture) / 2 + 0.5))
+
+    return rank
 
 
 def scores_of(images: Sequence[Image.Image], prompts: Sequence[str], rank: Rank) -> list[float]:

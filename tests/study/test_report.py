@@ -305,9 +305,11 @@ def test_of_a_picture_made_from_a_picture(
     assert page.facts["count"] >= 2
 
 
-EDITED = {  # what makes the picture, and how many looks its last walk has
+EDITED = {  # what makes the picture, and how many looks its last walk has (PNDM's: one more)
     "blend": (["photo.png", "--mask", "mask.png", PROMPT, "--background", "latent",
                "--strength", "0.5"], 2),
+    "guide": ([PROMPT, "--loss", "blue", "--every", "2", "--size", "40x24"], 5),
+    "guide through": ([PROMPT, "--loss", "blue", "--through-unet", "--size", "40x24"], 5),
     "erase": ([PROMPT, "--concept", "a car", "--concept", "the sun"], 4),
     "erase by attention": (["photo.png", PROMPT, "--concept", "a car", "--preset", "ledits++",
                             "--strength", "0.75"], 3),
