@@ -87,7 +87,7 @@ KNOBS = (
 EXAMPLES = examples(
     'pare blend photo.jpg "a red car" --mask mask.png --out car.png',
     'pare blend photo.jpg "a tree" --mask mask.png --count 4 --background poisson --out trees.png',
-    'pare blend road.png "a sunny road with clouds" --mask sky.png --count 8 --rank judge',
+    'pare blend photo.jpg "a road with clouds" --mask mask.png --count 4 --rank judge',
     'pare blend photo.jpg "a tree" --mask mask.png --model inpainting.safetensors --size 512x512',
 )
 
