@@ -301,7 +301,7 @@ def test_the_docs_python(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "erasure.md").read_text(encoding="utf-8")
-    code = page.partition("```python\n")[2].partition("```")[0]
+    code = "import pare" + page.partition("```python\nimport pare")[2].partition("```")[0]
     exec(compile(code, "docs/erasure.md", "exec"), {})
     assert "torch.Size([20, 2, 1, 16, 16])" in capsys.readouterr().out
     assert (tmp_path / "dark.png").exists()
