@@ -80,7 +80,7 @@ def p2p() -> None:
 def erasure_maps() -> None:
     with elsewhere():
         run('pare erase "a road at night" --concept streetlights=10 --concept "the moon=10" '
-            "--preset ledits++ --steps 20 --seed 4 --maps maps.png")  # fmt: skip
+            "--preset sega --warm-up 2 --steps 20 --seed 4 --maps maps.png")  # fmt: skip
         save("erasure-maps.png", Image.open("maps.png"))
 
 
@@ -97,7 +97,7 @@ def report() -> None:
         page = browser.new_page(viewport={"width": 1180, "height": 760})
         page.goto((folder / "road.html").as_uri())
         page.wait_for_selector("html[data-ready]")
-        page.click("#prompt >> text=car")
+        page.click("#sentence >> text=car")
         shot(page.screenshot, "report-words.png")
         page.fill("#step", "16")
         page.click("[title='unet.up_blocks.2.attentions.1']")

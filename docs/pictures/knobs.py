@@ -120,12 +120,14 @@ def inverting(pipe: pare.Pipeline) -> list[Row]:
 
 
 def prompting(pipe: pare.Pipeline) -> list[Row]:
-    """A forest in the sun, the same in snow; a word's weight; a mask."""
+    """A forest in the sun, the same in snow; a word's weight; a car of another colour."""
     was, seed = "a sunny road in the forest with a house", 102
     will = was.replace("sunny", "snowy")
+    red = "a sunny road in the desert with a red car"
+    blue = Edit(red.replace("red", "blue"))
 
-    def run(targets: Sequence[Edit], **knobs: Any) -> list[Image.Image]:
-        done = prompt_to_prompt(pipe, was, targets, [seed], **knobs)
+    def run(targets: Sequence[Edit], source: str = was, **knobs: Any) -> list[Image.Image]:
+        done = prompt_to_prompt(pipe, source, targets, [seed], **knobs)
         return [done.sources[0], *done.targets[0]]
 
     def row(name: str, edits: dict[Any, Edit], **knobs: Any) -> Row:
@@ -137,6 +139,7 @@ def prompting(pipe: pare.Pipeline) -> list[Row]:
     snow = Edit(will)
     grids = [(f"self up to {g:g}", Sites(finest=g)) for g in (0.125, 0.25, 0.5, 1.0)]
     strict = Edit(will, self_replace=0.8)
+    words = [(f"'car' above {t:g}", LocalBlend(("car",), threshold=t)) for t in (0.15, 0.3, 0.6)]
     return [
         row(
             "cross", {x: Edit(will, cross_replace=x, self_replace=0) for x in (0.0, 0.4, 0.8, 1.0)}
@@ -144,8 +147,9 @@ def prompting(pipe: pare.Pipeline) -> list[Row]:
         row("self", {x: Edit(will, self_replace=x) for x in (0.0, 0.2, 0.4, 0.8)}),
         [("the source", run([strict])[0])]
         + [(name, run([strict], self_sites=sites)[1]) for name, sites in grids],
-        row("snowy x", {w: Edit(will, weights={"snowy": w}) for w in (-1, 0, 1.5, 2)}),
         row("house x", {w: Edit(was, weights={"house": w}) for w in (-2, 0, 1, 2)}),
+        [("the source", run([blue], red)[0]), ("no blend", run([blue], red)[1])]
+        + [(name, run([blue], red, blend=blend)[1]) for name, blend in words],
         [
             ("the source", run([snow])[0]),
             ("no blend", run([snow])[1]),
@@ -177,21 +181,19 @@ def sheet(rows: Sequence[Row]) -> Image.Image:
     return page
 
 
-SHEETS: dict[str, tuple[str, Callable[[pare.Pipeline], list[Row]]]] = {
-    "blend": ("dpm++2m", blending),
-    "erase": ("dpm++2m", erasing),
-    "invert": ("ddim", inverting),
-    "p2p": ("dpm++2m", prompting),
+QUICK = {"scheduler": "dpm++2m", "karras": True}
+SHEETS: dict[str, tuple[dict[str, Any], Callable[[pare.Pipeline], list[Row]]]] = {
+    "blend": (QUICK, blending),
+    "erase": (QUICK, erasing),
+    "invert": ({"scheduler": "ddim"}, inverting),
+    "p2p": (QUICK, prompting),
 }
 
 
 def main() -> None:
     for name in sys.argv[1:] or SHEETS:
-        scheduler, rows = SHEETS[name]
-        karras = scheduler != "ddim"
-        pipe = pare.Pipeline.from_pretrained(
-            "roads", device="cpu", scheduler=scheduler, karras=karras
-        )
+        options, rows = SHEETS[name]
+        pipe = pare.Pipeline.from_pretrained("roads", device="cpu", **options)
         page = sheet(rows(pipe))
         save = functools.partial(page.save, format="PNG", optimize=True)
         write_whole(Path(__file__).with_name(f"knobs-{name}.png"), save, force=True)

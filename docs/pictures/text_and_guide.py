@@ -53,8 +53,8 @@ def guided(pipe: pare.Pipeline) -> Image.Image:
     style = losses.style(losses.vae_features(pipe), reference, "moments")
     runs: dict[str, tuple[Loss, float]] = {
         **{f"blue, scale {scale}": (losses.blue, scale) for scale in (0, 10, 30, 100, 300)},
-        "colour('orange'), 60": (losses.colour("orange"), 60),
-        "judge('house'), 0.02": (judge_loss(load_judge(), "house"), 0.02),
+        "colour('orange'), 200": (losses.colour("orange"), 200),
+        "judge('house'), 0.4": (judge_loss(load_judge(), "house"), 0.4),
         "judge('snowy'), 1": (judge_loss(load_judge(), "snowy"), 1.0),
         "style by moments, 5": (style, 5),
     }
