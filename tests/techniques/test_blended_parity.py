@@ -218,7 +218,9 @@ def test_pictures_on_roads(strength: float, guidance: float, sample: bool) -> No
         pipe, image, mask, prompt, [5], negative=negative, steps=steps, strength=strength,
         guidance=guidance, sample=sample, background="latent", rounding="up",
     )  # fmt: skip
-    assert distance(result.latents, edited) < 1e-4
+    # Trained weights at guidance 12 amplify rounding: 1.1e-4 on one processor of four.  What
+    # counts is the picture; the deliberate mistakes above are off by a hundred times as much.
+    assert distance(result.latents, edited) < 2e-4
     apart = np.asarray(result.images[0]).astype(int) - np.asarray(reference)
     assert np.abs(apart).max() <= 1
 
