@@ -315,7 +315,7 @@ def test_null_text_learns_at_every_step_and_mends_guidance_on_roads() -> None:
     plain, learnt = (
         module.sample_latents(roads, trace, prompts, 7.5) - x0 for module in (ddim, null_text)
     )
-    assert learnt.square().mean() < 0.01 * plain.square().mean()
+    assert learnt.square().mean() < 0.03 * plain.square().mean()
 
 
 def test_null_text_leaves_the_model_alone(pipe: TinyPipeline) -> None:
