@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,24 @@ def embedding(prompt: str) -> Tensor:
     return normal(1, 77, TINY_UNET["cross_attention_dim"], seed=sum(prompt.encode()) + 1)
 
 
+class Exact:
+    """A UNet of diffusers' in float64, with float32 at its doors, as pare's has them.
+
+    Long guided runs enlarge how a processor rounds until it hides what is compared: the loops.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        self.unet = unet.double()
+
+    def __call__(
+        self, x: Tensor, t: Any, text: Tensor | None = None, *,
+        encoder_hidden_states: Tensor | None = None,
+    ) -> Any:  # fmt: skip
+        given = encoder_hidden_states if text is None else text
+        assert given is not None
+        return SimpleNamespace(sample=self.unet(x.double(), t, given.double()).sample.float())
+
+
 @dataclass(frozen=True)
 class TinyModel:
     """One set of random weights, as pare's pipeline and as diffusers' UNet and VAE."""
@@ -76,6 +95,11 @@ class TinyModel:
         no_text: Any = None
         components = Components(unet, vae, no_text, no_text, SCHEDULER_CONFIG, source)
         return cls(components, their_unet, their_vae)
+
+    def exact(self) -> TinyModel:
+        """The same weights, both UNets in float64; see `Exact`."""
+        self.components.unet.double()
+        return TinyModel(self.components, Exact(self.their_unet), self.their_vae)
 
 
 def rectangle(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
