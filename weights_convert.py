@@ -6,8 +6,8 @@
 
 A conversion renames; it computes nothing.  Tensors stay mapped from their files and go to
 the disk one at a time, so that no more than the largest of them is ever in memory.  How
-names correspond stands in `pare/ldm.py`; what a file is and what of it is used, in
-`pare/single_file.py`.  This module reads and writes the two layouts.
+names correspond stands in `pare/loading/ldm_names.py`; what a file is and what of it is used, in
+`pare/loading/single_file.py`.  This module reads and writes the two layouts.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from pare import hub, ldm
-from pare.checkpoint import open_checkpoint
 from pare.config import UNetConfig, VAEConfig
 from pare.errors import OutputError, SettingError, WeightsError
-from pare.files import check_output, exchange, write_whole
-from pare.health import Numbers, is_finite
-from pare.ldm import Place, Shape
-from pare.single_file import (
+from pare.io.whole_files import check_output, exchange, write_whole
+from pare.loading import ldm_names, modules
+from pare.loading.checkpoint import open_checkpoint
+from pare.loading.ldm_names import Place, Shape
+from pare.loading.single_file import (
     Part,
     Row,
     SingleFile,
@@ -45,7 +44,8 @@ from pare.single_file import (
     shapes_of,
     tokenizer_files,
 )
-from pare.text import TextConfig
+from pare.runtime.numerics import Numbers, is_finite
+from pare.text.text_encoder import TextConfig
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 
@@ -189,17 +189,17 @@ def read_folder(folder: Path) -> SingleFile:
     """A model's folder in the Hub's layout, with the names that are in use today.
 
     Raises:
-        ModelError, ConfigError, WeightsError: as for `pare.hub.load_model`.
+        ModelError, ConfigError, WeightsError: as for `pare.loading.modules.load_model`.
     """
-    hub.check_index(folder)
+    modules.check_index(folder)
     parts = {}
     for name in WEIGHTS:
-        config, where = hub.config_of(folder, name)
-        with hub.open_weights(hub.find_weights(folder, name, torch.float32)) as stored:
+        config, where = modules.config_of(folder, name)
+        with modules.open_weights(modules.find_weights(folder, name, torch.float32)) as stored:
             tensors = {today(name, key): tensor.read() for key, tensor in stored.items()}
         parts[name] = Part(config, tensors)
         check_part(name, parts[name], where)
-    scheduler, _ = hub.config_of(folder, "scheduler")
+    scheduler, _ = modules.config_of(folder, "scheduler")
     kind = "SD 2" if parts["text_encoder"].config.get("hidden_act") == "gelu" else "SD 1"
     return SingleFile(folder, kind, parts, scheduler, ())
 
@@ -209,7 +209,7 @@ def today(part: str, name: str) -> str:
     if part == "vae":
         path, _, leaf = name.rpartition(".")
         parent, _, kind = path.rpartition(".")
-        new = {old: new for new, old in ldm.OLD_HUB_VAE.items()}.get(kind)
+        new = {old: new for new, old in ldm_names.OLD_HUB_VAE.items()}.get(kind)
         return f"{parent}.{new}.{leaf}" if new else name
     if part == "text_encoder" and not name.startswith("text_model."):
         return f"text_model.{name}"  # transformers 5 writes it without
@@ -219,7 +219,7 @@ def today(part: str, name: str) -> str:
 def check_part(name: str, part: Part, where: str) -> None:
     """Raise unless the tensors are those that the config asks for."""
     wanted = set(hub_shapes(name, part.config, where))
-    found = set(part.tensors) - {ldm.POSITION_IDS}
+    found = set(part.tensors) - {ldm_names.POSITION_IDS}
     if wanted != found:
         differing = sorted(wanted ^ found)
         raise WeightsError(
@@ -234,11 +234,11 @@ def check_folder(folder: Path) -> list[Row]:
 
     Names are the files' own, behind the part's: `vae/decoder.conv_in.weight`.
     """
-    hub.check_index(folder)
+    modules.check_index(folder)
     rows = []
     for part in WEIGHTS:
-        missing = hub_shapes(part, *hub.config_of(folder, part))
-        with hub.open_weights(hub.find_weights(folder, part, torch.float32)) as stored:
+        missing = hub_shapes(part, *modules.config_of(folder, part))
+        with modules.open_weights(modules.find_weights(folder, part, torch.float32)) as stored:
             for key, tensor in stored.items():
                 name = today(part, key)
                 status = judge_stored(tensor, name, missing.pop(name, None))
@@ -247,15 +247,15 @@ def check_folder(folder: Path) -> list[Row]:
     return sorted(rows, key=lambda row: row.name)
 
 
-def judge_stored(tensor: hub.Stored, name: str, wanted: Shape | None) -> str:
+def judge_stored(tensor: modules.Stored, name: str, wanted: Shape | None) -> str:
     """What is wrong with a folder's tensor that has the Hub's `name` today, or "ok"."""
-    if name == ldm.POSITION_IDS:
+    if name == ldm_names.POSITION_IDS:
         return "not needed: the numbers 0 to 76"
     if wanted is None:
         return "unexpected"
-    if hub.squeeze(tensor.shape, wanted) != wanted:
+    if modules.squeeze(tensor.shape, wanted) != wanted:
         return f"wrong shape: expected {' '.join(map(str, wanted))}"
-    if tensor.dtype not in hub.FLOATING:
+    if tensor.dtype not in modules.FLOATING:
         return "wrong type: expected floating-point numbers"
     return judge_numbers(tensor.read())
 
@@ -267,7 +267,7 @@ def hub_shapes(name: str, config: Mapping[str, Any], where: str) -> dict[str, Sh
             return shapes_of(UNet(UNetConfig.read(config, where)))
         if name == "vae":
             return shapes_of(AutoencoderKL(VAEConfig.read(config, where)))
-    return ldm.text_shapes(dataclasses.asdict(TextConfig.read(config, where)))
+    return ldm_names.text_shapes(dataclasses.asdict(TextConfig.read(config, where)))
 
 
 # --- to a folder --------------------------------------------------------------------------
@@ -340,7 +340,7 @@ def old_vae_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The VAE's tensors as diffusers named them before 2023."""
     renamed = {}
     for name, tensor in tensors.items():
-        for new, old in ldm.OLD_HUB_VAE.items():
+        for new, old in ldm_names.OLD_HUB_VAE.items():
             name = name.replace(f".attentions.0.{new}.", f".attentions.0.{old}.")
         renamed[name] = tensor
     return renamed
@@ -396,11 +396,11 @@ def ldm_tensors(model: SingleFile) -> tuple[dict[str, Tensor], list[str]]:
     if unet is not None:
         config = UNetConfig.read(unet.config, "the UNet")
         for name, tensor in unet.tensors.items():
-            tensors["model.diffusion_model." + ldm.unet_name(name, config)] = tensor
+            tensors["model.diffusion_model." + ldm_names.unet_name(name, config)] = tensor
     if vae is not None:
         levels = len(VAEConfig.read(vae.config, "the VAE").block_out_channels)
         for name, tensor in vae.tensors.items():
-            place = ldm.vae_place(name, levels)
+            place = ldm_names.vae_place(name, levels)
             matrix = place.convolution and tensor.ndim == 2
             stored = tensor[:, :, None, None] if matrix else tensor
             tensors["first_stage_model." + place.name] = stored
@@ -420,9 +420,9 @@ def open_clip_tensors(text: Part) -> dict[str, Tensor]:
     whole: dict[str, Tensor] = {}
     thirds: dict[str, dict[int, Tensor]] = {}
     for name, tensor in text.tensors.items():
-        if name == ldm.POSITION_IDS:
+        if name == ldm_names.POSITION_IDS:
             continue
-        place: Place = ldm.open_clip_place(name)
+        place: Place = ldm_names.open_clip_place(name)
         if place.third is None:
             whole[place.name] = tensor
         else:
@@ -534,7 +534,7 @@ def check_space(target: Path, size: int) -> None:
 
 def main() -> int:
     """`python -m weights_convert …` is `pare convert …`."""
-    from pare.cli import main as pare
+    from pare.cli.main import main as pare
 
     return pare(["convert", *sys.argv[1:]])
 

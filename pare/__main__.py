@@ -2,7 +2,7 @@
 
 import sys
 
-from pare.cli import main
+from pare.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

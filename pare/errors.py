@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pare.health import BadLayer
+    from pare.runtime.numerics import BadLayer
 
 
 class PareError(ValueError):

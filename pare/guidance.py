@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pare.attention import Control, ControlledStep, Row
 from pare.errors import SettingError
-from pare.health import check_answer
+from pare.runtime.numerics import check_answer
 from pare.schedulers import Level, Prediction, interpret
-from pare.text import PromptEmbeddings
+from pare.text.text_encoder import PromptEmbeddings
 from pare.unet import UNet
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pare.errors import SettingError
-from pare.settings import check_seed
+from pare.runtime.validation import check_seed
 
 
 class Noise:

@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 from pare import guidance as guiding
-from pare import settings
 from pare.attention import Control
 from pare.errors import ImageError, ModelError, SettingError
-from pare.hub import (
+from pare.loading.modules import (
     Components,
     ModelSource,
     choose_device,
@@ -35,7 +34,9 @@ from pare.hub import (
     load_model,
     read_scheduler_config,
 )
-from pare.memory import (
+from pare.noise import Noise
+from pare.runtime import validation
+from pare.runtime.memory_plan import (
     Plan,
     decoder_bytes,
     decoder_tile,
@@ -44,7 +45,6 @@ from pare.memory import (
     free_bytes,
     plan_run,
 )
-from pare.noise import Noise
 from pare.schedulers import (
     Level,
     Prediction,
@@ -55,10 +55,16 @@ from pare.schedulers import (
     interpret,
     start_index,
 )
-from pare.text import PromptEmbeddings, encode, known_words, paired, warn_of_unknown_words
-from pare.text_edits import NO_EDITS, TextEdits, encode_prompts_edited
+from pare.text.embedding_edits import NO_EDITS, TextEdits, encode_prompts_edited
+from pare.text.text_encoder import (
+    PromptEmbeddings,
+    encode,
+    known_words,
+    paired,
+    warn_of_unknown_words,
+)
 from pare.vae import Posterior
-from pare.vae.precision import run_vae
+from pare.vae.half_precision import run_vae
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 """Wraps the step indices of a loop, as tqdm does."""
@@ -122,7 +128,7 @@ class Pipeline:
         return other
 
     def with_text_edits(self, edits: TextEdits) -> Self:
-        """The same model, not copied, that reads prompts under edits; see `pare.text_edits`.
+        """The same model, not copied, that reads prompts under edits; see `pare.text.embedding_edits`.
 
         Raises:
             EmbeddingError, PromptError, SettingError: edits that make no sense for the model.
@@ -201,7 +207,7 @@ class Pipeline:
         factor = self.vae.config.factor
         height = self.trained_size[1] if height is None else height
         width = self.trained_size[0] if width is None else width
-        settings.check_size(width, height, factor)
+        validation.check_size(width, height, factor)
         return self.vae.config.latent_channels, height // factor, width // factor
 
     def plan(
@@ -274,7 +280,7 @@ class Pipeline:
             raise ImageError(
                 f"the picture is {image.shape[3]} x {image.shape[2]} pixels",
                 expected=f"multiples of {factor}",
-                fix="see pare.image.fit_to_multiple",
+                fix="see pare.io.images.fit_to_multiple",
             )
         if tile is None:
             tile = encoder_tile(
@@ -551,9 +557,9 @@ class Pipeline:
 
 
 def check_sampling(steps: int, guidance: float, rescale: float) -> None:
-    settings.check_steps(steps)
-    settings.check_guidance(guidance)
-    settings.check_rescale(rescale)
+    validation.check_steps(steps)
+    validation.check_guidance(guidance)
+    validation.check_rescale(rescale)
 
 
 def one_a_seed(prompts: str | Sequence[str], seeds: Sequence[int]) -> list[str]:

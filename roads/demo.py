@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-import pare.cli
+import pare.cli.main
 from roads import photo
-from roads.sheet import contact_sheet
+from roads.contact_sheet import contact_sheet
 
 PROMPT = "a sunny road in the mountains with a red car"
 SCHEDULERS = ("pndm", "ddim", "dpm++2m", "lms", "euler", "euler-ancestral")
@@ -46,7 +46,7 @@ STRIP = (  # the README's picture: four generated ones; a photograph and three e
 
 ROUND_TRIP = """\
 import pare
-from pare.image import load_image, to_pil, to_tensor
+from pare.io.images import load_image, to_pil, to_tensor
 
 pipe = pare.Pipeline.from_pretrained("roads")
 x0 = pipe.encode(to_tensor(load_image("photo.png")))    # (1, 4, 16, 16)
@@ -246,7 +246,7 @@ def run(command: str) -> dict[str, Any]:
     if program == "pare":
         printed = io.StringIO()
         with redirect_stdout(printed):
-            code = pare.cli.main([*arguments, "--json"])
+            code = pare.cli.main.main([*arguments, "--json"])
         result: dict[str, Any] = json.loads(printed.getvalue() or "{}")
     else:
         code, result = photo.main(arguments[2:]), {}

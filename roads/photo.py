@@ -18,14 +18,14 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from pare.console import run_in_words
+from pare.cli.terminal import run_in_words
 from pare.errors import SettingError
-from pare.files import check_output, write_whole
-from roads.canvas import Canvas
-from roads.light import LIGHTS
-from roads.render import render
-from roads.scene import CARS, HELD_OUT_SEEDS, OBJECTS, PLACES, WEATHERS, Scene, draw_scene
-from roads.sky import paint_sky
+from pare.io.whole_files import check_output, write_whole
+from roads.world.canvas import Canvas
+from roads.world.light import LIGHTS
+from roads.world.render import render
+from roads.world.scene import CARS, HELD_OUT_SEEDS, OBJECTS, PLACES, WEATHERS, Scene, draw_scene
+from roads.world.sky import paint_sky
 
 Mask = npt.NDArray[np.bool_]
 

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pare.checkpoint import open_checkpoint
 from pare.config import read_json
 from pare.errors import ModelError, WeightsError
-from pare.settings import check_prompt
-from pare.text import tokenize
-from pare.tokenizer import build_tokenizer, read_tokenizer
+from pare.loading.checkpoint import open_checkpoint
+from pare.runtime.validation import check_prompt
+from pare.text.text_encoder import tokenize
+from pare.text.tokenizer import build_tokenizer, read_tokenizer
 from techniques.loss_guidance import Loss
 
 # What CLIP's pictures are normalised by, in red, green and blue.

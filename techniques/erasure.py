@@ -26,14 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pare import settings
 from pare.attention import Call, Control, Site
 from pare.errors import SettingError
 from pare.guidance import guide
-from pare.image import fit, fit_to_multiple, to_pil, to_tensor
-from pare.memory import Plan
+from pare.io.images import fit, fit_to_multiple, to_pil, to_tensor
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress, check_sampling, one_a_seed
+from pare.runtime import validation
+from pare.runtime.memory_plan import Plan
 from pare.schedulers import (
     History,
     Level,
@@ -41,7 +41,7 @@ from pare.schedulers import (
     add_noise,
     start_index,
 )
-from pare.text import PromptEmbeddings, words_of
+from pare.text.text_encoder import PromptEmbeddings, words_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -403,11 +403,11 @@ def check_concepts(concepts: Sequence[Concept]) -> None:
     if not 1 <= len(concepts) <= MAX_CONCEPTS:
         raise SettingError(f"{len(concepts)} concepts are given", expected=f"1 to {MAX_CONCEPTS}")
     for concept in concepts:
-        settings.check_prompt(concept.prompt)
+        validation.check_prompt(concept.prompt)
         if not concept.prompt.strip():
             raise SettingError("a concept is empty", expected="words, for example 'streetlights'")
         what = f"the weight of {concept.prompt!r}"
-        settings.check_number(what, concept.weight, -MAX_WEIGHT, MAX_WEIGHT)
+        validation.check_number(what, concept.weight, -MAX_WEIGHT, MAX_WEIGHT)
 
 
 def check_gates(gates: Gates) -> None:
@@ -421,4 +421,4 @@ def check_gates(gates: Gates) -> None:
     for name, (low, high) in bounds.items():
         value = getattr(gates, name)
         if value is not None:
-            settings.check_number(name, value, low, high)
+            validation.check_number(name, value, low, high)

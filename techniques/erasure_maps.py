@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pare.files import write_whole
-from pare.study.heat import heat_colours
+from pare.io.whole_files import write_whole
+from pare.study.record.heatmap import heat_colours
 from techniques.erasure import Concept
 
 MOST_COLUMNS = 12  # steps that are drawn; more of them are thinned out
@@ -89,7 +89,7 @@ def save_pushes(
     """Write `pushes` (steps, concepts, h, w) as safetensors, with what the axes are.
 
     Raises:
-        OutputError, OSError: see `pare.files.write_whole`.
+        OutputError, OSError: see `pare.io.whole_files.write_whole`.
     """
     from safetensors.torch import save
 

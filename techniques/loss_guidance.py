@@ -33,15 +33,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pare import settings
 from pare.errors import LossError, SettingError
-from pare.image import to_pil
+from pare.io.images import to_pil
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress, check_sampling, one_a_seed
+from pare.runtime import validation
 from pare.schedulers import History, Trajectory, interpret
-from pare.text import PromptEmbeddings
+from pare.text.text_encoder import PromptEmbeddings
 from pare.vae import AutoencoderKL
-from pare.vae.precision import in_float32
+from pare.vae.half_precision import in_float32
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -249,7 +249,7 @@ def guide(
     pipe.require_denoising("guide")
     check_sampling(steps, guidance, rescale)
     check_guiding(scale, every)
-    settings.check_batch(batch)
+    validation.check_batch(batch)
     shape = pipe.latent_shape(height, width)
     factor = pipe.vae.config.factor
     check_loss(on_device(loss, pipe.device), factor * shape[1], factor * shape[2])
@@ -295,9 +295,9 @@ def on_device(loss: Loss, device: torch.device) -> Loss:
 
 
 def check_guiding(scale: float, every: int) -> None:
-    settings.check_number("scale", scale, -1e9, 1e9)
+    validation.check_number("scale", scale, -1e9, 1e9)
     whole = isinstance(every, int) and not isinstance(every, bool)
-    if not whole or not 1 <= every <= settings.MAX_STEPS:
+    if not whole or not 1 <= every <= validation.MAX_STEPS:
         raise SettingError(
-            f"every is {every!r}", expected=f"a whole number from 1 to {settings.MAX_STEPS}"
+            f"every is {every!r}", expected=f"a whole number from 1 to {validation.MAX_STEPS}"
         )

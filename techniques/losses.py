@@ -17,12 +17,12 @@ from PIL import Image, ImageColor
 from torch import Tensor
 
 from pare.errors import LossError
-from pare.image import fit_to_multiple, to_tensor
+from pare.io.images import fit_to_multiple, to_tensor
 from pare.pipeline import Pipeline
+from pare.runtime.validation import check_number
 from pare.schedulers import add_noise
-from pare.settings import check_number
 from pare.vae import AutoencoderKL
-from pare.vae.precision import in_float32
+from pare.vae.half_precision import in_float32
 from techniques.loss_guidance import Loss
 
 Features = Callable[[Tensor], Sequence[Tensor]]

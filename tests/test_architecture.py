@@ -64,7 +64,7 @@ def test_this_test_sees_imports_inside_functions() -> None:
 
 
 def test_importing_pare_and_its_command_is_light() -> None:
-    code = "import sys, pare, pare.cli; print(*sorted(sys.modules))"
+    code = "import sys, pare, pare.cli.main; print(*sorted(sys.modules))"
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from pare.attention import Call, Control, Row, Site
 from pare.guidance import guide, predict
 from pare.schedulers import Level, Prediction, interpret
-from pare.text import PromptEmbeddings
+from pare.text.text_encoder import PromptEmbeddings
 from pare.unet import UNet
 from tests.random_models import TINY_UNET, normal, unet_pair
 

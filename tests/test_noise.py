@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pare.errors import SettingError
 from pare.noise import Noise
-from pare.settings import MAX_SEED
+from pare.runtime.validation import MAX_SEED
 
 SEEDS = st.integers(0, MAX_SEED)
 SHAPE = (4, 3, 5)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import pare
-from pare import hub
 from pare.attention import Call, Control, Site
 from pare.errors import ImageError, ModelError, PareError, SchedulerError, SettingError
+from pare.loading import modules
 from pare.pipeline import Pipeline
 from pare.schedulers import SCHEDULERS
 from tests.random_models import TINY_UNET, normal
@@ -296,7 +296,7 @@ def code_in(docstring: str | None) -> str:
 def test_the_lines_of_the_docstrings_run_as_they_are_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(hub.BUILT_IN, "roads", folder)
+    monkeypatch.setitem(modules.BUILT_IN, "roads", folder)
     names: dict[str, Any] = {"Pipeline": Pipeline}
     code = code_in(pare.pipeline.__doc__)
     assert len(code.splitlines()) == 7

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pare.recipe import read_recipe
+from pare.recipes.recipe import read_recipe
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def test_the_wheel_holds_the_packages_the_model_and_the_licence(wheel: Path) -> 
     assert {str(path.relative_to(ROOT)) for path in model.rglob("*") if path.is_file()} <= names
     modules = run("git", "ls-files", "pare/*.py", "techniques/*.py", "roads/*.py", cwd=ROOT)
     assert set(modules.split()) <= names
-    assert {"pare/py.typed", "roads/scene.py", "weights_convert.py"} <= names
+    assert {"pare/py.typed", "roads/world/scene.py", "weights_convert.py"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "runs/", "demo/", "docs/"))]
     # What was committed by mistake would be seen here: the model is the only large part.

@@ -133,7 +133,7 @@ def text_modules(config: dict[str, Any]) -> nn.Module:
 
 def write_tokenizer(folder: Path) -> None:
     """CLIP's files with ten merges in place of 48,894."""
-    from roads.tokenizer import write_tokenizer as write
+    from roads.train.train_tokenizer import write_tokenizer as write
 
     write(folder, MERGES)
 

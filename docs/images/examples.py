@@ -1,7 +1,7 @@
 """The pictures of pages whose commands stand beside them, made by these very commands.
 
-python docs/pictures/examples.py              # four-edits.png, p2p.png, erasure-maps.png
-python docs/pictures/examples.py report       # report-words.png, report-u.png: needs Chromium
+python docs/images/examples.py              # four-edits.png, p2p.png, erasure-maps.png
+python docs/images/examples.py report       # report-words.png, report-u.png: needs Chromium
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import pare.cli
-from pare.files import write_whole
+import pare.cli.main
+from pare.io.whole_files import write_whole
 from roads import photo
-from roads.sheet import contact_sheet
+from roads.contact_sheet import contact_sheet
 
 HERE = Path(__file__).parent
 FOUR_EDITS = (
@@ -46,7 +46,7 @@ def elsewhere() -> Iterator[Path]:
 def run(line: str) -> None:
     """A command as a page shows it."""
     program, *arguments = shlex.split(line)
-    code = pare.cli.main(arguments) if program == "pare" else photo.main(arguments[2:])
+    code = pare.cli.main.main(arguments) if program == "pare" else photo.main(arguments[2:])
     if code:
         sys.exit(code)
 

@@ -1,6 +1,6 @@
 """The README's picture, made anew by the built-in model.
 
-python docs/pictures/first_light.py
+python docs/images/first_light.py
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 import pare
-from pare.files import write_whole
-from pare.image import to_pil, to_tensor
+from pare.io.images import to_pil, to_tensor
+from pare.io.whole_files import write_whole
+from roads.contact_sheet import contact_sheet
 from roads.photo import region
-from roads.render import render
-from roads.scene import HELD_OUT_SEEDS, draw_scene
-from roads.sheet import contact_sheet
+from roads.world.render import render
+from roads.world.scene import HELD_OUT_SEEDS, draw_scene
 from techniques.blended import blend
 
 PROMPTS = {

@@ -1,6 +1,6 @@
 """The table of docs/prompt-to-prompt.md: how strictly Prompt-to-Prompt keeps the layout.
 
-python docs/pictures/how_strictly.py
+python docs/images/how_strictly.py
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 import pare
-from pare.metrics import structure_distance
-from roads.edits import ATTRIBUTES
-from roads.judge import Judge, load_judge
+from pare.io.metrics import structure_distance
+from roads.benchmark.edit_tasks import ATTRIBUTES
+from roads.judge.judge import Judge, load_judge
 from techniques.prompt_to_prompt import Edit, Sites, prompt_to_prompt
 
 CHANGES = (("sunny", "snowy"), ("sunny", "rainy"), ("forest", "desert"))

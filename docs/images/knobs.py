@@ -1,7 +1,7 @@
 """What each knob of a technique does to one and the same picture, one sheet a technique.
 
-python docs/pictures/knobs.py            # all
-python docs/pictures/knobs.py erase p2p  # some
+python docs/images/knobs.py            # all
+python docs/images/knobs.py erase p2p  # some
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from PIL import Image, ImageDraw
 from torch import zeros
 
 import pare
-from pare.files import write_whole
+from pare.io.whole_files import write_whole
 from roads.photo import region
-from roads.render import render
-from roads.scene import HELD_OUT_SEEDS, Scene, draw_scene
+from roads.world.render import render
+from roads.world.scene import HELD_OUT_SEEDS, Scene, draw_scene
 from techniques.blended import blend
 from techniques.erasure import PRESETS, Concept, erase
 from techniques.inversion import invert, sample

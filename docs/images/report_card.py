@@ -1,6 +1,6 @@
 """The table of docs/inversion.md: every inversion's report card, the mean of two pictures.
 
-python docs/pictures/report_card.py
+python docs/images/report_card.py
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 import pare
-from roads.captions import full_caption
-from roads.render import render
-from roads.scene import draw_scene
-from techniques.inversion.pictures import USUAL_GUIDANCE, Method
-from techniques.inversion.report import invert_and_report
+from roads.world.captions import full_caption
+from roads.world.render import render
+from roads.world.scene import draw_scene
+from techniques.inversion.invert_image import USUAL_GUIDANCE, Method
+from techniques.inversion.report_card import invert_and_report
 
 SCENES, STEPS = (3, 4), 50
 # `proximal` gives its own prompt's picture back as `negative` does.

@@ -1,6 +1,6 @@
 """The pictures of docs/text.md and docs/guide.md, made anew by the built-in model.
 
-python docs/pictures/text_and_guide.py            # all; or the names of some: text guide
+python docs/images/text_and_guide.py            # all; or the names of some: text guide
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 from PIL import Image
 
 import pare
-from pare.files import write_whole
-from pare.image import to_pil
-from pare.study.gallery import gallery
-from pare.text_edits import Mix, MixPrompts, TextEdits
-from roads.judge import load_judge
-from roads.judge_loss import judge_loss
-from roads.render import render
-from roads.scene import draw_scene
+from pare.io.images import to_pil
+from pare.io.whole_files import write_whole
+from pare.study.record.image_grid import gallery
+from pare.text.embedding_edits import Mix, MixPrompts, TextEdits
+from roads.judge.judge import load_judge
+from roads.judge.judge_loss import judge_loss
+from roads.world.render import render
+from roads.world.scene import draw_scene
 from techniques import losses
 from techniques.loss_guidance import Loss, guide
 

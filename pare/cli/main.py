@@ -14,29 +14,29 @@ from collections.abc import Sequence
 import click
 
 import pare
-from pare.commands import completion as completing
-from pare.commands.attention import attention
-from pare.commands.bench import bench
-from pare.commands.blend import blend
-from pare.commands.completion import completion
-from pare.commands.convert import convert
-from pare.commands.edit import edit
-from pare.commands.erase import erase
-from pare.commands.film import film
-from pare.commands.generate import generate
-from pare.commands.guide import guide
-from pare.commands.img2img import img2img
-from pare.commands.inspect import inspect
-from pare.commands.invert import invert
-from pare.commands.options import FIND_NAN
-from pare.commands.p2p import p2p
-from pare.commands.report import report
-from pare.commands.rerun import rerun
-from pare.commands.sweep import sweep
-from pare.commands.tokens import tokens
-from pare.commands.trace import trace
-from pare.commands.verify import verify
-from pare.console import run_in_words
+from pare.cli.commands import completion as completing
+from pare.cli.commands.attention_view import attention
+from pare.cli.commands.bench import bench
+from pare.cli.commands.blend import blend
+from pare.cli.commands.completion import completion
+from pare.cli.commands.convert import convert
+from pare.cli.commands.edit import edit
+from pare.cli.commands.erase import erase
+from pare.cli.commands.film import film
+from pare.cli.commands.generate import generate
+from pare.cli.commands.guide import guide
+from pare.cli.commands.img2img import img2img
+from pare.cli.commands.inspect import inspect
+from pare.cli.commands.invert import invert
+from pare.cli.commands.p2p import p2p
+from pare.cli.commands.report import report
+from pare.cli.commands.rerun import rerun
+from pare.cli.commands.sweep import sweep
+from pare.cli.commands.tokens import tokens
+from pare.cli.commands.trace import trace
+from pare.cli.commands.verify import verify
+from pare.cli.options import FIND_NAN
+from pare.cli.terminal import run_in_words
 from pare.errors import NonFiniteError
 
 COMMANDS = (

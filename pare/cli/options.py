@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from pare import settings
-from pare.commands.completion import offer, offer_models
+from pare.cli.commands.completion import offer, offer_models
+from pare.runtime import validation
 
 # pare.schedulers imports torch, so its names stand here too; a test holds them together.
 SCHEDULER_NAMES = ("ddim", "dpm++2m", "lms", "pndm", "euler", "euler-ancestral")
@@ -20,7 +20,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def checked(check: Callable[[Any], Any]) -> Callable[..., Any]:
-    """An option's callback that applies a check of `pare.settings` unless the option is absent."""
+    """An option's callback that applies a check of `pare.runtime.validation` unless the option is absent."""
 
     def callback(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
         return None if value is None else check(value)
@@ -94,27 +94,27 @@ scheduler_options = options(
     click.option("--scheduler", type=click.Choice(SCHEDULER_NAMES),
                  help="The solver; the model's own if not given."),
     click.option("--karras/--no-karras", default=None, help="Karras sigmas, where they apply."),
-    click.option("--eta", type=float, callback=checked(settings.check_eta),
+    click.option("--eta", type=float, callback=checked(validation.check_eta),
                  help="DDIM's share of fresh noise, 0 to 1."),
 )  # fmt: skip
 
 sampling_options = options(
     click.option("--steps", type=int, default=25, show_default=True,
-                 callback=checked(settings.check_steps), help="Sampling steps, 1 to 1000."),
+                 callback=checked(validation.check_steps), help="Sampling steps, 1 to 1000."),
     click.option("--guidance", type=float, default=7.5, show_default=True,
-                 callback=checked(settings.check_guidance),
+                 callback=checked(validation.check_guidance),
                  help="Scale of classifier-free guidance; 1: none."),
     click.option("--rescale", type=float, default=0.0, show_default=True,
-                 callback=checked(settings.check_rescale),
+                 callback=checked(validation.check_rescale),
                  help="Draw the guided contrast back, 0 to 1."),
-    click.option("--negative", default="", callback=checked(settings.check_prompt),
+    click.option("--negative", default="", callback=checked(validation.check_prompt),
                  help="What the picture should not show."),
     click.option("--find-nan", is_flag=True, expose_value=False, callback=note_find_nan,
                  help="If a number goes wrong (NaN), run once more and name the layer."),
 )  # fmt: skip
 
 memory_options = options(
-    click.option("--batch", type=click.IntRange(1, settings.MAX_PICTURES),
+    click.option("--batch", type=click.IntRange(1, validation.MAX_PICTURES),
                  help="Pictures that go through the model together; as many as fit into memory "
                       "if not given."),
     click.option("--tile", type=click.IntRange(8), metavar="PIXELS",
@@ -150,5 +150,5 @@ class InputFile(click.Path):
         return path
 
 
-prompt_argument = click.argument("prompt", callback=checked(settings.check_prompt))
+prompt_argument = click.argument("prompt", callback=checked(validation.check_prompt))
 image_argument = click.argument("image", type=InputFile())

@@ -13,7 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from pare.verify import Report
-    from pare.verify.bench import BenchReport
+    from pare.verify.speed import BenchReport
 
 
 def plain(value: Any) -> Any:

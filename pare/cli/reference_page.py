@@ -1,6 +1,6 @@
 """docs/reference.md, from the commands themselves.
 
-    python -m pare.commands.reference > docs/reference.md
+    python -m pare.cli.reference_page > docs/reference.md
 
 It reads no terminal: the page is the same wherever it is made.
 """
@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 
 import click
 
-from pare.cli import all_commands
-from pare.commands.examples import examples_of
-from pare.console import EXIT_CODES
+from pare.cli.examples import examples_of
+from pare.cli.main import all_commands
+from pare.cli.terminal import EXIT_CODES
 
 WIDTH = 100
 
@@ -24,7 +24,7 @@ HEAD = """
 # Reference
 
 Every command of `pare`, its options and their defaults. The same is in `pare COMMAND --help`.
-This page is made from the code: `python -m pare.commands.reference > docs/reference.md`.
+This page is made from the code: `python -m pare.cli.reference_page > docs/reference.md`.
 
 `pare --version` says which version it is. An option stands before or after the arguments, and
 `--` ends the options. What a program could want goes to stdout: the names of the files that

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare import settings
-from pare.commands.options import InputFile
-from pare.commands.printing import plain
+from pare.cli.options import InputFile
+from pare.cli.printing import plain
 from pare.errors import OutputError, SettingError
-from pare.files import check_output, sha256, write_whole
+from pare.io.whole_files import check_output, sha256, write_whole
+from pare.runtime import validation
 
 if TYPE_CHECKING:
     from PIL import Image
     from transformers import CLIPTokenizer
 
-    from pare.hub import Found
+    from pare.loading.modules import Found
     from pare.pipeline import Pipeline
-    from pare.recipe import Recipe
+    from pare.recipes.recipe import Recipe
     from pare.schedulers import Scheduler
 
 
@@ -91,7 +91,7 @@ class Run:
         assert isinstance(context.command, PictureCommand)
         command, given = str(context.info_name), context.params
         again = context.find_object(Again)
-        seeds = settings.consecutive_seeds(given["seed"], given["count"])
+        seeds = validation.consecutive_seeds(given["seed"], given["count"])
         parts = context.command.parts(given)
         check_pictures(seeds, parts)
         paths = output_paths(given["out"], command, seeds, parts)
@@ -118,7 +118,7 @@ class Run:
 
     def write(self, pipe: Pipeline, images: Sequence[Image.Image], **report: object) -> None:
         """Write every picture with its recipe; print the paths, or all as a JSON object."""
-        from pare.recipe import save_png
+        from pare.recipes.recipe import save_png
 
         recipes = [self.recipe(pipe, index, part) for index, part in self.places]
         if self.again is not None:
@@ -148,7 +148,7 @@ class Run:
         """The recipe of a picture of the run, see `places`."""
         import torch
 
-        from pare.recipe import Recipe, current_versions
+        from pare.recipes.recipe import Recipe, current_versions
 
         model = plain(pipe.source)
         model.pop("path", None)  # where it lies on this machine is nobody else's business
@@ -212,10 +212,10 @@ def named_values(
 
 def check_pictures(seeds: Sequence[int], parts: Sequence[str]) -> None:
     count = len(seeds) * max(1, len(parts))
-    if count > settings.MAX_PICTURES:
+    if count > validation.MAX_PICTURES:
         raise SettingError(
             f"{len(seeds)} seeds make {len(parts)} pictures each",
-            expected=f"at most {settings.MAX_PICTURES} pictures in all",
+            expected=f"at most {validation.MAX_PICTURES} pictures in all",
         )
 
 
@@ -251,7 +251,7 @@ def load_pipeline(
     given: Mapping[str, Any], preferred: Mapping[str, object] | None = None
 ) -> Pipeline:
     """The model and scheduler that the options name; `preferred` if they name no scheduler."""
-    from pare.hub import load_model
+    from pare.loading.modules import load_model
     from pare.pipeline import Pipeline
 
     use_threads(given)
@@ -282,11 +282,11 @@ def load_pipeline(
 
 def load_words(given: Mapping[str, Any]) -> tuple[CLIPTokenizer, int]:
     """The tokenizer of the model that the options name, and the length of its prompts."""
-    from pare import hub
+    from pare.loading import modules
 
     again = click.get_current_context().find_object(Again)
     model = (again.model if again else None) or given["model"]
-    return hub.load_words(model, revision=given["revision"], tokenizer=given["tokenizer"])
+    return modules.load_words(model, revision=given["revision"], tokenizer=given["tokenizer"])
 
 
 def use_threads(given: Mapping[str, Any]) -> None:

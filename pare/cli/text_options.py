@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare import settings
-from pare.commands.options import InputFile, options
+from pare.cli.options import InputFile, options
 from pare.errors import PromptError, SettingError
+from pare.runtime import validation
 
 if TYPE_CHECKING:
-    from pare.commands.run import Run
-    from pare.learned_words import LearnedWord
+    from pare.cli.run_command import Run
     from pare.pipeline import Pipeline
-    from pare.text_edits import TextEdits
+    from pare.text.embedding_edits import TextEdits
+    from pare.text.textual_inversion import LearnedWord
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 MIX_FORM = "WORD=OTHER or WORD=OTHER=SHARE"
@@ -51,7 +51,7 @@ def parse_replace(text: str) -> tuple[str, str]:
     word, _, other = (part.strip() for part in text.partition("="))
     if not word or not other:
         raise SettingError(f"--replace is {text!r}", expected="WORD=OTHER")
-    return settings.check_prompt(word), settings.check_prompt(other)
+    return validation.check_prompt(word), validation.check_prompt(other)
 
 
 def parse_mix(text: str) -> tuple[str, str, float]:
@@ -66,7 +66,7 @@ def parse_mix(text: str) -> tuple[str, str, float]:
         share = float(number)
     except ValueError:
         raise SettingError(f"--mix is {text!r}", expected=MIX_FORM) from None
-    return settings.check_prompt(word), settings.check_prompt(other), check_share(share)
+    return validation.check_prompt(word), validation.check_prompt(other), check_share(share)
 
 
 def parse_mix_prompt(text: str) -> tuple[str, float]:
@@ -77,12 +77,12 @@ def parse_mix_prompt(text: str) -> tuple[str, float]:
     except ValueError:
         share = None
     if share is None:
-        return settings.check_prompt(text), 0.5
-    return settings.check_prompt(prompt), check_share(share)
+        return validation.check_prompt(text), 0.5
+    return validation.check_prompt(prompt), check_share(share)
 
 
 def check_share(share: float) -> float:
-    return settings.check_number("share", share, -10.0, 10.0)
+    return validation.check_number("share", share, -10.0, 10.0)
 
 
 def as_typed(check: Any) -> Any:
@@ -120,8 +120,8 @@ def read_edits(given: Mapping[str, Any]) -> TextEdits:
         EmbeddingError, ModelError, WeightsError: a file that holds no learned word.
         OSError: one that cannot be opened.
     """
-    from pare.learned_words import load_learned_words
-    from pare.text_edits import Mix, MixPrompts, Replace, TextEdits
+    from pare.text.embedding_edits import Mix, MixPrompts, Replace, TextEdits
+    from pare.text.textual_inversion import load_learned_words
 
     learned = [
         word for value in given["embedding"] for word in load_learned_words(*path_and_word(value))

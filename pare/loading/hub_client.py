@@ -3,7 +3,7 @@
     1. ask what the repository holds at the revision, and which commit that is
     2. fetch model_index.json, and see that pare runs such a model
     3. fetch the configs and the tokenizer, and see that they are ones that pare knows
-    4. fetch one set of weights a part (see `pare.layout`)
+    4. fetch one set of weights a part (see `pare.loading.hub_folder`)
 
 Everything goes through huggingface_hub: its cache (`HF_HOME`), its token (`hf auth login`
 or `HF_TOKEN`), its endpoint (`HF_ENDPOINT`) and its resuming.  Where the Hub cannot be
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pare import layout
 from pare.config import read_json
 from pare.errors import ModelError, PareError
+from pare.loading import hub_folder
 
 # Repositories that were removed from the Hub (how their names begin), and where the same
 # files are today: the owner is another one, the rest of the name is the same.
@@ -107,12 +107,12 @@ def download(
     check_configs: Check,
 ) -> Snapshot:
     commit, names = ask(repo_id, revision)
-    if layout.INDEX not in names:
+    if hub_folder.INDEX not in names:
         raise ModelError(
-            f"{repo_id} has no {layout.INDEX}",
+            f"{repo_id} has no {hub_folder.INDEX}",
             expected="a Stable Diffusion model in the Hub's folder layout",
         )
-    folder = fetch(repo_id, commit, layout.INDEX).parent
+    folder = fetch(repo_id, commit, hub_folder.INDEX).parent
     if folder.name != commit:
         raise strange_answer(repo_id)
     check_index(folder)
@@ -124,33 +124,33 @@ def download(
         say_what_is_left_out(repo_id, folder)
     for name in weights:
         fetch(repo_id, commit, name, folder)
-        if layout.is_index(name):
+        if hub_folder.is_index(name):
             for shard in shard_names(folder, name, names, repo_id):
                 fetch(repo_id, commit, shard, folder)
     if revision != commit:
         # The cache notes which commit a branch's name stands for.  This comes last, so that
         # without a network the name leads to a copy that is whole.
-        fetch(repo_id, revision, layout.INDEX)
+        fetch(repo_id, revision, hub_folder.INDEX)
     return Snapshot(folder, commit)
 
 
 def config_names(names: Collection[str], where: str) -> list[str]:
     """The small files of a model: all that must be there, and those that may be."""
-    spare = layout.IN_TOKENIZER_JSON if "tokenizer/tokenizer.json" in names else frozenset()
-    for name in layout.CONFIGS:
+    spare = hub_folder.IN_TOKENIZER_JSON if "tokenizer/tokenizer.json" in names else frozenset()
+    for name in hub_folder.CONFIGS:
         if name not in names and name not in spare:
             raise ModelError(f"{where} has no {name}", expected="a whole Stable Diffusion model")
-    return [name for name in (*layout.CONFIGS, *layout.TOKENIZER_EXTRAS) if name in names]
+    return [name for name in (*hub_folder.CONFIGS, *hub_folder.TOKENIZER_EXTRAS) if name in names]
 
 
 def chosen_weights(names: Collection[str], where: str, half: bool) -> list[str]:
     """A file of weights, or an index of files, for each part."""
-    chosen = {part: layout.choose_weights(names, part, half) for part in layout.WEIGHTS}
+    chosen = {part: hub_folder.choose_weights(names, part, half) for part in hub_folder.WEIGHTS}
     for part, name in chosen.items():
         if name is None:
             raise ModelError(
                 f"{where} has no weights of the {part} that pare reads",
-                expected=" or ".join(list(layout.weight_names(part, half=False))[:2]),
+                expected=" or ".join(list(hub_folder.weight_names(part, half=False))[:2]),
             )
     return [name for name in chosen.values() if name is not None]
 
@@ -158,7 +158,7 @@ def chosen_weights(names: Collection[str], where: str, half: bool) -> list[str]:
 def shard_names(folder: Path, index: str, names: Collection[str], where: str) -> list[str]:
     """The files that an index in the folder names, as paths inside the repository."""
     part = index.rpartition("/")[0]
-    shards = [f"{part}/{shard}" for shard in layout.read_shards(folder / index)]
+    shards = [f"{part}/{shard}" for shard in hub_folder.read_shards(folder / index)]
     for shard in shards:
         if shard not in names:
             raise ModelError(f"{where} has no {shard}, which its {index} names")
@@ -232,7 +232,7 @@ LEFT_OUT = ("safety_checker", "feature_extractor")
 
 def say_what_is_left_out(repo_id: str, folder: Path) -> None:
     """Say, of a folder or when a model is first fetched, that pare checks no picture."""
-    index = read_json(folder / layout.INDEX)
+    index = read_json(folder / hub_folder.INDEX)
     entries = {part: index.get(part) for part in LEFT_OUT}
     named = [part for part, entry in entries.items() if isinstance(entry, list) and any(entry)]
     if named:
@@ -264,7 +264,7 @@ def find_cached(repo_id: str, revision: str | None, half: bool) -> Snapshot | No
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        index = hf_hub_download(repo_id, layout.INDEX, revision=revision, local_files_only=True)
+        index = hf_hub_download(repo_id, hub_folder.INDEX, revision=revision, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
     folder = Path(index).parent
@@ -272,7 +272,7 @@ def find_cached(repo_id: str, revision: str | None, half: bool) -> Snapshot | No
     try:
         config_names(names, repo_id)
         for name in chosen_weights(names, repo_id, half):
-            if layout.is_index(name):
+            if hub_folder.is_index(name):
                 shard_names(folder, name, names, repo_id)
     except PareError:
         return None  # cut off while it was fetched

@@ -30,22 +30,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pare import layout
-from pare.checkpoint import open_checkpoint
 from pare.config import UNetConfig, VAEConfig, read_json, short_json
-from pare.download import fetch_snapshot, looks_like_repository, say_what_is_left_out
 from pare.errors import ConfigError, DeviceError, ModelError, SettingError, WeightsError
-from pare.health import Numbers, PrecisionWarning, is_finite, type_name
-from pare.single_file import SingleFile, load_single_file, tokenizer_files
-from pare.text import TextConfig
-from pare.tokenizer import TokenizerFiles, build_tokenizer, read_tokenizer
+from pare.loading import hub_folder
+from pare.loading.checkpoint import open_checkpoint
+from pare.loading.hub_client import fetch_snapshot, looks_like_repository, say_what_is_left_out
+from pare.loading.single_file import SingleFile, load_single_file, tokenizer_files
+from pare.runtime.numerics import Numbers, PrecisionWarning, is_finite, type_name
+from pare.text.text_encoder import TextConfig
+from pare.text.tokenizer import TokenizerFiles, build_tokenizer, read_tokenizer
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
-BUILT_IN = {"roads": Path(__file__).parent / "models" / "roads"}
+BUILT_IN = {"roads": Path(__file__).parents[1] / "models" / "roads"}
 
 # What each part of a model may be, by the class that `model_index.json` names.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -158,7 +158,7 @@ def load_model(
     scheduler_config, _ = config_of(folder, "scheduler")
     unet_config, vae_config, text_config = read_parts(folder)
     tokens = check_tokenizer(folder, text_config)
-    files = {part: find_weights(folder, part, kind) for part in layout.WEIGHTS}
+    files = {part: find_weights(folder, part, kind) for part in hub_folder.WEIGHTS}
     fingerprints = {
         str(file.relative_to(folder)): fingerprint(file)
         for path in files.values()
@@ -308,7 +308,7 @@ def find_model(
             expected=f"{' or '.join(BUILT_IN)}, a model's folder in the Hub's layout, "
             "a single file, or owner/name on the Hub",
         )
-    if (path / layout.INDEX).is_file():
+    if (path / hub_folder.INDEX).is_file():
         say_what_is_left_out(name, path)
     return Found(name, path)
 
@@ -402,12 +402,12 @@ def part_file(folder: Path, part: str, name: str) -> Path:
 def find_weights(folder: Path, part: str, dtype: torch.dtype) -> Path:
     """The file of a part's weights that suits `dtype` best, or the index of its shards."""
     there = {f"{part}/{path.name}" for path in (folder / part).glob("*") if path.is_file()}
-    name = layout.choose_weights(there, part, dtype == torch.float16)
+    name = hub_folder.choose_weights(there, part, dtype == torch.float16)
     if name is not None:
         return folder / name
     others = sorted(path.name for path in (folder / part).glob("*.[bs][ia][nf]*"))
     raise ModelError(
-        f"{folder} has no {next(layout.weight_names(part, half=False))}"
+        f"{folder} has no {next(hub_folder.weight_names(part, half=False))}"
         + (f", only {', '.join(others[:3])}" if others else ""),
         expected="each part's weights as safetensors or .bin, under the Hub's names",
         fix="download the whole model",
@@ -416,9 +416,9 @@ def find_weights(folder: Path, part: str, dtype: torch.dtype) -> Path:
 
 def weight_files(path: Path) -> list[Path]:
     """The files that hold a part's weights: `path` itself, or the shards that it lists."""
-    if not layout.is_index(path.name):
+    if not hub_folder.is_index(path.name):
         return [path]
-    files = [path.with_name(name) for name in layout.read_shards(path)]
+    files = [path.with_name(name) for name in hub_folder.read_shards(path)]
     for file in files:
         if not file.is_file():
             raise ModelError(
@@ -447,14 +447,16 @@ def fingerprint(path: Path) -> str:
 
 def config_fingerprints(folder: Path) -> dict[str, str]:
     """The fingerprints of a model's small files: they decide about a picture as weights do."""
-    names = (*layout.CONFIGS, *layout.TOKENIZER_EXTRAS)
+    names = (*hub_folder.CONFIGS, *hub_folder.TOKENIZER_EXTRAS)
     return {name: fingerprint(folder / name) for name in names if (folder / name).is_file()}
 
 
 def tokenizer_fingerprints(folder: Path) -> dict[str, str]:
     """The same for a tokenizer's folder, or a model's whole folder that stands for it."""
     whole = (folder / "tokenizer").is_dir()
-    names = [name for name in (*layout.CONFIGS, *layout.TOKENIZER_EXTRAS) if "tokenizer/" in name]
+    names = [
+        name for name in (*hub_folder.CONFIGS, *hub_folder.TOKENIZER_EXTRAS) if "tokenizer/" in name
+    ]
     paths = {name: folder / (name if whole else Path(name).name) for name in names}
     return {name: fingerprint(path) for name, path in paths.items() if path.is_file()}
 
@@ -613,7 +615,7 @@ def in_type(key: str, tensor: Tensor, dtype: torch.dtype, path: Path) -> Tensor:
     """A weight in the type that the model works in.
 
     One that has this type stays mapped and is not read, so neither is it looked at here: a
-    NaN in it is found by the first run (`pare.health`).  One that is cast is in the CPU's
+    NaN in it is found by the first run (`pare.runtime.numerics`).  One that is cast is in the CPU's
     cache just then, and looking at it costs next to nothing.
 
     Raises:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pare import ldm
-from pare.checkpoint import Checkpoint, open_checkpoint
 from pare.config import UNetConfig, VAEConfig
 from pare.errors import ModelError, SettingError, WeightsError
-from pare.ldm import Place, Shape, Shapes
+from pare.loading import ldm_names
+from pare.loading.checkpoint import Checkpoint, open_checkpoint
+from pare.loading.ldm_names import Place, Shape, Shapes
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 
@@ -235,25 +235,25 @@ def without_prefix(shapes: Shapes, prefix: str) -> dict[str, Shape]:
 
 def outline_unet(shapes: Shapes, prefix: str, ema: bool | None, path: Path) -> tuple[Outline, str]:
     """The UNet, and whose weights are taken: "average", "last", or "only" if there is no choice."""
-    averaged = ldm.ema_name("input_blocks.0.0.weight") in shapes
+    averaged = ldm_names.ema_name("input_blocks.0.0.weight") in shapes
     if ema and not averaged:
         raise WeightsError(f"{path} has no moving average (model_ema.…)", fix="leave out --ema")
     use_average = averaged if ema is None else ema
-    config = ldm.read_unet(without_prefix(shapes, prefix))
+    config = ldm_names.read_unet(without_prefix(shapes, prefix))
     read = UNetConfig.read(config, f"{path} (unet)")
     read.check_inputs(str(path))
     with torch.device("meta"):
         wanted = shapes_of(UNet(read))
     places = {}
     for name in wanted:
-        original = ldm.unet_name(name, read)
-        places[name] = Place(ldm.ema_name(original) if use_average else prefix + original)
+        original = ldm_names.unet_name(name, read)
+        places[name] = Place(ldm_names.ema_name(original) if use_average else prefix + original)
     how = ("average" if use_average else "last") if averaged else "only"
     return Outline(config, wanted, places), how
 
 
 def outline_vae(shapes: Shapes, prefix: str, checkpoint: Checkpoint) -> Outline:
-    config = ldm.read_vae(without_prefix(shapes, prefix))
+    config = ldm_names.read_vae(without_prefix(shapes, prefix))
     scale = checkpoint.tensors.get("scale_factor")
     if scale is not None and scale.numel() == 1:
         config["scaling_factor"] = float(scale)
@@ -261,7 +261,9 @@ def outline_vae(shapes: Shapes, prefix: str, checkpoint: Checkpoint) -> Outline:
     with torch.device("meta"):
         wanted = shapes_of(AutoencoderKL(read))
     levels = len(read.block_out_channels)
-    return Outline(config, wanted, prefixed(wanted, prefix, lambda n: ldm.vae_place(n, levels)))
+    return Outline(
+        config, wanted, prefixed(wanted, prefix, lambda n: ldm_names.vae_place(n, levels))
+    )
 
 
 def outline_text(
@@ -270,19 +272,21 @@ def outline_text(
     """The text encoder, and what of OpenCLIP's is not needed."""
     shapes, open_clip = checkpoint.shapes, prefixes["open_clip"]
     if open_clip is not None:
-        config = ldm.read_text(without_prefix(shapes, open_clip), open_clip=True)
-        wanted = ldm.text_shapes(config)
+        config = ldm_names.read_text(without_prefix(shapes, open_clip), open_clip=True)
+        wanted = ldm_names.text_shapes(config)
         last = rf"{re.escape(open_clip)}transformer\.resblocks\.{config['num_hidden_layers']}\."
         dropped = [(last, "OpenCLIP's last layer: SD 2 reads the one before")]
-        return Outline(config, wanted, prefixed(wanted, open_clip, ldm.open_clip_place)), dropped
+        return Outline(
+            config, wanted, prefixed(wanted, open_clip, ldm_names.open_clip_place)
+        ), dropped
     prefix = str(prefixes["clip"]).removesuffix("text_model.")
     stem = "" if str(prefixes["clip"]).endswith("text_model.") else "text_model."
     bare = {stem + name: shape for name, shape in without_prefix(shapes, prefix).items()}
-    config = ldm.read_text(bare, open_clip=False)
-    wanted = ldm.text_shapes(config)
-    ids = checkpoint.tensors.get(prefix + ldm.POSITION_IDS.removeprefix(stem))
+    config = ldm_names.read_text(bare, open_clip=False)
+    wanted = ldm_names.text_shapes(config)
+    ids = checkpoint.tensors.get(prefix + ldm_names.POSITION_IDS.removeprefix(stem))
     if ids is not None and ids.dtype == torch.int64 and ids.shape == (1, counted(config)):
-        wanted[ldm.POSITION_IDS] = tuple(ids.shape)
+        wanted[ldm_names.POSITION_IDS] = tuple(ids.shape)
     return Outline(config, wanted, prefixed(wanted, prefix, lambda n: Place(n[len(stem) :]))), []
 
 
@@ -358,7 +362,7 @@ def inventory(plan: Plan) -> list[Row]:
     wanted: dict[str, tuple[Shape, Place, bool]] = {}
     for outline in plan.outlines.values():
         for hub, place in outline.places.items():
-            integers = hub == ldm.POSITION_IDS
+            integers = hub == ldm_names.POSITION_IDS
             wanted[place.name] = (outline.shapes[hub], place, integers)
     rows = [
         Row(name, place.shape(shape), "", "missing")
@@ -513,7 +517,7 @@ def trained_size(parts: Mapping[str, Part], pixels: int) -> dict[str, Part]:
 
 # --- the tokenizer, which no single file has ----------------------------------------------
 
-CLIP_TOKENIZER = Path(__file__).parent / "data" / "clip"
+CLIP_TOKENIZER = Path(__file__).parents[1] / "data" / "clip"
 """CLIP's vocabulary, under OpenAI's licence (MIT, beside it)."""
 
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -3,7 +3,7 @@
 A recipe is a stranger's word.  What *it* names is used only if it is still what it was
 (inputs by their SHA-256, models by their fingerprints), and nothing is fetched from a
 network for it.  What the *user* names in its place is used as it is, and a difference is
-said.  `pare.commands.rerun` runs the recipe's command with what is found here.
+said.  `pare.cli.commands.rerun` runs the recipe's command with what is found here.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pare import hub
-from pare.download import COMMIT, find_cached, looks_like_repository
 from pare.errors import DeviceError, RecipeError
-from pare.files import sha256
-from pare.recipe import Recipe
+from pare.io.whole_files import sha256
+from pare.loading import modules
+from pare.loading.hub_client import COMMIT, find_cached, looks_like_repository
+from pare.recipes.recipe import Recipe
 from pare.schedulers import SCHEDULERS, Scheduler, rebuild_scheduler
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def worth_hashing(path: Path) -> bool:
     return os.path.isfile(path) and 0 < path.stat().st_size <= MAX_INPUT
 
 
-def find_model(recipe: Recipe, dtype: str) -> hub.Found:
+def find_model(recipe: Recipe, dtype: str) -> modules.Found:
     """The model that the recipe names, on this machine and unchanged.
 
     Args:
@@ -74,8 +74,8 @@ def find_model(recipe: Recipe, dtype: str) -> hub.Found:
     name, commit = str(recipe.arguments.get("model")), recipe.model.get("revision")
     if commit is not None:
         folder = cached_repository(name, commit, dtype)
-    elif name in hub.BUILT_IN:
-        folder = hub.BUILT_IN[name]
+    elif name in modules.BUILT_IN:
+        folder = modules.BUILT_IN[name]
     else:
         folder = Path(name)
         if not (folder.is_dir() or folder.is_file()):
@@ -87,8 +87,8 @@ def find_model(recipe: Recipe, dtype: str) -> hub.Found:
             fix=f"to run it as it is now, say so: --model {name}",
         )
     if folder.is_file():
-        return hub.find_model(folder)  # after its fingerprint: this opens it
-    return hub.Found(name, folder, commit)
+        return modules.find_model(folder)  # after its fingerprint: this opens it
+    return modules.Found(name, folder, commit)
 
 
 def cached_repository(name: str, commit: object, dtype: str) -> Path:
@@ -119,7 +119,7 @@ def changed_files(model: Mapping[str, Any], folder: Path) -> list[str]:
     if not weights:
         raise RecipeError("the recipe does not say which files its model had")
     if folder.is_file():  # which may have another name today
-        return [] if hub.fingerprint(folder) in weights.values() else [folder.name]
+        return [] if modules.fingerprint(folder) in weights.values() else [folder.name]
     for name in recorded:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\0" in name:
@@ -127,7 +127,7 @@ def changed_files(model: Mapping[str, Any], folder: Path) -> list[str]:
     return [
         name
         for name, digest in recorded.items()
-        if not (folder / name).is_file() or hub.fingerprint(folder / name) != digest
+        if not (folder / name).is_file() or modules.fingerprint(folder / name) != digest
     ]
 
 
@@ -149,7 +149,7 @@ def find_tokenizer(recipe: Recipe) -> Path | None:
     if name is None:
         return None
     folder, recorded = Path(str(name)), table(recipe.model, "configs")
-    if not folder.is_dir() or hub.tokenizer_fingerprints(folder) != recorded:
+    if not folder.is_dir() or modules.tokenizer_fingerprints(folder) != recorded:
         raise RecipeError(
             f"the tokenizer {name!r} is not here, or has changed since",
             fix="name the folder to use: --tokenizer FOLDER",
@@ -195,12 +195,12 @@ def find_machine(
     if device is None:
         device = recipe.device
         try:
-            hub.choose_device(device)
+            modules.choose_device(device)
         except DeviceError:
-            device, kind = str(hub.choose_device("auto")), "auto"
+            device, kind = str(modules.choose_device("auto")), "auto"
             notes.append(f"made on {recipe.device}, which this machine has not: on {device} now")
     processors = os.cpu_count() or 1
-    kind = str(hub.choose_dtype(dtype or kind, hub.choose_device(device)))
+    kind = str(modules.choose_dtype(dtype or kind, modules.choose_device(device)))
     if threads is None and recipe.threads > processors:
         notes.append(f"made with {recipe.threads} threads: with {processors} now, one a processor")
     threads = threads or min(recipe.threads, processors)

@@ -1,7 +1,7 @@
 """A picture carries the recipe that made it, as JSON in the PNG's text under "pare".
 
 Reading one is reading what a stranger wrote: every size and type is checked.  Whether
-the settings make sense is seen by whoever runs them again (`pare.rerun`).
+the settings make sense is seen by whoever runs them again (`pare.recipes.rebuild`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from PIL import Image, PngImagePlugin
 
 import pare
 from pare.errors import RecipeError
-from pare.image import open_image, readable
-from pare.settings import MAX_PICTURES, MAX_SEED
+from pare.io.images import open_image, readable
+from pare.runtime.validation import MAX_PICTURES, MAX_SEED
 
 KEY = "pare"
 FORMAT = 1  # raised when a reader of the old format would misunderstand the new one
@@ -90,7 +90,7 @@ def current_versions(device: str = "cpu") -> dict[str, str]:
 
 
 def save_png(image: Image.Image, recipe: Recipe, file: BinaryIO) -> None:
-    """Write the picture with its recipe into an open file (see `pare.files.write_whole`)."""
+    """Write the picture with its recipe into an open file (see `pare.io.whole_files.write_whole`)."""
     text = PngImagePlugin.PngInfo()
     text.add_text(KEY, recipe.to_json())
     image.save(file, format="PNG", pnginfo=text)

@@ -3,7 +3,7 @@
 What a run needs beside the weights is its activations, and those are largest where the
 resolution is full: at the first level of the UNet and of the VAE.  So a few times the
 width of that level, for every latent or pixel, is what a part needs.  How many times was
-measured (`tests/test_memory.py` measures again); attention needs little, as the fused
+measured (`tests/runtime/test_memory_plan.py` measures again); attention needs little, as the fused
 kernels never hold its scores.
 
 An estimate is enough for what it decides: how many pictures go through the UNet together,
@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from pare import settings
 from pare.config import UNetConfig, VAEConfig
 from pare.errors import NotEnoughMemoryError
+from pare.runtime import validation
 from pare.vae.tiling import SMALLEST
 
 # Numbers that are alive at a part's worst moment, as a multiple of the width of a level.
@@ -189,7 +189,7 @@ def plan_run(
             warn(f"{batch} of {count} pictures are made at a time, as more would not fit memory")
     if tile is None:
         tile = decoder_tile(vae, height, width, device, dtype)
-    return Plan(count, min(settings.check_batch(batch), count), tile)
+    return Plan(count, min(validation.check_batch(batch), count), tile)
 
 
 def decoder_tile(
@@ -248,7 +248,7 @@ def check_room(what: str, need: int, device: torch.device, fix: str) -> None:
     """Raise before a CPU is asked for more memory than it has.
 
     Linux would end the process instead of refusing.  A GPU is let try: it answers too large
-    a request with an error, for which the command has words (`pare.console`).
+    a request with an error, for which the command has words (`pare.cli.terminal`).
 
     Raises:
         NotEnoughMemoryError: `need` bytes are more than what is free.

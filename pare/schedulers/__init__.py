@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pare.errors import SchedulerError, SettingError
-from pare.schedulers.config import SchedulerConfig
 from pare.schedulers.ddim import DDIM
 from pare.schedulers.ddim_inverse import DDIMInverse
 from pare.schedulers.dpmpp_2m import DPMPlusPlus2M
 from pare.schedulers.euler import Euler
 from pare.schedulers.euler_ancestral import EulerAncestral
+from pare.schedulers.hub_config import SchedulerConfig
 from pare.schedulers.lms import LMS
 from pare.schedulers.pndm import PNDM
 from pare.schedulers.schedule import (
@@ -28,7 +28,7 @@ from pare.schedulers.schedule import (
     velocity,
 )
 from pare.schedulers.scheduler import History, Scheduler
-from pare.schedulers.trajectory import Trajectory, start_index
+from pare.schedulers.timesteps import Trajectory, start_index
 
 __all__ = [
     "CLEAN",

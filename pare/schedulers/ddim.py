@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from pare.config import Pin, boolean, number
-from pare.schedulers.config import NO_THRESHOLDING, SOLVER_KEYS, SchedulerConfig
+from pare.schedulers.hub_config import NO_THRESHOLDING, SOLVER_KEYS, SchedulerConfig
 from pare.schedulers.schedule import CLEAN, Level, NoiseSchedule, Prediction
 from pare.schedulers.scheduler import History, Scheduler
-from pare.schedulers.trajectory import Trajectory, spaced_timesteps
+from pare.schedulers.timesteps import Trajectory, spaced_timesteps
 
 
 @dataclass(frozen=True)

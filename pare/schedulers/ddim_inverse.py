@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pare.schedulers.config import SchedulerConfig
 from pare.schedulers.ddim import DDIMConfig, clipped, whole_levels
+from pare.schedulers.hub_config import SchedulerConfig
 from pare.schedulers.schedule import Level, Prediction
 from pare.schedulers.scheduler import History, Scheduler
-from pare.schedulers.trajectory import Trajectory
+from pare.schedulers.timesteps import Trajectory
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from pare.config import Pin, boolean, integer, one_of
-from pare.schedulers.config import (
+from pare.schedulers.hub_config import (
     FINAL_SIGMAS,
     KARRAS_OR_PLAIN,
     NO_THRESHOLDING,
@@ -19,7 +19,7 @@ from pare.schedulers.config import (
 )
 from pare.schedulers.schedule import CLEAN, Level, Prediction
 from pare.schedulers.scheduler import History, Scheduler
-from pare.schedulers.trajectory import Trajectory, karras_sigmas, spaced_timesteps
+from pare.schedulers.timesteps import Trajectory, karras_sigmas, spaced_timesteps
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pare.schedulers.config import SOLVER_KEYS, SchedulerConfig
+from pare.schedulers.hub_config import SOLVER_KEYS, SchedulerConfig
 from pare.schedulers.k_diffusion import KDiffusionScheduler, sigma_levels
 from pare.schedulers.schedule import CLEAN, Level, Prediction
 from pare.schedulers.scheduler import History
-from pare.schedulers.trajectory import Trajectory
+from pare.schedulers.timesteps import Trajectory
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pare.config import Pin, boolean
-from pare.schedulers.config import KARRAS_OR_PLAIN, SOLVER_KEYS, SchedulerConfig
+from pare.schedulers.hub_config import KARRAS_OR_PLAIN, SOLVER_KEYS, SchedulerConfig
 from pare.schedulers.schedule import Level, NoiseSchedule
 from pare.schedulers.scheduler import Scheduler
-from pare.schedulers.trajectory import karras_sigmas, spaced_timesteps
+from pare.schedulers.timesteps import karras_sigmas, spaced_timesteps
 
 
 @dataclass(frozen=True)

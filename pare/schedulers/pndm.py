@@ -18,11 +18,11 @@ from torch import Tensor
 
 from pare.config import boolean
 from pare.errors import SchedulerError
-from pare.schedulers.config import SOLVER_KEYS, SchedulerConfig
 from pare.schedulers.ddim import whole_levels
+from pare.schedulers.hub_config import SOLVER_KEYS, SchedulerConfig
 from pare.schedulers.schedule import Level, Prediction
 from pare.schedulers.scheduler import History, Scheduler
-from pare.schedulers.trajectory import Trajectory
+from pare.schedulers.timesteps import Trajectory
 
 # Adams-Bashforth by order, newest first: arXiv:2202.09778, eq. 12 is the last.
 MULTISTEP_WEIGHTS = {

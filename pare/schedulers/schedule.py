@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pare.errors import ConfigError, SchedulerError
-from pare.schedulers.config import SchedulerConfig
+from pare.schedulers.hub_config import SchedulerConfig
 
 
 @dataclass(frozen=True)

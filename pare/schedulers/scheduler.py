@@ -21,10 +21,10 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from pare.errors import SchedulerError, SettingError
-from pare.schedulers.config import PREDICTION_TYPES, SPACINGS, SchedulerConfig
+from pare.runtime.validation import check_steps
+from pare.schedulers.hub_config import PREDICTION_TYPES, SPACINGS, SchedulerConfig
 from pare.schedulers.schedule import Level, NoiseSchedule, Prediction
-from pare.schedulers.trajectory import Trajectory, check_start
-from pare.settings import check_steps
+from pare.schedulers.timesteps import Trajectory, check_start
 
 History = tuple[Tensor, ...]
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pare.errors import SettingError
-from pare.schedulers.config import SchedulerConfig
+from pare.runtime.validation import check_strength
+from pare.schedulers.hub_config import SchedulerConfig
 from pare.schedulers.schedule import Level
-from pare.settings import check_strength
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Of a prompt the text encoder sees 77 token ids.  Each id points at a row of a table, the
 token's embedding; to it the embedding of its *position* is added, and the sum goes through
-the encoder's layers (`pare.text.encode`).  An edit lets ids point at other rows:
+the encoder's layers (`pare.text.text_encoder.encode`).  An edit lets ids point at other rows:
 
     TextEdits(words=[Replace("cat", "dog")])            the dog's embedding where the cat's was
     TextEdits(words=[Mix("cat", "dog", share=0.3)])     something between the two
@@ -33,11 +33,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pare.errors import PromptError
-from pare.health import check_answer
-from pare.learned_words import LearnedWord, check_width
-from pare.settings import check_number, check_prompt
-from pare.text import PromptEmbeddings, cut_off
-from pare.words import END, PADDING, PIECE, START, Word, Words, numbered
+from pare.runtime.numerics import check_answer
+from pare.runtime.validation import check_number, check_prompt
+from pare.text.text_encoder import PromptEmbeddings, cut_off
+from pare.text.textual_inversion import LearnedWord, check_width
+from pare.text.words import END, PADDING, PIECE, START, Word, Words, numbered
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -294,7 +294,7 @@ class Layout:
     def words_of(
         self, prompt: str, tokens: Sequence[Token], matches: Sequence[re.Match[str]]
     ) -> Words:
-        """The prompt's words: as `pare.words.read` finds them, and the learned ones whole."""
+        """The prompt's words: as `pare.text.words.read` finds them, and the learned ones whole."""
         pieces = [(match.start(), match[0]) for match in matches]
         for piece in PIECE.finditer(prompt):
             if not any(m.start() < piece.end() and piece.start() < m.end() for m in matches):

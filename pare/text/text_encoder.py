@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pare.config import HubConfig, Pin, integer, number, one_of
 from pare.errors import ConfigError, SettingError
-from pare.health import check_answer
-from pare.settings import check_prompt
+from pare.runtime.numerics import check_answer
+from pare.runtime.validation import check_prompt
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer

@@ -8,7 +8,7 @@ encoder where a token's embedding would.  They are passed on as small files of f
                                           of AUTOMATIC1111, and the paper's own code
     NAME.safetensors                      {"emb_params": (n, C)}, as kohya's scripts do
 
-Nothing in a file is run (`pare.checkpoint`), and what is no embedding is refused in a sentence.
+Nothing in a file is run (`pare.loading.checkpoint`), and what is no embedding is refused in a sentence.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pare.checkpoint import Checkpoint, Kept, open_checkpoint
 from pare.errors import EmbeddingError, PromptError
-from pare.settings import check_prompt
+from pare.loading.checkpoint import Checkpoint, Kept, open_checkpoint
+from pare.runtime.validation import check_prompt
 
 MOST_VECTORS = 75  # tokens of a prompt without its start and end
 UNNAMED = ("*", "")  # what stands for the word in the web UI's files

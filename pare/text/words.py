@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pare.errors import PromptError
-from pare.settings import check_prompt
-from pare.text import words_of
+from pare.runtime.validation import check_prompt
+from pare.text.text_encoder import words_of
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pare.config import VAEConfig
-from pare.vae.blocks import NORM_EPS, EncoderBlock, MidBlock
+from pare.vae.vae_blocks import NORM_EPS, EncoderBlock, MidBlock
 
 
 class Encoder(nn.Module):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pare.health import PrecisionWarning, diagnose, error_of, is_finite
+from pare.runtime.numerics import PrecisionWarning, diagnose, error_of, is_finite
 from pare.vae.autoencoder import AutoencoderKL
 
 Work = Callable[[AutoencoderKL, Tensor], Tensor]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pare.errors import MissingExtraError, ModelError
-from pare.hub import ModelSource, find_weights
+from pare.loading.modules import ModelSource, find_weights
 
 Model = Callable[[Tensor, Tensor], Tensor]
 """(x_t, t) -> the model's guided output; both as diffusers' schedulers hand them over."""

@@ -3,7 +3,7 @@
 pare's modules bear the Hub's names, and so do diffusers'; so modules of the same path
 should say the same when both models get the same input.  Their outputs are read off with
 PyTorch's forward hooks, which pare has nowhere else but on copies without weights
-(`pare.study.layers`).
+(`pare.study.inspect.layer_table`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pare.verify.report import Distance
+from pare.verify.parity_table import Distance
 
 Seen = Callable[[str, list[Tensor]], None]
 

@@ -27,23 +27,23 @@ import torch
 from torch import Tensor, nn
 
 import weights_convert
-from pare import ldm
-from pare.architectures import SCHEDULERS, TEXTS, UNETS, VAE
 from pare.config import UNetConfig, VAEConfig
-from pare.hub import DTYPES, ModelSource, choose_dtype, find_model, load_model
-from pare.recipe import current_versions
-from pare.single_file import Part, SingleFile
-from pare.text import TextConfig
+from pare.loading import ldm_names
+from pare.loading.architectures import SCHEDULERS, TEXTS, UNETS, VAE
+from pare.loading.modules import DTYPES, ModelSource, choose_dtype, find_model, load_model
+from pare.loading.single_file import Part, SingleFile
+from pare.recipes.recipe import current_versions
+from pare.text.text_encoder import TextConfig
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
-from pare.verify.bench import MEMORY_BOUND, BenchReport, Measure
-from pare.verify.memory import peak_memory
-from pare.verify.reference import (
+from pare.verify.diffusers_side import (
     load_reference,
     load_reference_file,
     quiet,
     require_diffusers,
 )
+from pare.verify.peak_memory import peak_memory
+from pare.verify.speed import MEMORY_BOUND, BenchReport, Measure
 
 SIDES = ("pare", "diffusers")
 TIME_BOUND = 1.5  # every tensor and every token is checked, which takes a few tenths of a second
@@ -137,7 +137,14 @@ def run_pairs(
     for pair in range(pairs):
         for side in SIDES[:: -1 if pair % 2 else 1]:
             kind = str(dtype).removeprefix("torch.")
-            command = [sys.executable, "-m", "pare.verify.loading", side, str(path), str(configs)]
+            command = [
+                sys.executable,
+                "-m",
+                "pare.verify.loading_speed",
+                side,
+                str(path),
+                str(configs),
+            ]
             run = subprocess.run([*command, kind], stdout=subprocess.PIPE, text=True, check=True)
             runs[side].append(Loading(**json.loads(run.stdout.splitlines()[-1])))
     return runs["pare"], runs["diffusers"]
@@ -180,7 +187,7 @@ def write_random_file(model: str, path: Path, dtype: torch.dtype) -> None:
         states: dict[str, Mapping[str, Tensor]] = {
             "unet": UNet(UNetConfig.read(UNETS[model], model)).state_dict(),
             "vae": AutoencoderKL(VAEConfig.read(VAE, model)).state_dict(),
-            "text_encoder": {n: torch.empty(s) for n, s in ldm.text_shapes(text).items()},
+            "text_encoder": {n: torch.empty(s) for n, s in ldm_names.text_shapes(text).items()},
         }
     largest = max(tensor.numel() for state in states.values() for tensor in state.values())
     numbers = torch.randn(largest, generator=torch.Generator().manual_seed(0)) * 0.02

@@ -29,17 +29,17 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pare.errors import SettingError
-from pare.image import to_pil, to_tensor
+from pare.io.images import to_pil, to_tensor
 from pare.noise import Noise
 from pare.pipeline import Pipeline
-from pare.recipe import current_versions
+from pare.recipes.recipe import current_versions
 from pare.schedulers import Scheduler, build_scheduler, interpret, start_index
-from pare.text import PromptTruncated, encode
-from pare.verify import reference as diffusers_side
-from pare.verify.analytic import Denoiser, denoiser
-from pare.verify.clock import in_turns
-from pare.verify.layers import compare_layers
-from pare.verify.report import SAME_BITS, Bound, Distance, Report, Row
+from pare.text.text_encoder import PromptTruncated, encode
+from pare.verify import diffusers_side
+from pare.verify.analytic_denoiser import Denoiser, denoiser
+from pare.verify.layer_parity import compare_layers
+from pare.verify.paired_timing import in_turns
+from pare.verify.parity_table import SAME_BITS, Bound, Distance, Report, Row
 
 GROUPS = (
     "text", "unet", "vae", "schedulers", "generate", "img2img", "blend", "erase", "invert", "p2p",
@@ -178,9 +178,9 @@ def chosen(only: Sequence[str] | None) -> list[str]:
 
 
 def comparison(group: str) -> Callable[[Subject], Iterator[Found]]:
-    from pare.verify import techniques  # which is made of what is here
+    from pare.verify import technique_parity  # which is made of what is here
 
-    return {**COMPARISONS, **techniques.COMPARISONS}[group]
+    return {**COMPARISONS, **technique_parity.COMPARISONS}[group]
 
 
 def load_subject(

@@ -12,7 +12,7 @@ def peak_memory(device: torch.device) -> int:
     """Bytes.  On CUDA what was allocated there; elsewhere the process's resident memory.
 
     Resident memory counts every page that was touched and has not been dropped, whether it
-    is the process's own or a page of a mapped file (weights, as `pare.hub` loads them).
+    is the process's own or a page of a mapped file (weights, as `pare.loading.modules` loads them).
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pare.architectures import UNETS, VAE
 from pare.config import UNetConfig, VAEConfig
-from pare.hub import (
+from pare.loading.architectures import UNETS, VAE
+from pare.loading.modules import (
     DTYPES,
     ModelSource,
     choose_device,
@@ -32,13 +32,13 @@ from pare.hub import (
     find_model,
     load_model,
 )
-from pare.recipe import current_versions
+from pare.recipes.recipe import current_versions
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
-from pare.verify.clock import in_turns
-from pare.verify.memory import peak_memory
-from pare.verify.reference import load_reference, quiet, require_diffusers, require_folder
-from pare.verify.report import aligned
+from pare.verify.diffusers_side import load_reference, quiet, require_diffusers, require_folder
+from pare.verify.paired_timing import in_turns
+from pare.verify.parity_table import aligned
+from pare.verify.peak_memory import peak_memory
 
 BATCH = 2  # a picture under guidance
 SPEED_BOUND = 1.03
@@ -285,7 +285,7 @@ def memory_of_a_step(model: str, device: torch.device, dtype: torch.dtype) -> Me
     peaks = []
     for side in ("pare", "diffusers"):
         # A new process for each, so that neither sees the other's memory.
-        command = [sys.executable, "-m", "pare.verify.bench", side, *given]
+        command = [sys.executable, "-m", "pare.verify.speed", side, *given]
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         peaks.append(int(run.stdout.splitlines()[-1]) / 2**30)
     ours, theirs = peaks

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pare.image import to_pil
+from pare.io.images import to_pil
 from pare.noise import Noise
 from pare.pipeline import Pipeline
 from pare.schedulers import add_noise, start_index
-from pare.verify import reference as diffusers_side
-from pare.verify.clock import in_turns
+from pare.verify import diffusers_side
+from pare.verify.paired_timing import in_turns
 from pare.verify.parity import GUIDANCE, PROMPT, SEED, Found, Subject
-from pare.verify.published import erasure as published_erasure
-from pare.verify.published import inversion as published_inversion
-from pare.verify.published import prompt_to_prompt as published_p2p
-from pare.verify.report import Bound, Distance, Row
+from pare.verify.parity_table import Bound, Distance, Row
+from pare.verify.published import published_erasure
+from pare.verify.published import published_inversion
+from pare.verify.published import published_p2p
 
 ONE_LEVEL = Bound("levels", 1)
 FEW_FLIPS = Bound("psnr", 45)  # dB; a gate that falls on the other side changes its own place

@@ -1,7 +1,7 @@
 """Do attention maps lie where things are?  Checked against the masks of the renderer.
 
-    python -m roads.attention_truth                        # the built-in model, as Markdown
-    python -m roads.attention_truth --into docs/attention.md --sheet truth.png
+    python -m roads.benchmark.attention_accuracy                        # the built-in model, as Markdown
+    python -m roads.benchmark.attention_accuracy --into docs/attention.md --sheet truth.png
 
 Held-out scenes with their true captions are noised to several levels, and the model looks at
 them once each, without guidance.  Of every thing that a caption names, and of the car's
@@ -14,7 +14,7 @@ covers:
 - pointing: how often the hottest cell is one of the thing's.
 - IoU: of the hottest cells, as many as the thing has, with the thing's.
 
-Maps are read among words and among all 77 tokens (`pare.study.attention_maps.Among`).
+Maps are read among words and among all 77 tokens (`pare.study.record.attention_maps.Among`).
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from PIL import Image
 from scipy.stats import rankdata
 from torch import Tensor
 
-from pare.console import progress, run_in_words
+from pare.cli.terminal import progress, run_in_words
 from pare.errors import OutputError, SettingError
-from pare.files import check_output, write_whole
-from pare.image import to_tensor
+from pare.io.images import to_tensor
+from pare.io.whole_files import check_output, write_whole
 from pare.pipeline import Pipeline
 from pare.schedulers import add_noise
-from pare.study.attention_maps import Among, WordMap, WordRecorder, layer_name
-from pare.study.gallery import gallery
-from pare.study.heat import overlay
-from pare.words import read
-from roads.canvas import Picture
-from roads.captions import full_caption
-from roads.data import VISIBLE
-from roads.render import render
-from roads.scene import HELD_OUT_SEEDS, OBJECTS, Scene, draw_scene
+from pare.study.record.attention_maps import Among, WordMap, WordRecorder, layer_name
+from pare.study.record.heatmap import overlay
+from pare.study.record.image_grid import gallery
+from pare.text.words import read
+from roads.train.scene_data import VISIBLE
+from roads.world.canvas import Picture
+from roads.world.captions import full_caption
+from roads.world.render import render
+from roads.world.scene import HELD_OUT_SEEDS, OBJECTS, Scene, draw_scene
 
 FIRST_SCENE = HELD_OUT_SEEDS + 700_000
 LEVELS = (100, 300, 500, 700, 900)
@@ -300,7 +300,7 @@ def as_json(tables: Any) -> Any:
     return {name: as_json(inner) for name, inner in tables.items()}
 
 
-BEGIN, END = "<!-- python -m roads.attention_truth -->", "<!-- end -->"
+BEGIN, END = "<!-- python -m roads.benchmark.attention_accuracy -->", "<!-- end -->"
 
 
 def put_into(page: Path, text: str) -> str:
@@ -339,7 +339,7 @@ def sheet(looks: Sequence[Look], layer: int, name: str) -> Image.Image:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m roads.attention_truth",
+        prog="python -m roads.benchmark.attention_accuracy",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -13,9 +13,9 @@ from typing import Any
 from PIL import Image
 
 from pare.errors import SettingError
-from pare.image import to_pil, to_tensor
+from pare.io.images import to_pil, to_tensor
 from pare.pipeline import Pipeline
-from roads.edits import Task
+from roads.benchmark.edit_tasks import Task
 from techniques import inversion
 from techniques import prompt_to_prompt as p2p
 from techniques.blended import blend

@@ -3,7 +3,7 @@
     pare bench edits --split held-out --out edits.png
 
 A technique is a function of a pipeline, a task and a seed that returns a picture
-(`roads.contestants`).  Three
+(`roads.benchmark.compared_methods`).  Three
 rows frame the others: no edit at all, the rendered truth, and the truth after its way
 through the VAE, which is the best that any technique working on latents can do.
 """
@@ -23,13 +23,13 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from pare.metrics import mse, psnr, ssim, structure_distance
+from pare.io.metrics import mse, psnr, ssim, structure_distance
 from pare.pipeline import Pipeline
-from roads.contestants import FRAME, TECHNIQUES, Technique
-from roads.edits import Split, Task, tasks
-from roads.judge import Judge, Verdict
-from roads.scene import Scene
-from roads.sheet import contact_sheet
+from roads.benchmark.compared_methods import FRAME, TECHNIQUES, Technique
+from roads.benchmark.edit_tasks import Split, Task, tasks
+from roads.contact_sheet import contact_sheet
+from roads.judge.judge import Judge, Verdict
+from roads.world.scene import Scene
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -22,12 +22,12 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from pare.errors import SettingError
-from roads.canvas import Picture
-from roads.captions import full_caption
-from roads.data import VISIBLE
 from roads.photo import region
-from roads.render import SIZE, render
-from roads.scene import CARS, HELD_OUT_SEEDS, OBJECTS, PLACES, WEATHERS, Scene, draw_scene
+from roads.train.scene_data import VISIBLE
+from roads.world.canvas import Picture
+from roads.world.captions import full_caption
+from roads.world.render import SIZE, render
+from roads.world.scene import CARS, HELD_OUT_SEEDS, OBJECTS, PLACES, WEATHERS, Scene, draw_scene
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

@@ -1,7 +1,7 @@
 """How well a model of this world generates: the figures of its model card.
 
-    python -m roads.measure                        # the built-in model
-    python -m roads.measure --model runs/out --prompts 128 --json figures.json
+    python -m roads.benchmark.generation                        # the built-in model
+    python -m roads.benchmark.generation --model runs/out --prompts 128 --json figures.json
 
 Every prompt asks for something; the judge says what is in the picture.  The prompts are
 captions of scenes with held-out layouts; the pictures, one seed each.  Everything is a
@@ -25,16 +25,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pare.console import run_in_words
-from pare.files import write_whole
+from pare.cli.terminal import run_in_words
+from pare.io.whole_files import write_whole
 from pare.pipeline import Pipeline
-from roads import data
-from roads.captions import caption, full_caption, read_caption
-from roads.judge import COLOURS, GRID, Judge, Verdict, load_judge
-from roads.render import render
-from roads.scene import HELD_OUT_SEEDS, OBJECTS, PLACES, Scene, draw_scene, held_out_scenes
-from roads.sheet import contact_sheet
-from roads.train_vae import encode_all, pixels_to_tensor, tensor_to_pixels
+from roads.contact_sheet import contact_sheet
+from roads.judge.judge import COLOURS, GRID, Judge, Verdict, load_judge
+from roads.train import scene_data
+from roads.train.train_vae import encode_all, pixels_to_tensor, tensor_to_pixels
+from roads.world.captions import caption, full_caption, read_caption
+from roads.world.render import render
+from roads.world.scene import HELD_OUT_SEEDS, OBJECTS, PLACES, Scene, draw_scene, held_out_scenes
 
 SCHEDULERS = ("ddim", "dpm++2m", "pndm", "lms", "euler", "euler-ancestral")
 FIRST_SCENE = HELD_OUT_SEEDS + 300_000  # the prompts' scenes
@@ -241,8 +241,8 @@ def copying(pipe: Pipeline, made: Tensor, options: argparse.Namespace) -> dict[s
     Beside them, what held-out renders have (after a round trip): a model that copied would
     come nearer than they do.
     """
-    train = data.load("train", options.train, options.renders)
-    real = data.load("test", 512, options.renders).pixels[: len(made)]
+    train = scene_data.load("train", options.train, options.renders)
+    real = scene_data.load("test", 512, options.renders).pixels[: len(made)]
     trips = round_trip(pipe, np.asarray(real))
     latents = training_latents(pipe, train, options.latents)
     library = {"pixels": small(train.pixels), "latents": latents.flatten(1)}
@@ -268,7 +268,7 @@ def copying(pipe: Pipeline, made: Tensor, options: argparse.Namespace) -> dict[s
     return report
 
 
-def training_latents(pipe: Pipeline, train: data.Data, path: Path | None) -> Tensor:
+def training_latents(pipe: Pipeline, train: scene_data.Data, path: Path | None) -> Tensor:
     """Scaled latents (N, 4, 16, 16) of the training pictures; from the UNet's run if given."""
     if path is not None:
         kept = torch.load(path, weights_only=True, map_location="cpu")
@@ -349,7 +349,7 @@ def absences(
 
 def base_rate(judge: Judge, renders: Path) -> dict[str, float]:
     """Object -> the share of held-out renders in which the judge sees it."""
-    pixels = data.load("test", 512, renders).pixels
+    pixels = scene_data.load("test", 512, renders).pixels
     verdicts = judge(pixels_to_tensor(pixels))
     return {name: share(verdict.has(name) for verdict in verdicts) for name in OBJECTS}
 
@@ -406,7 +406,7 @@ def save_sheet(path: Path, made: Tensor) -> None:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m roads.measure",
+        prog="python -m roads.benchmark.generation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -9,7 +9,7 @@ whole picture.  Each object has a map of 16 x 16 cells, "this object covers this
 in the picture, or in a region of it, as surely as it is in the best cell there.  So the
 judgement of the whole and that of a region come from the same numbers.
 
-`roads/train_judge.py` trains it and reports how often it is right.
+`roads/judge/train_judge.py` trains it and reports how often it is right.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pare.errors import ImageError, ModelError, SettingError
-from pare.image import to_tensor
-from roads.render import SIZE
-from roads.scene import CARS, OBJECTS, PLACES, WEATHERS, Scene
+from pare.io.images import to_tensor
+from roads.world.render import SIZE
+from roads.world.scene import CARS, OBJECTS, PLACES, WEATHERS, Scene
 
-FOLDER = Path(__file__).parent.parent / "pare" / "models" / "roads" / "judge"
+FOLDER = Path(__file__).parents[2] / "pare" / "models" / "roads" / "judge"
 GRID = 16  # cells along a side of the cover maps
 COLOURS = CARS[1:]
 CAR = OBJECTS.index("car")
@@ -244,7 +244,9 @@ def load_judge(folder: Path | None = None, device: str = "cpu") -> Judge:
     folder = FOLDER if folder is None else folder
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise ModelError(f"{folder} has no {name}", fix="train a judge: roads.train_judge")
+            raise ModelError(
+                f"{folder} has no {name}", fix="train a judge: roads.judge.train_judge"
+            )
     config = JudgeConfig.read(json.loads((folder / "config.json").read_text()))
     network = JudgeNetwork(config)
     weights = {

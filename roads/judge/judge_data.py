@@ -23,14 +23,14 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageFilter
 
-from pare.files import write_whole
+from pare.io.whole_files import write_whole
 from pare.vae import AutoencoderKL
-from roads.data import VISIBLE, Data, render_into, source_fingerprint
-from roads.judge import COLOURS, GRID
-from roads.render import SIZE
-from roads.scene import CARS, HELD_OUT, OBJECTS, PLACES, WEATHERS, Scene, draw_scene
-from roads.train_vae import pixels_to_tensor, tensor_to_pixels
-from roads.training import gather, wait_for_workers, worker
+from roads.judge.judge import COLOURS, GRID
+from roads.train.scene_data import VISIBLE, Data, render_into, source_fingerprint
+from roads.train.train_vae import pixels_to_tensor, tensor_to_pixels
+from roads.train.training_loop import gather, wait_for_workers, worker
+from roads.world.render import SIZE
+from roads.world.scene import CARS, HELD_OUT, OBJECTS, PLACES, WEATHERS, Scene, draw_scene
 
 Pixels = npt.NDArray[np.uint8]
 

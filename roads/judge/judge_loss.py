@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pare.errors import LossError
-from roads.captions import read_caption
-from roads.judge import CAR, COLOURS, Judge, Logits, prepare
-from roads.scene import OBJECTS, PLACES, WEATHERS
+from roads.judge.judge import CAR, COLOURS, Judge, Logits, prepare
+from roads.world.captions import read_caption
+from roads.world.scene import OBJECTS, PLACES, WEATHERS
 
 Pick = Callable[[Logits], Tensor]
 

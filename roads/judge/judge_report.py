@@ -1,6 +1,6 @@
 """How often the judge is right, and whether it knows when it is not.
 
-    python -m roads.train_judge --report
+    python -m roads.judge.train_judge --report
 
 Layouts that nobody trained on; the combinations that the generator never saw are among
 them.  What cannot be seen (`judge_data.py`) is asked of nobody.
@@ -20,16 +20,16 @@ import numpy.typing as npt
 import torch
 from scipy.ndimage import binary_dilation
 
-from pare.files import write_whole
+from pare.io.whole_files import write_whole
 from pare.vae import AutoencoderKL
-from roads import data
-from roads.data import VISIBLE, Data, render_chunk
-from roads.judge import ATTRIBUTES, GRID, Judge, Verdict, load_judge, presence
-from roads.judge_data import COVERED, degrade, joined, load_round_trips
-from roads.render import SIZE, render
-from roads.scene import OBJECTS, Scene, held_out_scenes
-from roads.sheet import contact_sheet
-from roads.train_vae import pixels_to_tensor
+from roads.contact_sheet import contact_sheet
+from roads.judge.judge import ATTRIBUTES, GRID, Judge, Verdict, load_judge, presence
+from roads.judge.judge_data import COVERED, degrade, joined, load_round_trips
+from roads.train import scene_data
+from roads.train.scene_data import VISIBLE, Data, render_chunk
+from roads.train.train_vae import pixels_to_tensor
+from roads.world.render import SIZE, render
+from roads.world.scene import OBJECTS, Scene, held_out_scenes
 
 SCENES = 512
 PER_COMBINATION = 32
@@ -54,7 +54,7 @@ class Answer:
 def report_data(vae: AutoencoderKL, renders: Path, folder: Path) -> dict[str, Data]:
     """The four columns of the report: the same scenes, seen in four ways."""
     scenes = list(held_out_scenes(PER_COMBINATION))
-    whole = joined(data.load("test", SCENES, renders), Data(scenes, *render_chunk(scenes)))
+    whole = joined(scene_data.load("test", SCENES, renders), Data(scenes, *render_chunk(scenes)))
     trips = load_round_trips(vae, whole, "report", folder, "float32", ("mode", "sample"))
     return {
         "renders": whole,

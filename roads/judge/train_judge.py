@@ -1,7 +1,7 @@
 """Training the judge, and its own report card.
 
-    python -m roads.train_judge                # train, calibrate, write the judge's folder
-    python -m roads.train_judge --report       # how often the shipped judge is right
+    python -m roads.judge.train_judge                # train, calibrate, write the judge's folder
+    python -m roads.judge.train_judge --report       # how often the shipped judge is right
 
 It learns from renders, their VAE round trips and degraded copies of both (`judge_data.py`),
 of all combinations of attributes: it will have to judge those that the generator never saw.
@@ -21,13 +21,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pare.hub import load_model
+from pare.loading.modules import load_model
 from pare.vae import AutoencoderKL
-from roads import data
-from roads.data import Data
-from roads.export import write_json
-from roads.judge import FOLDER, JudgeConfig, JudgeNetwork, Logits
-from roads.judge_data import (
+from roads.judge.judge import FOLDER, JudgeConfig, JudgeNetwork, Logits
+from roads.judge.judge_data import (
     CALIBRATION_SEEDS,
     UNKNOWN,
     VARIANT_SEEDS,
@@ -40,10 +37,12 @@ from roads.judge_data import (
     shifted,
     truth,
 )
-from roads.judge_report import print_report
-from roads.scene import OBJECTS
-from roads.train_vae import pixels_to_tensor
-from roads.training import (
+from roads.judge.judge_report import print_report
+from roads.train import scene_data
+from roads.train.export_model import write_json
+from roads.train.scene_data import Data
+from roads.train.train_vae import pixels_to_tensor
+from roads.train.training_loop import (
     Average,
     Log,
     average_gradients,
@@ -60,6 +59,7 @@ from roads.training import (
     wait_for_workers,
     worker,
 )
+from roads.world.scene import OBJECTS
 
 RENDERS = 40_000  # of the UNet's own training scenes
 VARIANTS = 6_000  # counterfactuals, held-out combinations among them
@@ -111,7 +111,7 @@ class Batch:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m roads.train_judge",
+        prog="python -m roads.judge.train_judge",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -142,10 +142,10 @@ def main(arguments: list[str] | None = None) -> None:
 def training_data(vae: AutoencoderKL, renders: Path, folder: Path, dtype: str) -> dict[str, Data]:
     """The three kinds of pictures of SHARES; what is not there yet is made."""
     if worker()[0] == 0:
-        data.load("train", RENDERS, renders)
+        scene_data.load("train", RENDERS, renders)
         load_variants(VARIANT_SEEDS, VARIANTS, folder)
     wait_for_workers()
-    train = data.load("train", RENDERS, renders)
+    train = scene_data.load("train", RENDERS, renders)
     variants = load_variants(VARIANT_SEEDS, VARIANTS, folder)
     some = joined(
         chosen(variants, range(0, VARIANTS, TRIPS_EVERY[0])),

@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from transformers import CLIPTokenizer
 
-from roads import data
-from roads.export import adopt, export
-from roads.tokenizer import build_tokenizer
-from roads.train_unet import UNetSettings, train_unet
-from roads.train_vae import VAESettings, round_trip_psnr, train_vae
-from roads.training import join_workers, wait_for_workers, worker
+from roads.train import scene_data
+from roads.train.export_model import adopt, export
+from roads.train.train_tokenizer import build_tokenizer
+from roads.train.train_unet import UNetSettings, train_unet
+from roads.train.train_vae import VAESettings, round_trip_psnr, train_vae
+from roads.train.training_loop import join_workers, wait_for_workers, worker
 
-MODEL = Path(__file__).parent.parent / "pare" / "models" / "roads"
+MODEL = Path(__file__).parents[2] / "pare" / "models" / "roads"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -75,13 +75,13 @@ def train(options: argparse.Namespace, device: torch.device, given: dict[str, An
     """One of the two trainings, or both; `given` are the settings that the user chose."""
     first = worker()[0] == 0
     if first:  # renders what is not cached yet
-        data.standing(
-            data.load("train", options.pictures, options.folder.parent), options.folder.parent
+        scene_data.standing(
+            scene_data.load("train", options.pictures, options.folder.parent), options.folder.parent
         )
-        data.load("test", 512, options.folder.parent)
+        scene_data.load("test", 512, options.folder.parent)
     wait_for_workers()
-    scenes = data.load("train", options.pictures, options.folder.parent)
-    unseen = data.load("test", 512, options.folder.parent)
+    scenes = scene_data.load("train", options.pictures, options.folder.parent)
+    unseen = scene_data.load("test", 512, options.folder.parent)
 
     if options.stage in ("all", "vae"):
         vae = train_vae(scenes, options.folder, replace(VAESettings(), **given), device)

@@ -23,11 +23,11 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pare.pipeline import Pipeline
-from pare.text import WORDS_FILE
+from pare.text.text_encoder import WORDS_FILE
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
-from roads import train_unet, train_vae, training
-from roads.tokenizer import caption_words
+from roads.train import train_unet, train_vae, training_loop
+from roads.train.train_tokenizer import caption_words
 
 MODEL_INDEX: dict[str, Any] = {
     "_class_name": "StableDiffusionPipeline",
@@ -71,7 +71,7 @@ def adopt(model: Path, run: Path) -> None:
     }
     for name, modules in parts.items():
         weights = {key: module.state_dict() for key, module in modules.items()}
-        training.save_whole(
+        training_loop.save_whole(
             run / name,
             {"step": 0, "modules": weights, "average": weights, "runs": [], "adopted": str(model)},
         )

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from roads.render import SIZE, render
-from roads.scene import OBJECTS, Scene, training_scenes, unseen_scenes
+from roads.world.render import SIZE, render
+from roads.world.scene import OBJECTS, Scene, training_scenes, unseen_scenes
 
 WORLD = ("scene", "canvas", "light", "road", "sky", "places", "objects", "render")
 CHUNK = 250  # scenes that one process renders at a time
@@ -55,7 +55,7 @@ def source_fingerprint() -> str:
     """Changes whenever the code that draws the world changes."""
     digest = hashlib.sha256()
     for name in WORLD:
-        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+        digest.update((Path(__file__).parents[1] / "world" / f"{name}.py").read_bytes())
     return digest.hexdigest()[:8]
 
 

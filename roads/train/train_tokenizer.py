@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from transformers import CLIPTokenizer
 
-from roads.captions import caption
-from roads.scene import training_scenes
+from roads.world.captions import caption
+from roads.world.scene import training_scenes
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77  # tokens a prompt, as in Stable Diffusion

@@ -27,13 +27,11 @@ from pare.guidance import guide
 from pare.schedulers import Scheduler, add_noise, build_scheduler, interpret
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
-from roads.captions import caption, full_caption, read_caption
-from roads.data import Data, source_fingerprint, standing
-from roads.scene import CARS, OBJECTS, PLACES, WEATHERS
-from roads.sheet import contact_sheet
-from roads.tokenizer import LENGTH
-from roads.train_vae import encode_all, new_vae, tensor_to_pixels
-from roads.training import (
+from roads.contact_sheet import contact_sheet
+from roads.train.scene_data import Data, source_fingerprint, standing
+from roads.train.train_tokenizer import LENGTH
+from roads.train.train_vae import encode_all, new_vae, tensor_to_pixels
+from roads.train.training_loop import (
     Average,
     Log,
     attention_for,
@@ -52,6 +50,8 @@ from roads.training import (
     wait_for_workers,
     worker,
 )
+from roads.world.captions import caption, full_caption, read_caption
+from roads.world.scene import CARS, OBJECTS, PLACES, WEATHERS
 
 CONFIG: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",
@@ -373,7 +373,7 @@ def unet_batch(
 ) -> Batch:  # fmt: skip
     """The samples of one step: random pictures, captions, timesteps and noise.
 
-    covers (N, 16, 16) uint8: where objects (would) stand, see `roads.data.standing`.
+    covers (N, 16, 16) uint8: where objects (would) stand, see `roads.train.scene_data.standing`.
     """
     chooser, generator = batch_random(settings.seed, step)
     size = settings.batch

@@ -19,10 +19,8 @@ from torch import Tensor
 
 from pare.config import VAEConfig
 from pare.vae import AutoencoderKL
-from roads.data import Data
-from roads.render import SIZE
-from roads.scene import OBJECTS
-from roads.training import (
+from roads.train.scene_data import Data
+from roads.train.training_loop import (
     Average,
     Log,
     average_gradients,
@@ -39,6 +37,8 @@ from roads.training import (
     share,
     worker,
 )
+from roads.world.render import SIZE
+from roads.world.scene import OBJECTS
 
 CONFIG: dict[str, Any] = {
     "_class_name": "AutoencoderKL",

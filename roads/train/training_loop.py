@@ -220,7 +220,7 @@ def load_checkpoint(
         module.load_state_dict(saved["modules"][name])
         for key, value in saved["average"][name].items():
             average.weights[name][key].copy_(value)
-    if "optimizer" in saved:  # a model folder has none, see `roads.export.adopt`
+    if "optimizer" in saved:  # a model folder has none, see `roads.train.export_model.adopt`
         optimizer.load_state_dict(saved["optimizer"])
     return int(saved["step"]), saved.get("runs", [])
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from roads.scene import OBJECTS
+from roads.world.scene import OBJECTS
 
 SUPERSAMPLE = 3
 

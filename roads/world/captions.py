@@ -13,7 +13,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from roads.scene import CARS, OBJECTS, PLACES, WEATHERS, Scene
+from roads.world.scene import CARS, OBJECTS, PLACES, WEATHERS, Scene
 
 # Each phrasing is (before the noun, after the noun): "a snowy road", "a road in the snow".
 WEATHER_WORDS: dict[str, tuple[tuple[str, str], ...]] = {

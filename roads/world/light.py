@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from roads.canvas import Array, Colour, rgb
+from roads.world.canvas import Array, Colour, rgb
 
 WHITE = (0.96, 0.97, 1.0)
 

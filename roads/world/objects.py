@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from roads.canvas import Array, Canvas, Pen, rgb
-from roads.light import WHITE, Light
-from roads.road import Road
-from roads.scene import Scene
+from roads.world.canvas import Array, Canvas, Pen, rgb
+from roads.world.light import WHITE, Light
+from roads.world.road import Road
+from roads.world.scene import Scene
 
 CAR_PAINT = {
     "red": (0.86, 0.09, 0.08),

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from roads.canvas import Array, Canvas, Colour, Pen, Point, rgb
-from roads.light import WHITE, Light
-from roads.road import Road
-from roads.scene import Scene
+from roads.world.canvas import Array, Canvas, Colour, Pen, Point, rgb
+from roads.world.light import WHITE, Light
+from roads.world.road import Road
+from roads.world.scene import Scene
 
 
 def forest_far(canvas: Canvas, scene: Scene, light: Light, rng: np.random.Generator) -> None:

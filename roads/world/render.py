@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from roads.canvas import Canvas, Picture
-from roads.light import LIGHTS
-from roads.objects import paint_car, paint_house, paint_streetlights
-from roads.places import BACKGROUNDS, FOREGROUNDS
-from roads.road import Road, paint_ground, paint_own_headlights, paint_road
-from roads.scene import Scene
-from roads.sky import paint_clouds, paint_orb, paint_rain, paint_sky
+from roads.world.canvas import Canvas, Picture
+from roads.world.light import LIGHTS
+from roads.world.objects import paint_car, paint_house, paint_streetlights
+from roads.world.places import BACKGROUNDS, FOREGROUNDS
+from roads.world.road import Road, paint_ground, paint_own_headlights, paint_road
+from roads.world.scene import Scene
+from roads.world.sky import paint_clouds, paint_orb, paint_rain, paint_sky
 
 SIZE = 128  # pixels, height and width
 

@@ -7,9 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
-from roads.canvas import Canvas, Pen, Point, rgb
-from roads.light import Light
-from roads.scene import Layout, Scene
+from roads.world.canvas import Canvas, Pen, Point, rgb
+from roads.world.light import Light
+from roads.world.scene import Layout, Scene
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from roads.canvas import Array, Canvas, Pen, rgb
-from roads.light import Light
-from roads.scene import Scene
+from roads.world.canvas import Array, Canvas, Pen, rgb
+from roads.world.light import Light
+from roads.world.scene import Scene
 
 
 def paint_sky(canvas: Canvas, scene: Scene, light: Light) -> None:

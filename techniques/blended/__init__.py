@@ -7,13 +7,13 @@ goes from pictures to pictures, `background` decides what stands outside the mas
 """
 
 from techniques.blended.background import Background, Difference, difference
-from techniques.blended.canvas import Canvas, mask_on_grid
-from techniques.blended.decoder import decode_tuned
-from techniques.blended.history import HistoryRow, measure_history
-from techniques.blended.inpaint import inpaint_latents
-from techniques.blended.loop import blend_latents, shrunken
-from techniques.blended.pictures import PREFERRED_SCHEDULER, Blended, Method, blend, first_step
+from techniques.blended.blend_image import PREFERRED_SCHEDULER, Blended, Method, blend, first_step
+from techniques.blended.blended_loop import blend_latents, shrunken
+from techniques.blended.edit_canvas import Canvas, mask_on_grid
+from techniques.blended.inpainting_model import inpaint_latents
 from techniques.blended.ranking import Rank, at_mask, by_loss
+from techniques.blended.solver_history import HistoryRow, measure_history
+from techniques.blended.tuned_decoder import decode_tuned
 
 __all__ = [
     "PREFERRED_SCHEDULER",

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pare.image import feathered, to_pil, to_tensor
+from pare.io.images import feathered, to_pil, to_tensor
 from pare.pipeline import Pipeline, Progress
-from techniques.blended.canvas import Canvas, is_edit
-from techniques.blended.decoder import decode_tuned
+from techniques.blended.edit_canvas import Canvas, is_edit
+from techniques.blended.tuned_decoder import decode_tuned
 from techniques.poisson import poisson_blend
 
 if TYPE_CHECKING:

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from pare import settings
 from pare.errors import ModelError, SettingError
-from pare.image import to_pil
+from pare.io.images import to_pil
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress, check_sampling, one_a_seed
+from pare.runtime import validation
 from pare.schedulers import Trajectory, start_index
-from pare.text import PromptEmbeddings
+from pare.text.text_encoder import PromptEmbeddings
 from techniques.blended.background import Background, Difference, decode, difference
-from techniques.blended.canvas import Canvas
-from techniques.blended.decoder import TUNING_STEPS
-from techniques.blended.inpaint import inpaint_latents, masked_picture
-from techniques.blended.loop import blend_latents
+from techniques.blended.blended_loop import blend_latents
+from techniques.blended.edit_canvas import Canvas
+from techniques.blended.inpainting_model import inpaint_latents, masked_picture
 from techniques.blended.ranking import Rank, scores_of
+from techniques.blended.tuned_decoder import TUNING_STEPS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -290,7 +290,7 @@ def check_choices(background: str, history: str, rounding: str) -> None:
 
 
 def check_numbers(feather: float, shrink: int, decoder_steps: int) -> None:
-    settings.check_number("feather", feather, 0.0, 1000.0)
+    validation.check_number("feather", feather, 0.0, 1000.0)
     for name, value, limit in (
         ("shrink", shrink, MAX_SHRINK),
         ("decoder_steps", decoder_steps, MAX_DECODER_STEPS),
@@ -321,4 +321,4 @@ def first_step(steps: int, strength: float, rounding: Rounding) -> int:
     """The step index at which the run starts; at least one step is left."""
     if rounding == "nearest":
         return start_index(steps, strength)
-    return min(int(steps * (1 - settings.check_strength(strength))), steps - 1)
+    return min(int(steps * (1 - validation.check_strength(strength))), steps - 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress
 from pare.schedulers import History, Trajectory, add_noise
-from pare.text import PromptEmbeddings
+from pare.text.text_encoder import PromptEmbeddings
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def blend_latents(
             work pixel by pixel, and what they make of the outside is replaced anyway.  So to
             keep it is right; without, every solver becomes its first-order self.
         noise: needed by schedulers that are `stochastic`.
-        extra: what an inpainting model reads beside x_t, see `techniques.blended.inpaint`.
+        extra: what an inpainting model reads beside x_t, see `techniques.blended.inpainting_model`.
 
     Returns:
         (B, 4, h, w)

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pare import settings
 from pare.errors import ImageError
-from pare.image import (
+from pare.io.images import (
     MASK_THRESHOLD,
     ImageWarning,
     Restore,
@@ -25,6 +24,7 @@ from pare.image import (
     match_mask,
     to_tensor,
 )
+from pare.runtime import validation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +70,7 @@ class Canvas:
             ImageError: a mask that marks nothing, or of another shape than the picture.
         """
         if size is not None:
-            settings.check_size(*size, factor)
+            validation.check_size(*size, factor)
         original = image.convert("RGB")
         mask = fitting_mask(mask, original.size)
         if size is None or size == original.size:

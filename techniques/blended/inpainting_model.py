@@ -20,7 +20,7 @@ from torch import Tensor
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress
 from pare.schedulers import Trajectory, add_noise
-from pare.text import PromptEmbeddings
+from pare.text.text_encoder import PromptEmbeddings
 
 
 def masked_picture(picture: Tensor, edit: Tensor) -> Tensor:

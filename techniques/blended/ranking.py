@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 
 from pare.errors import SettingError
-from pare.image import mask_channel, match_mask, to_tensor
-from techniques.blended.canvas import is_edit
+from pare.io.images import mask_channel, match_mask, to_tensor
+from techniques.blended.edit_canvas import is_edit
 from techniques.loss_guidance import Loss
 
 Rank = Callable[[Image.Image, str], float]

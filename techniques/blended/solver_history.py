@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pare.errors import SettingError
 from pare.pipeline import Pipeline, Progress, one_a_seed
-from techniques.blended.canvas import Canvas
-from techniques.blended.loop import blend_latents
+from techniques.blended.blended_loop import blend_latents
+from techniques.blended.edit_canvas import Canvas
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ each is a loop of its own.  `pictures` goes from a picture and words to the edit
 says which method goes with which edit.
 """
 
-from techniques.edit.pictures import (
+from techniques.edit.edit_image import (
     GUIDANCE,
     METHODS,
     PREFERRED_SCHEDULER,

@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor
 
-from pare import settings
 from pare.errors import InversionError, SettingError
-from pare.image import fit_to_multiple, to_pil, to_tensor
+from pare.io.images import fit_to_multiple, to_pil, to_tensor
 from pare.pipeline import Pipeline, Progress
+from pare.runtime import validation
 from pare.schedulers import start_index
 from techniques import inversion
 from techniques import prompt_to_prompt as p2p
 from techniques.blended import Background, Canvas, Difference, difference
 from techniques.blended.background import decode as decode_on
-from techniques.blended.decoder import TUNING_STEPS
-from techniques.edit.loops import (
+from techniques.blended.tuned_decoder import TUNING_STEPS
+from techniques.edit.edit_loops import (
     blend_latents,
     erase_latents,
     prompt_to_prompt_latents,
     resample_latents,
 )
-from techniques.edit.way import Way
+from techniques.edit.sampling_back import Way
 from techniques.erasure import PRESETS, Concept, Gates, check_concepts, check_gates
 from techniques.inversion import Inverted, Method, edict
-from techniques.inversion.pictures import check_fit
-from techniques.inversion.report import Likeness, likeness, rms
-from techniques.prompt_to_prompt.control import COARSE, EVERYWHERE
+from techniques.inversion.invert_image import check_fit
+from techniques.inversion.report_card import Likeness, likeness, rms
+from techniques.prompt_to_prompt.attention_edit import COARSE, EVERYWHERE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -175,12 +175,12 @@ def edit(
     target = p2p.Edit(target) if isinstance(target, str) else target
     method = check_kind(kind, method, inverted)
     check_options(kind, method, mask, concepts, gates, local_blend)
-    settings.check_prompt(source)
-    settings.check_prompt(target.prompt)
+    validation.check_prompt(source)
+    validation.check_prompt(target.prompt)
     guidance = usual_guidance(method, inverted) if guidance is None else guidance
-    settings.check_guidance(guidance)
+    validation.check_guidance(guidance)
     strength = usual_strength(kind, method) if strength is None else strength
-    steps = inverted.trace.steps if inverted else settings.check_steps(steps)
+    steps = inverted.trace.steps if inverted else validation.check_steps(steps)
     skip = start_index(steps, strength)
     pipe.require_channels("an edit of this kind")
     canvas = None

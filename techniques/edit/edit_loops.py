@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pare.pipeline import Progress
-from techniques.edit.way import Way
+from techniques.edit.sampling_back import Way
 from techniques.erasure import (
     Concept,
     Gates,

@@ -24,7 +24,7 @@ from torch import Tensor
 from pare.attention import Control
 from pare.pipeline import Pipeline
 from pare.schedulers import Level, Prediction
-from pare.text import PromptEmbeddings
+from pare.text.text_encoder import PromptEmbeddings
 from techniques.inversion import Inverted, ddim, edit_friendly, negative
 
 ON_THE_WAY = ("direct", "edit-friendly")

@@ -8,8 +8,7 @@ solves for the noise of DDPM, `edict` has two latents take turns.  `trace` is wh
 `report` judges.
 """
 
-from techniques.inversion.inverted import Inverted, load
-from techniques.inversion.pictures import (
+from techniques.inversion.invert_image import (
     PREFERRED_SCHEDULER,
     USUAL_GUIDANCE,
     Method,
@@ -17,7 +16,8 @@ from techniques.inversion.pictures import (
     invert,
     sample,
 )
-from techniques.inversion.report import ReportCard, invert_and_report, statistics
+from techniques.inversion.inverted import Inverted, load
+from techniques.inversion.report_card import ReportCard, invert_and_report, statistics
 from techniques.inversion.trace import Trace
 
 __all__ = [

@@ -27,7 +27,7 @@ from pare.pipeline import Pipeline, Progress
 from pare.schedulers import Trajectory
 from pare.schedulers.ddim import DDIM
 from pare.schedulers.ddim_inverse import DDIMInverse
-from pare.text import PromptEmbeddings
+from pare.text.text_encoder import PromptEmbeddings
 from techniques.inversion.trace import Trace
 
 GUIDANCE = 1.0  # inversion looks at the prompt alone, and so must the way that undoes it

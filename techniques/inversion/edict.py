@@ -21,7 +21,7 @@ from torch import Tensor
 from pare.attention import Control
 from pare.pipeline import Pipeline, Progress
 from pare.schedulers import Level
-from pare.text import PromptEmbeddings
+from pare.text.text_encoder import PromptEmbeddings
 from techniques.inversion.ddim import Watch, solvers
 from techniques.inversion.trace import Trace
 

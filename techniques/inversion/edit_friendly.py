@@ -23,7 +23,7 @@ from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress
 from pare.schedulers import add_noise
 from pare.schedulers.ddim import DDIM
-from pare.text import PromptEmbeddings
+from pare.text.text_encoder import PromptEmbeddings
 from techniques.inversion.ddim import Watch, solvers
 from techniques.inversion.trace import Trace
 

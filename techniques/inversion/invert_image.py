@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor
 
-from pare import settings
 from pare.errors import InversionError, SettingError
-from pare.image import fit_to_multiple, to_pil, to_tensor
+from pare.io.images import fit_to_multiple, to_pil, to_tensor
 from pare.pipeline import Pipeline, Progress
+from pare.runtime import validation
 from pare.schedulers import Scheduler
 from techniques.inversion import (
     ddim,
@@ -84,8 +84,8 @@ def invert(
     pipe.require_channels("inversion")
     if method not in get_args(Method):
         raise SettingError(f"method is {method!r}", expected=", ".join(get_args(Method)))
-    guidance = USUAL_GUIDANCE[method] if guidance is None else settings.check_guidance(guidance)
-    settings.check_prompt(prompt)
+    guidance = USUAL_GUIDANCE[method] if guidance is None else validation.check_guidance(guidance)
+    validation.check_prompt(prompt)
     solver, _ = ddim.solvers(pipe)
     ddim.check_signal(solver.trajectory(steps))
     worked, _ = fit_to_multiple(image.convert("RGB"), pipe.vae.config.factor)
@@ -152,8 +152,8 @@ def sample(
     pipe.require_channels("inversion")
     check_fit(pipe, inverted)
     trace = inverted.trace
-    prompt = inverted.prompt if prompt is None else settings.check_prompt(prompt)
-    guidance = inverted.guidance if guidance is None else settings.check_guidance(guidance)
+    prompt = inverted.prompt if prompt is None else validation.check_prompt(prompt)
+    guidance = inverted.guidance if guidance is None else validation.check_guidance(guidance)
     check_steps_asked(trace, skip, visual_steps)
     visited: dict[int, Tensor] = {}
 

@@ -15,8 +15,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pare.errors import InversionError
-from pare.files import write_whole
-from pare.settings import MAX_PROMPT, MAX_SIDE, MAX_STEPS
+from pare.io.whole_files import write_whole
+from pare.runtime.validation import MAX_PROMPT, MAX_SIDE, MAX_STEPS
 from techniques.inversion.trace import Trace
 
 KEY = "pare-inversion"  # of the JSON in the file's metadata

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pare.attention import Control
 from pare.pipeline import Pipeline, Progress
-from pare.text import PromptEmbeddings
+from pare.text.text_encoder import PromptEmbeddings
 from techniques.inversion.ddim import Watch, invert, solvers
 from techniques.inversion.trace import Trace
 

@@ -20,7 +20,7 @@ from pare.guidance import branch_outputs, guide
 from pare.pipeline import Pipeline, Progress
 from pare.schedulers import Trajectory, interpret
 from pare.schedulers.ddim import DDIM
-from pare.text import PromptEmbeddings
+from pare.text.text_encoder import PromptEmbeddings
 from techniques.inversion.ddim import Watch, invert_latents, solvers
 from techniques.inversion.trace import Trace
 

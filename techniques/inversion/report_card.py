@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from pare.image import fit_to_multiple, to_pil, to_tensor
-from pare.metrics import mse, psnr, ssim
+from pare.io.images import fit_to_multiple, to_pil, to_tensor
+from pare.io.metrics import mse, psnr, ssim
 from pare.pipeline import Pipeline, Progress
+from techniques.inversion.invert_image import Method, Sampled, invert, sample
 from techniques.inversion.inverted import Inverted
-from techniques.inversion.pictures import Method, Sampled, invert, sample
 
 if TYPE_CHECKING:
     from PIL import Image

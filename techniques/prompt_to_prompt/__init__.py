@@ -1,13 +1,13 @@
 """Prompt-to-Prompt: what another prompt makes of the same picture (arXiv:2208.01626).
 
-`mapper` says which word (`pare.words`) of the source feeds which of the target, `control`
+`mapper` says which word (`pare.text.words`) of the source feeds which of the target, `control`
 edits attention by it, `loop` is the algorithm.  Around it: `local_blend` keeps what the edit
 is not about, `pictures` goes from words to pictures, `tutorial` is the variant that stores
 all maps and replays them.
 """
 
-from pare.words import Word, Words, read
-from techniques.prompt_to_prompt.control import (
+from pare.text.words import Word, Words, read
+from techniques.prompt_to_prompt.attention_edit import (
     Injection,
     Sites,
     Span,
@@ -16,9 +16,7 @@ from techniques.prompt_to_prompt.control import (
     steps_of,
 )
 from techniques.prompt_to_prompt.local_blend import LocalBlend, Masks
-from techniques.prompt_to_prompt.loop import edit_latents
-from techniques.prompt_to_prompt.mapper import Mode, TokenMap, token_map, usual_mode
-from techniques.prompt_to_prompt.pictures import (
+from techniques.prompt_to_prompt.p2p_images import (
     PREFERRED_SCHEDULER,
     Edit,
     Edited,
@@ -28,6 +26,8 @@ from techniques.prompt_to_prompt.pictures import (
     tables_of,
     token_maps,
 )
+from techniques.prompt_to_prompt.p2p_loop import edit_latents
+from techniques.prompt_to_prompt.token_mapper import Mode, TokenMap, token_map, usual_mode
 from techniques.prompt_to_prompt.tutorial import replay_latents
 
 __all__ = [

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from pare.attention import Call, Control, Row, Site
 from pare.errors import SettingError
-from pare.settings import check_number
-from pare.words import Words
+from pare.runtime.validation import check_number
+from pare.text.words import Words
 from techniques.prompt_to_prompt.local_blend import Masks
-from techniques.prompt_to_prompt.mapper import TokenMap
+from techniques.prompt_to_prompt.token_mapper import TokenMap
 
 Span = float | tuple[float, float]
 """A share of the steps: the first 0.8 of them, or those from (0.2, to 0.8)."""

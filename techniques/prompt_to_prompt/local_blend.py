@@ -20,8 +20,8 @@ from torch import Tensor
 
 from pare.attention import Call, Site
 from pare.errors import PromptError, SettingError
-from pare.settings import check_number
-from pare.words import Words
+from pare.runtime.validation import check_number
+from pare.text.words import Words
 
 FEWEST_CELLS = 8
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pare.errors import SettingError
-from pare.image import to_pil
+from pare.io.images import to_pil
 from pare.pipeline import Pipeline, Progress, check_sampling
-from pare.words import Words, read
-from techniques.prompt_to_prompt.control import (
+from pare.text.words import Words, read
+from techniques.prompt_to_prompt.attention_edit import (
     COARSE,
     EVERYWHERE,
     Injection,
@@ -24,8 +24,8 @@ from techniques.prompt_to_prompt.control import (
     steps_of,
 )
 from techniques.prompt_to_prompt.local_blend import LocalBlend, Masks
-from techniques.prompt_to_prompt.loop import edit_latents
-from techniques.prompt_to_prompt.mapper import Mode, TokenMap, token_map
+from techniques.prompt_to_prompt.p2p_loop import edit_latents
+from techniques.prompt_to_prompt.token_mapper import Mode, TokenMap, token_map
 from techniques.prompt_to_prompt.tutorial import MOST_BYTES, replay_latents
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from torch import Tensor
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress
 from pare.schedulers import History, Level, Prediction, Trajectory
-from pare.text import PromptEmbeddings
-from techniques.prompt_to_prompt.control import Injection, Part
+from pare.text.text_encoder import PromptEmbeddings
+from techniques.prompt_to_prompt.attention_edit import Injection, Part
 
 
 @torch.no_grad()

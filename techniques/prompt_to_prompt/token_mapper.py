@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from pare.errors import PromptError, SettingError
-from pare.settings import MAX_WEIGHT, check_number
-from pare.words import PADDING, Words
+from pare.runtime.validation import MAX_WEIGHT, check_number
+from pare.text.words import PADDING, Words
 
 Mode = Literal["replace", "refine", "own"]
 

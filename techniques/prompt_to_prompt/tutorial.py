@@ -17,9 +17,9 @@ from pare.attention import Call, Control, Site
 from pare.errors import NotEnoughMemoryError
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress
+from pare.runtime.validation import check_number
 from pare.schedulers import Trajectory
-from pare.settings import check_number
-from pare.text import PromptEmbeddings
+from pare.text.text_encoder import PromptEmbeddings
 
 MOST_BYTES = 4 * 2**30
 

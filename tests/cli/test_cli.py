@@ -22,14 +22,14 @@ import pytest
 import torch
 from PIL import Image
 
-import pare.cli
+import pare.cli.main
 import pare.verify
-from pare.cli import main
-from pare.commands.options import SCHEDULER_NAMES
+from pare.cli.main import main
+from pare.cli.options import SCHEDULER_NAMES
 from pare.errors import ModelError
-from pare.files import sha256
+from pare.io.whole_files import sha256
 from pare.pipeline import Pipeline
-from pare.recipe import read_recipe
+from pare.recipes.recipe import read_recipe
 from pare.schedulers import SCHEDULERS
 from tests.conftest import ROOT, RunPare
 from tests.fake_pipeline import FakePipeline
@@ -65,7 +65,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"pare {pare.__version__}\n"
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    for command in pare.cli.cli.commands:
+    for command in pare.cli.main.cli.commands:
         assert f"  {command} " in listed
         assert main([command, "--help"]) == 0
         assert capsys.readouterr().err == ""
@@ -182,9 +182,9 @@ def test_mistakes_that_the_model_finds(
 
 PATCHED = """
 import os, signal, sys
-import pare.cli, pare.recipe
+import pare.cli.main, pare.recipes.recipe
 {patch}
-sys.exit(pare.cli.main(sys.argv[1:]))
+sys.exit(pare.cli.main.main(sys.argv[1:]))
 """
 
 
@@ -230,14 +230,14 @@ def test_no_other_error_is_taken_for_the_user_s(
 
 def test_ctrl_c_while_writing_leaves_nothing_half_written(tmp_path: Path) -> None:
     patch = """
-whole = pare.recipe.save_png
+whole = pare.recipes.recipe.save_png
 def save_png(image, recipe, file):
     if recipe.seed == 1:
         file.write(b"half")
         file.flush()
         os.kill(os.getpid(), signal.SIGINT)
     whole(image, recipe, file)
-pare.recipe.save_png = save_png
+pare.recipes.recipe.save_png = save_png
 """
     done = run_patched(tmp_path, patch, "generate", "x", "--count", "3")
     assert done.returncode == 130
@@ -274,14 +274,14 @@ def test_a_full_disk_keeps_the_pictures_that_are_whole(
     fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    whole = pare.recipe.save_png
+    whole = pare.recipes.recipe.save_png
 
     def save_png(image: Image.Image, recipe: Any, file: Any) -> None:
         if recipe.seed == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         whole(image, recipe, file)
 
-    monkeypatch.setattr(pare.recipe, "save_png", save_png)
+    monkeypatch.setattr(pare.recipes.recipe, "save_png", save_png)
     assert main(["generate", "x", "--count", "3"]) == 2
     captured = capsys.readouterr()
     assert captured.err == "pare: the disk is full\n"
@@ -552,14 +552,14 @@ def test_a_broken_bound_exits_with_1(
 
 
 def test_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import pare.verify.bench
+    import pare.verify.speed
 
     def run_bench(model: str, **given: Any) -> Any:
         assert (model, given["pairs"], given["device"]) == ("sd1", 2, "cpu")
         assert given["revision"] is None
         return SimpleNamespace(passed=True, table=lambda: "table", to_json=lambda: {"measures": []})
 
-    monkeypatch.setattr(pare.verify.bench, "run_bench", run_bench)
+    monkeypatch.setattr(pare.verify.speed, "run_bench", run_bench)
     arguments = ["bench", "--model", "sd1", "--pairs", "2", "--device", "cpu"]
     assert main(arguments) == 0
     assert main([*arguments, "--json"]) == 0
@@ -640,7 +640,7 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
 
 def test_ctrl_c_within_exec_as_imports_have_it(tmp_path: Path) -> None:
     (tmp_path / "interrupted.py").write_text(
-        "import sys\nfrom pare.console import run_in_words\n"
+        "import sys\nfrom pare.cli.terminal import run_in_words\n"
         "sys.exit(run_in_words(lambda: exec('raise KeyboardInterrupt')))\n"
     )
     done = subprocess.run(

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pare.cli import main
-from pare.commands import completion
-from pare.commands.verify import GROUPS
+from pare.cli.commands import completion
+from pare.cli.commands.verify import GROUPS
+from pare.cli.main import main
 from pare.verify import parity
 
 START = {

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 import techniques.erasure
-from pare.cli import main
-from pare.commands import erase as command
-from pare.recipe import read_recipe
+from pare.cli.commands import erase as command
+from pare.cli.main import main
+from pare.recipes.recipe import read_recipe
 from techniques.erasure import Concept
 from techniques.erasure_maps import MOST_COLUMNS, drawn_steps, push_sheet
 from tests.conftest import ROOT
@@ -256,7 +256,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
 import techniques.erasure as erasure
-from pare.cli import main
+from pare.cli.main import main
 whole = erasure.gate
 def gate(*given):
     os.kill(os.getpid(), signal.SIGINT)

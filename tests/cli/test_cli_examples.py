@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 import weights_convert
-from pare.cli import all_commands, main
-from pare.commands.examples import examples_of
+from pare.cli.examples import examples_of
+from pare.cli.main import all_commands, main
 from tests.single_files import UNET1, original_checkpoint
 
 # Diffusers takes long to load; many tasks take long to edit.

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pare.cli import main
-from pare.files import sha256
-from pare.recipe import read_recipe
+from pare.cli.main import main
+from pare.io.whole_files import sha256
+from pare.recipes.recipe import read_recipe
 from tests.tiny_model import change_json, write_tiny_model
 
 

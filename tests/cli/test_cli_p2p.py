@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from pare.cli import cli, main
-from pare.commands.run import check_pictures
+from pare.cli.main import cli, main
+from pare.cli.run_command import check_pictures
 from pare.errors import SettingError
 from pare.pipeline import Pipeline
-from pare.recipe import read_recipe
+from pare.recipes.recipe import read_recipe
 from tests.conftest import ROOT
 from tests.tiny_model import write_tiny_model
 
@@ -265,7 +265,7 @@ def test_explain_shows_the_table_and_loads_no_weights(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Pipeline, "from_pretrained", stop)
-    monkeypatch.setattr("pare.hub.open_weights", stop)
+    monkeypatch.setattr("pare.loading.modules.open_weights", stop)
     given = ["p2p", SUNNY, SNOWY, "a sunny road at night", "--explain", "--weight", "night=2"]
     assert main(given) == 0
     out = capsys.readouterr().out
@@ -366,8 +366,8 @@ def test_words_behind_the_end_are_said(capsys: pytest.CaptureFixture[str]) -> No
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
-from pare.cli import main
-from techniques.prompt_to_prompt import control
+from pare.cli.main import main
+from techniques.prompt_to_prompt import attention_edit
 whole, calls = control.Injection.edit, []
 def edit(self, call, probabilities):
     calls.append(call.step)
@@ -412,6 +412,6 @@ def test_replay(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_options_of_replay_are_those_that_it_reads() -> None:
-    from pare.commands.p2p import LOCKSTEP_ALONE
+    from pare.cli.commands.p2p import LOCKSTEP_ALONE
 
     assert set(LOCKSTEP_ALONE) <= {parameter.name for parameter in cli.commands["p2p"].params}

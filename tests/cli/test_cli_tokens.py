@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pare.cli import main
-from pare.commands.text_options import LearnedWordFile, parse_mix, parse_mix_prompt, parse_replace
+from pare.cli.main import main
+from pare.cli.text_options import LearnedWordFile, parse_mix, parse_mix_prompt, parse_replace
 from pare.errors import PareError
-from pare.files import sha256
-from pare.recipe import read_recipe
+from pare.io.whole_files import sha256
+from pare.recipes.recipe import read_recipe
 from tests.random_models import normal
 from tests.tiny_model import change_json, write_tiny_model
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pare.cli import main
-from pare.text import known_words
+from pare.cli.main import main
+from pare.text.text_encoder import known_words
 from tests.conftest import ROADS
 from tests.tiny_model import change_json, write_tiny_model
 

@@ -39,10 +39,11 @@ SERVER = """
 import json, os, sys
 import torch, transformers.models.clip.modeling_clip, transformers.models.clip.tokenization_clip
 import pare.pipeline, weights_convert
-from pare.cli import main
+from pare.cli.main import main
 
 WRITERS = (
-    "pare/files.py", "weights_convert.py", "pare/commands/run.py", "pare/commands/convert.py"
+    "pare/io/whole_files.py", "weights_convert.py", "pare/cli/run_command.py",
+    "pare/cli/commands/convert.py",
 )
 
 def traced(limit, number, places):
@@ -306,7 +307,9 @@ def takes_away(place: str) -> bool:
     """Whether a line, as "weights_convert.py:220", is where leftovers are removed."""
     name, _, number = place.rpartition(":")
     path = next(
-        path for path in (ROOT, ROOT / "pare", ROOT / "pare/commands") if (path / name).is_file()
+        path
+        for path in (ROOT, ROOT / "pare/io", ROOT / "pare/cli", ROOT / "pare/cli/commands")
+        if (path / name).is_file()
     )
     line = (path / name).read_text().splitlines()[int(number) - 1]
     return "rmtree(" in line or ".unlink(" in line

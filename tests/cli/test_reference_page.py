@@ -7,16 +7,16 @@ import re
 import click
 import pytest
 
-from pare.cli import all_commands
-from pare.commands.examples import examples_of
-from pare.commands.reference import ENVIRONMENT, reference
-from pare.console import EXIT_CODES
+from pare.cli.examples import examples_of
+from pare.cli.main import all_commands
+from pare.cli.reference_page import ENVIRONMENT, reference
+from pare.cli.terminal import EXIT_CODES
 from tests.conftest import ROOT
 
 
 def test_the_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    again = "make it again: python -m pare.commands.reference > docs/reference.md"
+    again = "make it again: python -m pare.cli.reference_page > docs/reference.md"
     assert page == reference(), again
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import pare.cli
-from pare.recipe import read_recipe
+import pare.cli.main
+from pare.recipes.recipe import read_recipe
 from roads import photo
 
-PAGE = (Path(__file__).parent.parent / "docs/four-edits.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/four-edits.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -25,7 +25,7 @@ def run(command: str) -> None:
     if program == "pare":
         # Of an option that is given twice the second holds.
         cheaper = [] if "--inversion" in arguments else ["--steps", "2"]
-        assert pare.cli.main([*arguments, *cheaper]) == 0
+        assert pare.cli.main.main([*arguments, *cheaper]) == 0
     else:
         assert [program, *arguments[:2]] == ["python", "-m", "roads.photo"]
         assert not photo.main(arguments[2:])

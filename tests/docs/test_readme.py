@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import pare.cli
-from pare.recipe import read_recipe
+import pare.cli.main
+from pare.recipes.recipe import read_recipe
 from roads import photo
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -25,7 +25,7 @@ def blocks(language: str) -> list[str]:
 def run(command: str) -> None:
     program, *arguments = shlex.split(command)
     if program == "pare":
-        assert pare.cli.main(arguments) == 0
+        assert pare.cli.main.main(arguments) == 0
     else:
         assert [program, *arguments[:2]] == ["python", "-m", "roads.photo"]
         assert not photo.main(arguments[2:])

@@ -19,13 +19,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from pare import checkpoint, hub, image, layout, recipe, settings, single_file, text
+from pare.cli.terminal import OS_ERRORS, one_line
 from pare.config import UNetConfig, VAEConfig, read_json
-from pare.console import OS_ERRORS, one_line
 from pare.errors import PareError
+from pare.io import images
+from pare.loading import checkpoint, hub_folder, modules, single_file
+from pare.recipes import recipe
+from pare.runtime import validation
 from pare.schedulers import build_scheduler
-from pare.text import TextConfig
-from pare.tokenizer import build_tokenizer, read_tokenizer
+from pare.text import text_encoder as text
+from pare.text.text_encoder import TextConfig
+from pare.text.tokenizer import build_tokenizer, read_tokenizer
 from tests.conftest import ROADS
 from tests.hostile import damage
 from tests.random_models import TINY_UNET
@@ -45,8 +49,8 @@ def put(folder: Path, name: str, data: bytes) -> Path:
 def safetensors(folder: Path, data: bytes) -> None:
     """Both readers: the folders', which looks at the table, and the single files'."""
     path = put(folder, "a.safetensors", data)
-    with hub.open_weights(path) as stored:
-        hub.check_names({"a": (2, 2)}, {n: tensor.shape for n, tensor in stored.items()}, path)
+    with modules.open_weights(path) as stored:
+        modules.check_names({"a": (2, 2)}, {n: tensor.shape for n, tensor in stored.items()}, path)
     checkpoint.open_checkpoint(path)
 
 
@@ -56,8 +60,8 @@ def ckpt(folder: Path, data: bytes) -> None:
     damage.archive(data, damage.FOUR)(path)
     opened = checkpoint.open_checkpoint(path)
     assert all(tensor.device.type == "cpu" for tensor in opened.tensors.values())
-    for stored in hub.as_stored(opened.tensors).values():
-        if stored.dtype in hub.FLOATING and sum(stored.shape) < 100:
+    for stored in modules.as_stored(opened.tensors).values():
+        if stored.dtype in modules.FLOATING and sum(stored.shape) < 100:
             stored.read().to(torch.float16)
 
 
@@ -71,9 +75,9 @@ def configs(folder: Path, data: bytes) -> None:
     raw = read_json(put(folder, "a.json", data))
     for read in (UNetConfig.read, VAEConfig.read, TextConfig.read, build_scheduler):
         attempt(functools.partial(read, raw, "a.json"))
-    put(folder, layout.INDEX, data)
-    attempt(functools.partial(hub.check_index, folder))
-    attempt(functools.partial(layout.read_shards, folder / "a.json"))
+    put(folder, hub_folder.INDEX, data)
+    attempt(functools.partial(modules.check_index, folder))
+    attempt(functools.partial(hub_folder.read_shards, folder / "a.json"))
 
 
 def recipes(folder: Path, data: bytes) -> None:
@@ -85,14 +89,14 @@ def recipes_in_pictures(folder: Path, data: bytes) -> None:
 
 
 def pictures(folder: Path, data: bytes) -> None:
-    loaded = image.load_image(put(folder, "a", data))
+    loaded = images.load_image(put(folder, "a", data))
     assert loaded.mode == "RGB"
 
 
 def masks(folder: Path, data: bytes) -> None:
-    mask = image.load_mask(put(folder, "a", data))
+    mask = images.load_mask(put(folder, "a", data))
     assert mask.mode == "L"
-    image.match_mask(mask, (48, 32))
+    images.match_mask(mask, (48, 32))
 
 
 def tokenizer_files(folder: Path, data: bytes) -> None:
@@ -113,7 +117,7 @@ def roads_tokenizer() -> Any:
 
 def prompts(folder: Path, data: bytes) -> None:
     """Prompts to tokens, cut where they are too long."""
-    prompt = settings.check_prompt(data.decode("utf-8", "surrogateescape"))
+    prompt = validation.check_prompt(data.decode("utf-8", "surrogateescape"))
     tokens = text.tokenize(roads_tokenizer(), [prompt])
     assert tokens.shape == (1, 77)
     assert 0 <= int(tokens.min()) <= int(tokens.max()) < 664
@@ -131,7 +135,7 @@ def kinds(folder: Path, data: bytes) -> None:
 
 
 def sizes(folder: Path, data: bytes) -> None:
-    settings.parse_size(data.decode("utf-8", "surrogateescape"))
+    validation.parse_size(data.decode("utf-8", "surrogateescape"))
 
 
 TARGETS: dict[str, Target] = {

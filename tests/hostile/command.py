@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pare.cli import main
+from pare.cli.main import main
 
 MOST_MEMORY = 300 * 2**20
 """Bytes that a refusal may take on top of what the process has: a picture of 50 megapixels is

@@ -15,9 +15,9 @@ from PIL import Image
 
 from pare.config import HubConfig, UNetConfig, VAEConfig
 from pare.errors import PareError
-from pare.image import check_mask, load_mask, match_mask
+from pare.io.images import check_mask, load_mask, match_mask
 from pare.schedulers import build_scheduler
-from pare.text import TextConfig
+from pare.text.text_encoder import TextConfig
 from tests.fuzz.targets import TARGETS, check, roads_tokenizer
 from tests.hostile.damage import archive
 from tests.random_models import TINY_UNET
@@ -139,8 +139,8 @@ def test_any_mask(
 
 def test_a_storage_that_is_shorter_than_it_says_is_refused(tmp_path: Path) -> None:
     """torch would map what lies behind it in the file."""
-    from pare.checkpoint import open_checkpoint
     from pare.errors import WeightsError
+    from pare.loading.checkpoint import open_checkpoint
     from tests.hostile.damage import tensor
 
     archive(tensor((4,), (1,)), {"0": bytes(8)})(tmp_path / "a.ckpt")

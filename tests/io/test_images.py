@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pare.errors import ImageError
-from pare.image import (
+from pare.io.images import (
     ImageWarning,
     feathered,
     fit_to_multiple,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
-from pare.metrics import mse, psnr, ssim, structure_distance
-from roads.render import render
-from roads.scene import draw_scene
+from pare.io.metrics import mse, psnr, ssim, structure_distance
+from roads.world.render import render
+from roads.world.scene import draw_scene
 
 EVERYWHERE = np.ones((128, 128), bool)
 ROAD = render(draw_scene(3)).pixels

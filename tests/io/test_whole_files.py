@@ -11,9 +11,9 @@ from typing import BinaryIO
 
 import pytest
 
-from pare import files
 from pare.errors import OutputError
-from pare.files import check_output, exchange, sha256, write_whole
+from pare.io import whole_files
+from pare.io.whole_files import check_output, exchange, sha256, write_whole
 
 
 def write_new(file: BinaryIO) -> None:
@@ -119,7 +119,7 @@ def test_names_change_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     if not at_once:
-        monkeypatch.setattr(files, "exchanged_at_once", lambda one, other: False)
+        monkeypatch.setattr(whole_files, "exchanged_at_once", lambda one, other: False)
     one, other = tmp_path / "one", tmp_path / "other"
     for folder in (one, other):
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""pare.download with the real client, over HTTP, against a small Hub on loopback.
+"""pare.loading.hub_client with the real client, over HTTP, against a small Hub on loopback.
 
 The client reads HF_ENDPOINT and HF_HOME when it is imported.  A few tests run a process of
 their own, with these in its environment, as a user has them; for the others, which are many,
@@ -24,15 +24,15 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 
-from pare.download import fetch_snapshot
 from pare.errors import ModelError, PareError, SettingError
-from pare.hub import find_model, load_model
-from pare.recipe import read_recipe
+from pare.loading.hub_client import fetch_snapshot
+from pare.loading.modules import find_model, load_model
+from pare.recipes.recipe import read_recipe
 from tests.hub_server import COMMIT, LARGE, OTHER_COMMIT, Hub, Repository
 from tests.tiny_model import write_inpainting_model, write_tiny_model
 
 NAME = "somebody/tiny-diffusion"
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 URL_TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
 
 SMALL = {
@@ -68,7 +68,7 @@ CLUTTER = {
 
 WORKER = """
 import json, resource, sys, warnings
-from pare.download import fetch_snapshot
+from pare.loading.hub_client import fetch_snapshot
 from pare.errors import PareError
 
 name, limited = sys.argv[1:]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pare.config import UNetConfig
 from pare.errors import ModelError, PareError, WeightsError
-from pare.hub import config_of, find_weights, load_weights, weight_files
+from pare.loading.modules import config_of, find_weights, load_weights, weight_files
 from pare.unet import UNet
 from tests.tiny_model import write_tiny_model
 

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pare import hub
 from pare.errors import ConfigError, DeviceError, ModelError, WeightsError
-from pare.hub import Components, fingerprint, load_model
+from pare.loading import modules as hub
+from pare.loading.modules import Components, fingerprint, load_model
 from tests.hub_configs import SD14_UNET
 from tests.tiny_model import SCHEDULER, change_json, write_tiny_model
 
@@ -28,7 +28,7 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 ALL = (UNET, VAE, TEXT)
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -549,7 +549,7 @@ import json, resource, struct, sys
 from pathlib import Path
 import torch
 from pare.config import UNetConfig
-from pare.hub import load_weights
+from pare.loading.modules import load_weights
 from pare.unet import UNet
 with torch.device("meta"):
     unet = UNet(UNetConfig.read(json.loads({json.dumps(SD14_UNET)!r}), "it"))

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pare import ldm
-from pare.checkpoint import Checkpoint, open_checkpoint
 from pare.config import UNetConfig
 from pare.errors import ModelError, OutputError, PareError, SettingError, WeightsError
-from pare.ldm import Place
-from pare.single_file import (
+from pare.loading import ldm_names
+from pare.loading.checkpoint import Checkpoint, open_checkpoint
+from pare.loading.ldm_names import Place
+from pare.loading.single_file import (
     CLIP_TOKENIZER,
     inventory,
     load_single_file,
@@ -138,21 +138,21 @@ OPEN_CLIP_NAMES = {
 
 @pytest.mark.parametrize(("hub", "original"), UNET_NAMES.items())
 def test_unet_names(hub: str, original: str) -> None:
-    assert ldm.unet_name(hub, SD1) == original
+    assert ldm_names.unet_name(hub, SD1) == original
 
 
 @pytest.mark.parametrize(("hub", "place"), VAE_NAMES.items())
 def test_vae_names(hub: str, place: Place) -> None:
-    assert ldm.vae_place(hub, levels=4) == place
+    assert ldm_names.vae_place(hub, levels=4) == place
 
 
 @pytest.mark.parametrize(("hub", "place"), OPEN_CLIP_NAMES.items())
 def test_open_clip_names(hub: str, place: Place) -> None:
-    assert ldm.open_clip_place(hub) == place
+    assert ldm_names.open_clip_place(hub) == place
 
 
 def test_the_average_loses_its_dots() -> None:
-    assert ldm.ema_name("input_blocks.0.0.weight") == (
+    assert ldm_names.ema_name("input_blocks.0.0.weight") == (
         "model_ema.diffusion_modelinput_blocks00weight"
     )
 
@@ -229,7 +229,7 @@ def test_text_shapes_are_those_of_transformers() -> None:
         name if name.startswith("text_model.") else f"text_model.{name}": tuple(tensor.shape)
         for name, tensor in model.state_dict().items()
     }
-    assert ldm.text_shapes(TEXT) == theirs
+    assert ldm_names.text_shapes(TEXT) == theirs
 
 
 # --- round trips --------------------------------------------------------------------------
@@ -547,7 +547,7 @@ def test_a_vae_alone(tmp_path: Path, originals: dict[str, dict[str, Tensor]]) ->
 
 
 def test_a_file_is_the_model_that_its_folder_is(tmp_path: Path, single: Path, kind: str) -> None:
-    from pare.hub import load_model, read_scheduler_config
+    from pare.loading.modules import load_model, read_scheduler_config
 
     convert(single, tmp_path / "folder")
     if kind == "SD 2":
@@ -574,7 +574,7 @@ def test_a_file_is_the_model_that_its_folder_is(tmp_path: Path, single: Path, ki
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pare.cli import main
+    from pare.cli.main import main
 
     source = tmp_path / "model.ckpt"
     torch.save(original_checkpoint("SD 1"), source)
@@ -720,7 +720,7 @@ def test_what_training_leaves_in_a_checkpoint_does_no_harm(
 def hub_model_with_ids() -> Any:
     model = hub_model("SD 1")
     ids = torch.arange(77).expand(1, -1)
-    model.parts["text_encoder"].tensors[ldm.POSITION_IDS] = ids  # type: ignore[index]
+    model.parts["text_encoder"].tensors[ldm_names.POSITION_IDS] = ids  # type: ignore[index]
     return model
 
 

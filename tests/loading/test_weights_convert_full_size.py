@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.test_weights_convert import FULL
 from torch import Tensor
 
 from tests.conftest import ROOT
 from tests.single_files import original_checkpoint
-from tests.test_weights_convert import FULL
 from weights_convert import stream_safetensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.full]
@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 import transformers.models.clip.modeling_clip, transformers.models.clip.tokenization_clip
 import weights_convert
-from pare.hub import load_model
-from pare.verify.memory import peak_memory
+from pare.loading.modules import load_model
+from pare.verify.peak_memory import peak_memory
 
 path = Path(sys.argv[1])
 files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]

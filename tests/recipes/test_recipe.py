@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from pare.errors import ImageError, RecipeError
-from pare.files import write_whole
-from pare.recipe import (
+from pare.io.whole_files import write_whole
+from pare.recipes.recipe import (
     MAX_FILE,
     MAX_TEXT,
     Recipe,

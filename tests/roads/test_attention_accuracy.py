@@ -11,9 +11,9 @@ import pytest
 
 from pare.errors import OutputError
 from pare.pipeline import Pipeline
-from pare.words import read
-from roads import attention_truth
-from roads.attention_truth import (
+from pare.text.words import read
+from roads.benchmark import attention_accuracy
+from roads.benchmark.attention_accuracy import (
     AMONG,
     BEGIN,
     END,
@@ -29,9 +29,9 @@ from roads.attention_truth import (
     score,
     scores,
 )
-from roads.captions import full_caption
-from roads.render import render
-from roads.scene import OBJECTS, draw_scene
+from roads.world.captions import full_caption
+from roads.world.render import render
+from roads.world.scene import OBJECTS, draw_scene
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_the_cells_of_a_thing() -> None:
 
 
 def test_every_thing_has_its_word_in_the_caption(pipe: Pipeline) -> None:
-    for number in range(attention_truth.FIRST_SCENE, attention_truth.FIRST_SCENE + 60):
+    for number in range(attention_accuracy.FIRST_SCENE, attention_accuracy.FIRST_SCENE + 60):
         scene = draw_scene(number)
         out = [name for name in hidden(render(scene)) if scene.has(name)]
         words = read(pipe.tokenizer, full_caption(scene, out))
@@ -136,7 +136,7 @@ def test_a_model_that_knows_gets_full_marks(pipe: Pipeline) -> None:
     for among in AMONG:
         assert tables[among]["layers"]["up_blocks.3.attentions.1"].auc == 1
         assert tables[among]["layers"]["up_blocks.3.attentions.1"].elsewhere < 0.9
-        assert attention_truth.best_layer(tables[among]["layers"]) == "up_blocks.3.attentions.1"
+        assert attention_accuracy.best_layer(tables[among]["layers"]) == "up_blocks.3.attentions.1"
 
 
 def test_tables_go_between_the_page_s_marks(tmp_path: Path) -> None:

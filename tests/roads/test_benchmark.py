@@ -11,18 +11,18 @@ import pytest
 from PIL import Image
 
 import pare
-from pare.cli import main
+from pare.cli.main import main
 from pare.errors import SettingError
-from roads.benchmark import (
+from roads.benchmark.compared_methods import FRAME, chosen_techniques
+from roads.benchmark.edit_benchmark import (
     EditReport,
     Measured,
     Row,
     counted_evaluations,
     run_edits,
 )
-from roads.contestants import FRAME, chosen_techniques
-from roads.edits import Task, tasks
-from roads.judge import load_judge
+from roads.benchmark.edit_tasks import Task, tasks
+from roads.judge.judge import load_judge
 
 
 def half_way(_pipe: pare.Pipeline, task: Task, _seed: int) -> Image.Image:

@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 import pare
-from roads.captions import caption, full_caption, vocabulary
-from roads.scene import CARS, draw_scene
-from roads.tokenizer import END, LENGTH, LONGEST_PIECE, START, build_tokenizer, learn_merges
+from roads.train.train_tokenizer import (
+    END,
+    LENGTH,
+    LONGEST_PIECE,
+    START,
+    build_tokenizer,
+    learn_merges,
+)
+from roads.world.captions import caption, full_caption, vocabulary
+from roads.world.scene import CARS, draw_scene
 
 ROADS = Path(pare.__file__).parent / "models" / "roads"
 WEATHER_OF = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pare.errors import SettingError
-from roads.edits import CLEARLY, Split, Task, tasks, visible_pixels
-from roads.scene import HELD_OUT_SEEDS, OBJECTS, draw_layout
+from roads.benchmark.edit_tasks import CLEARLY, Split, Task, tasks, visible_pixels
+from roads.world.scene import HELD_OUT_SEEDS, OBJECTS, draw_layout
 
 SPLITS: tuple[Split, ...] = ("development", "held-out")
 

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from roads.captions import ABSENT, caption, full_caption, read_caption
-from roads.judge import Verdict
-from roads.measure import (
+from roads.benchmark.generation import (
     Question,
     appearing,
     asked_and_found,
@@ -20,7 +18,9 @@ from roads.measure import (
     questions,
     small,
 )
-from roads.scene import OBJECTS, draw_scene
+from roads.judge.judge import Verdict
+from roads.world.captions import ABSENT, caption, full_caption, read_caption
+from roads.world.scene import OBJECTS, draw_scene
 
 
 def verdict(**changes: object) -> Verdict:

@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 
 from pare.errors import ImageError, ModelError, SettingError
-from pare.hub import find_model, load_model
+from pare.loading.modules import find_model, load_model
 from pare.vae import AutoencoderKL
-from roads.data import Data, render_chunk
-from roads.judge import (
+from roads.judge.judge import (
     ATTRIBUTES,
     FOLDER,
     Judge,
@@ -26,10 +25,9 @@ from roads.judge import (
     load_judge,
     presence,
 )
-from roads.judge_data import UNKNOWN, degrade, four, round_trips, shifted, truth, variants
-from roads.judge_report import Answer, accuracy, answers, calibration_error, look, regions
-from roads.scene import HELD_OUT_SEEDS, OBJECTS, Scene, draw_scene
-from roads.train_judge import (
+from roads.judge.judge_data import UNKNOWN, degrade, four, round_trips, shifted, truth, variants
+from roads.judge.judge_report import Answer, accuracy, answers, calibration_error, look, regions
+from roads.judge.train_judge import (
     Batch,
     JudgeSettings,
     best_temperature,
@@ -38,7 +36,9 @@ from roads.train_judge import (
     train_judge,
     write_judge,
 )
-from roads.train_vae import pixels_to_tensor
+from roads.train.scene_data import Data, render_chunk
+from roads.train.train_vae import pixels_to_tensor
+from roads.world.scene import HELD_OUT_SEEDS, OBJECTS, Scene, draw_scene
 
 
 @pytest.fixture(scope="module")

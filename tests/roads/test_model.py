@@ -12,13 +12,13 @@ from safetensors import safe_open
 
 import pare
 from pare.config import VAEConfig
-from pare.text import WORDS_FILE
+from pare.text.text_encoder import WORDS_FILE
 from pare.vae import AutoencoderKL
-from roads import train_unet, train_vae
-from roads.data import Data
-from roads.render import render
-from roads.scene import OBJECTS, unseen_scenes
-from roads.tokenizer import caption_words
+from roads.train import train_unet, train_vae
+from roads.train.scene_data import Data
+from roads.train.train_tokenizer import caption_words
+from roads.world.render import render
+from roads.world.scene import OBJECTS, unseen_scenes
 
 ROADS = Path(pare.__file__).parent / "models" / "roads"
 

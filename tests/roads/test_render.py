@@ -7,12 +7,12 @@ import hashlib
 import numpy as np
 import pytest
 
-from roads.canvas import Canvas
-from roads.light import LIGHTS
-from roads.places import BACKGROUNDS, FOREGROUNDS
-from roads.render import SIZE, render, scenery_stream
-from roads.road import Road
-from roads.scene import CARS, OBJECTS, PLACES, WEATHERS, Scene, draw_scene
+from roads.world.canvas import Canvas
+from roads.world.light import LIGHTS
+from roads.world.places import BACKGROUNDS, FOREGROUNDS
+from roads.world.render import SIZE, render, scenery_stream
+from roads.world.road import Road
+from roads.world.scene import CARS, OBJECTS, PLACES, WEATHERS, Scene, draw_scene
 
 
 def furnished(seed: int) -> Scene:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roads.scene import (
+from roads.world.scene import (
     CARS,
     HELD_OUT,
     HELD_OUT_SEEDS,

@@ -15,14 +15,21 @@ from PIL import Image
 
 from pare.errors import OutputError
 from pare.pipeline import Pipeline
-from roads.benchmark import Measured, Pixels
-from roads.contestants import FRAME, TECHNIQUES
-from roads.edits import tasks
-from roads.judge import Judge
-from roads.tables import __main__ as command
-from roads.tables import edits, erasing, experiments, jobs, memory, words
-from roads.tables.jobs import Found, Job, Record
-from roads.tables.page import PIE_BENCH, Pages, fill, markdown, number
+from roads.benchmark.compared_methods import FRAME, TECHNIQUES
+from roads.benchmark.edit_benchmark import Measured, Pixels
+from roads.benchmark.edit_tasks import tasks
+from roads.benchmark.tables import __main__ as command
+from roads.benchmark.tables import (
+    edit_table,
+    erasure_table,
+    experiments,
+    jobs,
+    memory_table,
+    p2p_table,
+)
+from roads.benchmark.tables.jobs import Found, Job, Record
+from roads.benchmark.tables.tables_page import PIE_BENCH, Pages, fill, markdown, number
+from roads.judge.judge import Judge
 from techniques.edit import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -51,14 +58,14 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         if job.experiment == "erasing":
             weight = float(job.variant.rsplit(" ", 1)[1])
             gone, kept = min(1.0, weight / 10), 0.9 if "sega" in job.variant else 0.5
-            names = [*erasing.COUNTS, None]
+            names = [*erasure_table.COUNTS, None]
             record = {
                 f"{what} {n}" if n else what: value
                 for n in names
                 for what, value in (("gone", gone), ("kept", kept), ("structure", 0.2))
             }
         elif job.experiment == "words":
-            strict = words.VARIANTS.get(job.variant, (1.0, 1.0))[1]
+            strict = p2p_table.VARIANTS.get(job.variant, (1.0, 1.0))[1]
             success = float(strict < 0.7)
             record = {"success": success, "kept": 1.0, "structure": 0.5 - 0.3 * strict}
         else:
@@ -70,7 +77,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     monkeypatch.setattr(experiments, "EXPERIMENTS", every)
     monkeypatch.setattr(jobs, "model", lambda _path: (None, None))
     monkeypatch.setattr(jobs, "fingerprint", lambda _path: "f")
-    monkeypatch.setattr(memory, "measured", lambda name, _model: float(len(name)))
+    monkeypatch.setattr(memory_table, "measured", lambda name, _model: float(len(name)))
     return asked
 
 
@@ -119,9 +126,9 @@ def test_every_job_has_a_file_of_its_own() -> None:
 
 
 def test_cases_are_spread_over_each_kind() -> None:
-    assert edits.spread(list(range(12)), 3) == [0, 4, 8]
-    assert edits.spread([5, 6], 9) == [5, 6]
-    chosen = edits.cases("held-out", 2)
+    assert edit_table.spread(list(range(12)), 3) == [0, 4, 8]
+    assert edit_table.spread([5, 6], 9) == [5, 6]
+    chosen = edit_table.cases("held-out", 2)
     kinds = [tasks("held-out")[case].kind for case in chosen]
     assert sorted(set(kinds)) == sorted({task.kind for task in tasks("held-out")})
     assert all(kinds.count(kind) == 2 for kind in kinds)
@@ -153,7 +160,7 @@ def test_the_whole_page_is_made_by_one_command(
     arguments += ["--page", str(page), "--pictures", str(tmp_path)]
     assert command.main(arguments) == 0
     filled = page.read_text()
-    for name in {*TECHNIQUES, *FRAME, *erasing.ON_PICTURES, *edits.COMPARED}:
+    for name in {*TECHNIQUES, *FRAME, *erasure_table.ON_PICTURES, *edit_table.COMPARED}:
         assert name.removeprefix("blend ") in filled
     assert "<!-- end -->" in filled
     assert "<!-- table: " in filled
@@ -237,12 +244,14 @@ def test_a_real_measurement(job: Job, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
-    few, many = (memory.measured(f"{words.TUTORIAL}, {steps} steps", "roads") for steps in (10, 50))
+    few, many = (
+        memory_table.measured(f"{p2p_table.TUTORIAL}, {steps} steps", "roads") for steps in (10, 50)
+    )
     assert many > few + 20  # the tutorial keeps every map
 
 
 def test_erasure_asks_for_things_in_turn() -> None:
-    assert erasing.unwanted(0, 1) == ("car",)
-    assert len(set(erasing.unwanted(3, 5))) == 5
-    assert erasing.prompt("development", 0) != erasing.prompt("development", 1)
-    assert set(erasing.WORDS) == {"car", "streetlights", "clouds", "house", "orb"}
+    assert erasure_table.unwanted(0, 1) == ("car",)
+    assert len(set(erasure_table.unwanted(3, 5))) == 5
+    assert erasure_table.prompt("development", 0) != erasure_table.prompt("development", 1)
+    assert set(erasure_table.WORDS) == {"car", "streetlights", "clouds", "house", "orb"}

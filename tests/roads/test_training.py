@@ -14,12 +14,10 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 import pare
-from roads import train_unet, train_vae, training
-from roads.data import Data, standing
-from roads.export import adopt, export
-from roads.render import render
-from roads.scene import OBJECTS, training_scenes
-from roads.train_unet import (
+from roads.train import train_unet, train_vae, training_loop
+from roads.train.export_model import adopt, export
+from roads.train.scene_data import Data, standing
+from roads.train.train_unet import (
     SAYABLE,
     UNetSettings,
     naming_loss,
@@ -28,8 +26,10 @@ from roads.train_unet import (
     unet_batch,
     what_is_said,
 )
-from roads.train_vae import VAESettings, crop_corner, kl_to_unit, vae_batch, vae_loss
-from roads.training import Average, Float32Attention, batch_random, learning_rate
+from roads.train.train_vae import VAESettings, crop_corner, kl_to_unit, vae_batch, vae_loss
+from roads.train.training_loop import Average, Float32Attention, batch_random, learning_rate
+from roads.world.render import render
+from roads.world.scene import OBJECTS, training_scenes
 
 ROADS = Path(pare.__file__).parent / "models" / "roads"
 CPU = torch.device("cpu")
@@ -48,14 +48,14 @@ def data() -> Data:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let the run be interrupted in the middle of step number `step`."""
-    add = training.Log.add
+    add = training_loop.Log.add
 
-    def interrupted(log: training.Log, at: int, *rest: object, **values: float) -> None:
+    def interrupted(log: training_loop.Log, at: int, *rest: object, **values: float) -> None:
         if at == step:
             raise KeyboardInterrupt
         add(log, at, *rest, **values)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training.Log, "add", interrupted)
+    monkeypatch.setattr(training_loop.Log, "add", interrupted)
 
 
 def resumed_equals_straight(

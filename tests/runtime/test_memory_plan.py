@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pare import memory
+from pare.cli.terminal import is_out_of_memory, run_in_words
 from pare.config import VAEConfig
-from pare.console import is_out_of_memory, run_in_words
 from pare.errors import NotEnoughMemoryError, SettingError
-from pare.memory import MemoryWarning, Plan, fitting_count, fitting_tile
 from pare.pipeline import Pipeline
+from pare.runtime import memory_plan
+from pare.runtime.memory_plan import MemoryWarning, Plan, fitting_count, fitting_tile
 from tests.conftest import ROOT, RunPare
 from tests.random_models import normal
 from tests.tiny_model import write_tiny_model
@@ -43,7 +43,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     """Says how much memory is free from now on."""
 
     def say(count: int | None) -> None:
-        monkeypatch.setattr("pare.memory.free_bytes", lambda device: count)
+        monkeypatch.setattr("pare.runtime.memory_plan.free_bytes", lambda device: count)
         monkeypatch.setattr("pare.pipeline.free_bytes", lambda device: count)
 
     return say
@@ -78,8 +78,8 @@ def test_without_room_a_run_is_planned_to_fit(
     pipe: Pipeline, free: Callable[[int | None], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("UNET_COPIES", "DECODER_COPIES"):  # as if the model were of SD's width
-        monkeypatch.setattr(memory, name, 100 * getattr(memory, name))
-    one = 2 * memory.unet_bytes(pipe.unet.config, 64, 64, torch.float32)
+        monkeypatch.setattr(memory_plan, name, 100 * getattr(memory_plan, name))
+    one = 2 * memory_plan.unet_bytes(pipe.unet.config, 64, 64, torch.float32)
     free(3 * one)
     with pytest.warns(MemoryWarning) as caught:
         plan = pipe.plan(9, 512, 512)
@@ -118,7 +118,7 @@ def test_little_memory_decodes_alone_and_in_tiles(
 ) -> None:
     x0 = normal(2, 4, 24, 16)
     whole, sliced = pipe.decode(x0), pipe.decode(x0, sliced=True)
-    need = memory.decoder_bytes(pipe.vae.config, 192, 128, torch.float32)
+    need = memory_plan.decoder_bytes(pipe.vae.config, 192, 128, torch.float32)
     free(int(need / 0.8) + 2)
     assert torch.equal(pipe.decode(x0), sliced)
     assert torch.allclose(sliced, whole, atol=1e-4)
@@ -129,7 +129,7 @@ def test_little_memory_decodes_alone_and_in_tiles(
     assert torch.equal(tiled, pipe.decode(x0, sliced=True, tile=128))
     image = normal(1, 3, 192, 128).tanh()
     explicit = pipe.encode(image, tile=64)
-    free(int(memory.encoder_bytes(pipe.vae.config, 192, 128, torch.float32) / 4))
+    free(int(memory_plan.encoder_bytes(pipe.vae.config, 192, 128, torch.float32) / 4))
     with pytest.warns(MemoryWarning, match="192 is encoded in tiles of 64 pixels"):
         assert torch.equal(pipe.encode(image), explicit)
 
@@ -173,30 +173,30 @@ def test_sizes_go_by_the_models_own_factor(folder: Path, pipe: Pipeline) -> None
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:
-    assert memory.group_bytes(tmp_path) is None
+    assert memory_plan.group_bytes(tmp_path) is None
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
     (tmp_path / "memory" / "memory.usage_in_bytes").write_text("5000\n")
-    assert memory.group_bytes(tmp_path) is None
+    assert memory_plan.group_bytes(tmp_path) is None
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text("8000\n")
-    assert memory.group_bytes(tmp_path) == 3000
+    assert memory_plan.group_bytes(tmp_path) == 3000
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("700\n")
-    assert memory.group_bytes(tmp_path) == 3000
+    assert memory_plan.group_bytes(tmp_path) == 3000
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 50\n")
-    assert memory.group_bytes(tmp_path) == 350
+    assert memory_plan.group_bytes(tmp_path) == 350
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_free_memory_is_a_plausible_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = memory.free_bytes(torch.device("cpu"))
+    free = memory_plan.free_bytes(torch.device("cpu"))
     assert free is not None
     assert 2**20 < free < 2**50
-    assert memory.free_bytes(torch.device("meta")) is None
-    used = memory.colon_table(Path("/proc/self/status"))["VmSize"]
+    assert memory_plan.free_bytes(torch.device("meta")) is None
+    used = memory_plan.colon_table(Path("/proc/self/status"))["VmSize"]
     monkeypatch.setattr(resource, "getrlimit", lambda which: (used + 2**20, -1))
-    left = memory.free_bytes(torch.device("cpu"))
+    left = memory_plan.free_bytes(torch.device("cpu"))
     assert left is not None
     assert left <= 2**20
 
@@ -258,7 +258,7 @@ def test_a_run_beyond_the_processs_limit_is_one_sentence(run_pare: RunPare, tmp_
 
 
 def test_the_recipe_knows_the_batch(run_pare: RunPare, folder: Path, tmp_path: Path) -> None:
-    from pare.recipe import read_recipe
+    from pare.recipes.recipe import read_recipe
 
     given = ["generate", "a car", "--model", folder, "--steps", "1", "--device", "cpu"]
     done = run_pare(*given, "--count", "3", "--batch", "2", "--tile", "64", "--out", "a.png")
@@ -276,7 +276,7 @@ MEASURED = """
 import json
 from pathlib import Path
 import torch
-from pare import memory
+from pare.runtime import memory_plan
 from pare.pipeline import Pipeline
 
 def peak(run):

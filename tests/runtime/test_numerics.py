@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pare.attention import Call, Control, Site
-from pare.cli import main
+from pare.cli.main import main
 from pare.config import VAEConfig
 from pare.errors import NonFiniteError, WeightsError
-from pare.health import Numbers, PrecisionWarning, first_bad_layer, is_finite
 from pare.pipeline import Pipeline
+from pare.runtime.numerics import Numbers, PrecisionWarning, first_bad_layer, is_finite
 from pare.vae import AutoencoderKL
-from pare.vae.precision import in_float32
+from pare.vae.half_precision import in_float32
 from tests.random_models import TINY_VAE, normal, random_state
 from tests.tiny_model import change_json, write_tiny_model
 

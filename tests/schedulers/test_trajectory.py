@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pare.errors import PareError, SettingError
 from pare.schedulers import CLEAN, SCHEDULERS, Trajectory, build_scheduler, start_index
-from pare.schedulers.trajectory import karras_sigmas
+from pare.schedulers.timesteps import karras_sigmas
 from tests.schedulers.rollout import KARRAS, NAMES, SD14
 
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from pare.attention import Site
-from pare.cli import main
+from pare.cli.main import main
 from pare.errors import SettingError
-from pare.study.attention_sheet import MOST_TILES, chosen_sites, tiles
-from pare.study.gallery import GAP
+from pare.study.record.attention_sheet import MOST_TILES, chosen_sites, tiles
+from pare.study.record.image_grid import GAP
 from tests.conftest import ROOT
 
 PROMPT = "a snowy road with a red car"

@@ -16,7 +16,7 @@ from pare.attention import Call, Control, ControlledStep, Row, Site
 from pare.config import UNetConfig
 from pare.errors import PromptError, SettingError
 from pare.pipeline import Pipeline
-from pare.study.attention_maps import (
+from pare.study.record.attention_maps import (
     PixelRecorder,
     Together,
     WordMap,
@@ -31,14 +31,14 @@ from pare.study.attention_maps import (
     normalised,
     select,
 )
-from pare.study.self_attention import (
+from pare.study.record.self_attention import (
     AffinityRecorder,
     components_picture,
     explained,
     principal_components,
 )
+from pare.text.words import Word, Words, read
 from pare.unet import UNet
-from pare.words import Word, Words, read
 from tests.random_models import TINY_UNET, normal, random_state
 
 KEYS = 9

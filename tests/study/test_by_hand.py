@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from pare.attention import Attention
 from pare.errors import MissingExtraError
 from pare.pipeline import Pipeline
-from pare.study import plots
-from pare.study.pieces import attention_steps, group_norm, noised, resnet_steps, silu
+from pare.study.record import plots
+from pare.study.record.by_hand import attention_steps, group_norm, noised, resnet_steps, silu
+from pare.text.words import read
 from pare.unet.resnet import ResnetBlock
-from pare.words import read
 from tests.random_models import normal, random_state
 from tests.tiny_model import write_tiny_model
 

@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pare.cli import main
-from pare.commands.sweep import NUMBERS, WHOLE, WORDS, parse_over
+from pare.cli.commands.sweep import NUMBERS, WHOLE, WORDS, parse_over
+from pare.cli.main import main
 from pare.errors import OutputError, SettingError
-from pare.image import to_pil, to_tensor
+from pare.io.images import to_pil, to_tensor
 from pare.pipeline import Pipeline
 from pare.schedulers import add_noise
-from pare.study.film import LAST, check_film, write_film
-from pare.study.sweep import (
+from pare.study.record.film_file import LAST, check_film, write_film
+from pare.study.record.run_frames import enlarged, film_frames, walk
+from pare.study.record.setting_sweep import (
     MOST,
     SETTINGS,
     check_sweep,
@@ -28,7 +29,6 @@ from pare.study.sweep import (
     subtract_noise,
     sweep,
 )
-from pare.study.walk import enlarged, film_frames, walk
 from tests.tiny_model import write_tiny_model
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.test_weights_convert import FULL
 
-import pare.cli
-from pare.study.inspection import split_names
-from pare.study.show import common_beginning, in_words, short, size
+import pare.cli.main
+from pare.study.inspect.inspection import split_names
+from pare.study.inspect.text_tables import common_beginning, in_words, short, size
 from tests.conftest import ROOT
 from tests.single_files import original_checkpoint
-from tests.test_weights_convert import FULL
 from tests.tiny_model import write_tiny_model
 
 Output = pytest.CaptureFixture[str]
@@ -33,7 +33,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def inspect(capsys: Output, *arguments: object, code: int = 0) -> tuple[str, str]:
     """What the command prints to stdout and to stderr."""
-    assert pare.cli.main(["inspect", *map(str, arguments)]) == code
+    assert pare.cli.main.main(["inspect", *map(str, arguments)]) == code
     output = capsys.readouterr()
     return output.out, output.err
 
@@ -226,9 +226,9 @@ def test_values_of_a_layer(capsys: Output, tiny: Path) -> None:
 MEASURED = """
 import json, sys
 import torch
-import pare.cli
-from pare.verify.memory import peak_memory
-code = pare.cli.main(["inspect", *sys.argv[1:]])
+import pare.cli.main
+from pare.verify.peak_memory import peak_memory
+code = pare.cli.main.main(["inspect", *sys.argv[1:]])
 sys.stdout.flush()
 with open("/proc/self/io") as file:
     read = int(file.readline().split()[1])  # rchar: what read() brought

@@ -16,13 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import pare
 from pare.config import UNetConfig, VAEConfig
 from pare.errors import SettingError
-from pare.study import describe, layer_table, layers, trace, u_shape
-from pare.study.flops import Flops
-from pare.study.layers import LayerTable, nearest
+from pare.study.inspect import describe, layer_table, trace, u_shape
+from pare.study.inspect import layer_table as layers
+from pare.study.inspect.flops import Flops
+from pare.study.inspect.layer_table import LayerTable, nearest
 from pare.unet import UNet
 from pare.unet.resnet import ResnetBlock
 from pare.vae import AutoencoderKL
-from pare.verify.layers import watching
+from pare.verify.layer_parity import watching
 from tests.conftest import ROOT
 from tests.hub_configs import SD14_UNET
 from tests.random_models import TINY_UNET, TINY_VAE, normal, random_state
@@ -131,7 +132,7 @@ def test_the_vaes_flops_are_torchs() -> None:
 
 
 def test_the_text_encoders_flops_are_torchs() -> None:
-    from pare.hub import empty_text_encoder
+    from pare.loading.modules import empty_text_encoder
 
     model = describe("roads")
     table = layers(model, "text_encoder")

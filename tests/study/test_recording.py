@@ -19,10 +19,10 @@ from pare.errors import NotEnoughMemoryError, OutputError, SettingError
 from pare.guidance import guide
 from pare.pipeline import Pipeline
 from pare.schedulers import add_noise
-from pare.study import recording as recording_module
-from pare.study.recording import Recording, check_memory
-from pare.study.reductions import REDUCTIONS
-from pare.study.trace_file import write_trace
+from pare.study.record import recording as recording_module
+from pare.study.record.recording import Recording, check_memory
+from pare.study.record.reductions import REDUCTIONS
+from pare.study.record.trace_file import write_trace
 from tests.tiny_model import write_tiny_model
 
 PROMPT = "a snowy road"
@@ -295,7 +295,7 @@ def test_a_recording_that_does_not_fit_is_refused(
     planned = Recording(pipe, "unet.*").plan(3)
     need = sum(one.bytes for one in planned)
     assert check_memory(planned) == need
-    monkeypatch.setattr("pare.memory.free_bytes", lambda device: need)
+    monkeypatch.setattr("pare.runtime.memory_plan.free_bytes", lambda device: need)
     with pytest.raises(NotEnoughMemoryError, match=r"the recording needs about .* record fewer"):
         check_memory(planned)
 

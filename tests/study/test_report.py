@@ -15,19 +15,19 @@ import torch
 from PIL import Image
 
 from pare.attention import Site
-from pare.cli import main
-from pare.image import to_pil
+from pare.cli.main import main
+from pare.io.images import to_pil
 from pare.pipeline import Pipeline
-from pare.recipe import read_recipe
-from pare.study import report as report_module
-from pare.study.attention_maps import WordMap
-from pare.study.layers import LayerTable, layer_table
-from pare.study.model_layers import layers
-from pare.study.models import describe
-from pare.study.packing import Pack, eight_bit
-from pare.study.report import Reported, pictures, sketches, skips_of, small
-from pare.study.sources import source_lines
-from pare.words import Words, read
+from pare.recipes.recipe import read_recipe
+from pare.study.inspect.layer_table import LayerTable, layer_table
+from pare.study.inspect.model_summary import describe
+from pare.study.inspect.model_tables import layers
+from pare.study.inspect.source_lines import source_lines
+from pare.study.record import html_report as report_module
+from pare.study.record.attention_maps import WordMap
+from pare.study.record.html_packing import Pack, eight_bit
+from pare.study.record.html_report import Reported, pictures, sketches, skips_of, small
+from pare.text.words import Words, read
 from tests.tiny_model import write_tiny_model
 
 PROMPT = "a snowy road"

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from pare.image import to_pil
+from pare.io.images import to_pil
 from pare.pipeline import Pipeline
-from pare.study.report import Reported
-from pare.words import read
+from pare.study.record.html_report import Reported
+from pare.text.words import read
 
 pytestmark = pytest.mark.slow
 

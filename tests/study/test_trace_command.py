@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from pare.cli import main
-from pare.recipe import read_recipe
-from pare.study.recording import Recording
+from pare.cli.main import main
+from pare.recipes.recipe import read_recipe
+from pare.study.record.recording import Recording
 from tests.tiny_model import write_tiny_model
 
 BASE = ("a snowy road", "--model", "tiny", "--steps", "3", "--scheduler", "ddim")

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from pare.study import values
-from pare.study.weight_files import look_at
+from pare.study.inspect import weight_values
+from pare.study.inspect.weight_files import look_at
 from tests.single_files import original_checkpoint
 
 SMALL = {
@@ -195,13 +195,13 @@ def test_whatever_safetensors_refuses_has_a_problem(
 # --- values -------------------------------------------------------------------------------
 
 
-def statistics(path: Path) -> dict[str, values.Values]:
-    return {value.name: value for value in values.read_values(look_at(path))}
+def statistics(path: Path) -> dict[str, weight_values.Values]:
+    return {value.name: value for value in weight_values.read_values(look_at(path))}
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
 def test_values_are_torchs(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "AT_ONCE", 7)  # several blocks a tensor, the last not full
+    monkeypatch.setattr(weight_values, "AT_ONCE", 7)  # several blocks a tensor, the last not full
     generator = torch.Generator().manual_seed(0)
     tensors = {
         "float": torch.randn(5, 9, generator=generator),

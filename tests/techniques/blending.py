@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pare.hub import Components, ModelSource
+from pare.loading.modules import Components, ModelSource
 from pare.pipeline import Pipeline
 from pare.schedulers import build_scheduler
-from pare.text import PromptEmbeddings
+from pare.text.text_encoder import PromptEmbeddings
 from tests.random_models import TINY_UNET, TINY_VAE, normal, unet_pair, vae_pair
 
 # SD 1.4's scheduler file, whatever solver is built from it.

@@ -20,7 +20,7 @@ from scipy.ndimage import binary_dilation
 from torch import Tensor
 
 from pare.errors import ImageError, SettingError
-from pare.image import ImageWarning, to_pil, to_tensor
+from pare.io.images import ImageWarning, to_pil, to_tensor
 from pare.schedulers import Level, Prediction, Scheduler, interpret
 from techniques.blended import (
     Blended,
@@ -34,7 +34,7 @@ from techniques.blended import (
     measure_history,
     shrunken,
 )
-from techniques.blended.canvas import resampled_mask
+from techniques.blended.edit_canvas import resampled_mask
 from tests.random_models import normal
 from tests.schedulers.analytic import posterior_mean
 from tests.techniques.blending import TinyModel, TinyPipeline, distance, picture, rectangle
@@ -250,7 +250,7 @@ def test_noise_comes_in_the_documented_order(
         latents: Tensor = arguments[3]
         return latents
 
-    monkeypatch.setattr("techniques.blended.pictures.blend_latents", record)
+    monkeypatch.setattr("techniques.blended.blend_image.blend_latents", record)
     edit(pipe, sample=True, seeds=[7, 9])
     source, _, foreground, background = seen
     for row, seed in enumerate((7, 9)):

@@ -16,7 +16,7 @@ from torch import Tensor
 import pare.guidance
 import pare.pipeline
 import techniques.blended
-import techniques.blended.loop
+import techniques.blended.blended_loop
 from pare.pipeline import Pipeline
 from pare.schedulers import Trajectory
 from tests.conftest import ROADS
@@ -112,13 +112,13 @@ def test_latents_are_the_reference_s(
         strength = 1.0  # midway, the reference's reach for a history that is not there
     if solver in ("euler", "lms karras"):
         steps = max(steps, 2)  # the reference's single step starts at the clean end
-    edited, reference = both(model, techniques.blended.loop, solver, steps, strength)
+    edited, reference = both(model, techniques.blended.blended_loop, solver, steps, strength)
     assert distance(edited, reference) < BOUND
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5])
 def test_guidance_is_the_reference_s(model: TinyModel, guidance: float) -> None:
-    edited, reference = both(model, techniques.blended.loop, steps=7, guidance=guidance)
+    edited, reference = both(model, techniques.blended.blended_loop, steps=7, guidance=guidance)
     assert distance(edited, reference) < BOUND
 
 
@@ -144,7 +144,7 @@ MUTATIONS = {
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_mutated_blend_is_noticed(model: TinyModel, name: str, tmp_path: Path) -> None:
     old, new = MUTATIONS[name]
-    module = mutant(techniques.blended.loop, old, new, tmp_path)
+    module = mutant(techniques.blended.blended_loop, old, new, tmp_path)
     edited, reference = both(model, module)
     assert distance(edited, reference) > 100 * BOUND
 
@@ -156,13 +156,13 @@ def test_the_wrong_order_of_the_guidance_s_rows_is_noticed(
     new = "zip(reversed(texts), output.split(count), strict=True)"
     module = mutant(pare.guidance, old, new, tmp_path)
     monkeypatch.setattr(pare.pipeline, "guiding", module)
-    edited, reference = both(model, techniques.blended.loop)
+    edited, reference = both(model, techniques.blended.blended_loop)
     assert distance(edited, reference) > 100 * BOUND
 
 
 def test_an_unchanged_copy_of_the_module_passes(model: TinyModel, tmp_path: Path) -> None:
     """So that what the mutants fail on is the mutation."""
-    module = mutant(techniques.blended.loop, LEVEL, LEVEL, tmp_path)
+    module = mutant(techniques.blended.blended_loop, LEVEL, LEVEL, tmp_path)
     edited, reference = both(model, module)
     assert distance(edited, reference) < BOUND
 

@@ -16,15 +16,15 @@ from torch import Tensor
 
 import pare
 from pare.errors import InversionError, PareError, SettingError
-from pare.text import PromptEmbeddings
-from roads.edits import tasks
+from pare.text.text_encoder import PromptEmbeddings
+from roads.benchmark.edit_tasks import tasks
 from techniques import edit as technique
 from techniques import inversion
 from techniques import prompt_to_prompt as p2p
-from techniques.edit import METHODS, Edited, Kind, edit, loops, way
+from techniques.edit import METHODS, Edited, Kind, edit, edit_loops, sampling_back
 from techniques.erasure import PRESETS, Concept, Gates, erase_latents
 from techniques.inversion import Inverted, Method, Trace, ddim, direct
-from techniques.inversion.pictures import described, fingerprints, sample_rows
+from techniques.inversion.invert_image import described, fingerprints, sample_rows
 from tests.random_models import normal
 from tests.techniques.blending import TinyModel, TinyPipeline, distance, picture, rectangle
 from tests.techniques.mutants import mutant
@@ -74,18 +74,18 @@ def apart(pipe: TinyPipeline, inversions: dict[str, Inverted], module: ModuleTyp
         for method in ON_ONE_WAY:
             back = module.Way(pipe, inversions[method], rows(pipe, TARGET), 4.0, skip=skip)
             own = sample_rows(pipe, inversions[method], TARGET, 4.0, skip=skip)
-            found.append(distance(loops.resample_latents(back), own))
+            found.append(distance(edit_loops.resample_latents(back), own))
         both, trace = rows(pipe, SOURCE, TARGET), inversions["direct"].trace
         back = module.Way(pipe, inversions["direct"], both, 4.0, skip=skip)
         own = direct.sample_latents(pipe, trace, both, 4.0, skip=skip, control=injection())
-        found.append(distance(loops.prompt_to_prompt_latents(back, injection()), own))
+        found.append(distance(edit_loops.prompt_to_prompt_latents(back, injection()), own))
     return max(found)
 
 
 def test_the_way_is_that_of_the_methods_own_loops(
     pipe: TinyPipeline, inversions: dict[str, Inverted]
 ) -> None:
-    assert apart(pipe, inversions, way) == 0
+    assert apart(pipe, inversions, sampling_back) == 0
 
 
 MUTATIONS = {
@@ -111,17 +111,17 @@ MUTATIONS = {
 def test_mistakes_on_the_way_are_noticed(
     pipe: TinyPipeline, inversions: dict[str, Inverted], mistake: str, tmp_path: Path
 ) -> None:
-    assert apart(pipe, inversions, mutant(way, *MUTATIONS[mistake], tmp_path)) > 1e-4
+    assert apart(pipe, inversions, mutant(sampling_back, *MUTATIONS[mistake], tmp_path)) > 1e-4
 
 
 def test_edict_has_no_such_way(pipe: TinyPipeline, inversions: dict[str, Inverted]) -> None:
     with pytest.raises(ValueError, match="two latents"):
-        way.Way(pipe, inversions["edict"], rows(pipe, TARGET), 4.0)
+        sampling_back.Way(pipe, inversions["edict"], rows(pipe, TARGET), 4.0)
 
 
 def lockstep(pipe: TinyPipeline, inverted: Inverted, **of_edit: Any) -> Tensor:
-    back = way.Way(pipe, inverted, rows(pipe, SOURCE, TARGET), 4.0)
-    return loops.prompt_to_prompt_latents(back, injection(**of_edit))
+    back = sampling_back.Way(pipe, inverted, rows(pipe, SOURCE, TARGET), 4.0)
+    return edit_loops.prompt_to_prompt_latents(back, injection(**of_edit))
 
 
 @pytest.mark.parametrize("method", [*ON_ONE_WAY, "direct"])
@@ -169,17 +169,17 @@ def test_a_blend_leaves_the_outside_exactly(
 ) -> None:
     mask = torch.zeros(1, 1, 9, 11)
     mask[..., 2:5, 3:8] = 1
-    back = way.Way(pipe, inversions[method], rows(pipe, TARGET), 4.0)
-    made = loops.blend_latents(back, mask)
+    back = sampling_back.Way(pipe, inversions[method], rows(pipe, TARGET), 4.0)
+    made = edit_loops.blend_latents(back, mask)
     source = inversions[method].trace.source
     assert torch.equal(made * (1 - mask), source * (1 - mask))
     assert distance(made * mask, source * mask) > 1e-2
 
 
 def test_erasing_nothing_is_resampling(pipe: TinyPipeline, inversions: dict[str, Inverted]) -> None:
-    back = way.Way(pipe, inversions["ddim"], rows(pipe, TARGET), 4.0)
-    nothing = loops.erase_latents(back, [Concept("grass", weight=0.0)], Gates())
-    assert distance(nothing, loops.resample_latents(back)) < 1e-5
+    back = sampling_back.Way(pipe, inversions["ddim"], rows(pipe, TARGET), 4.0)
+    nothing = edit_loops.erase_latents(back, [Concept("grass", weight=0.0)], Gates())
+    assert distance(nothing, edit_loops.resample_latents(back)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -192,12 +192,12 @@ def test_erasure_on_the_way_of_ddim_is_erasure_from_its_noise(
 ) -> None:
     gates = dataclasses.replace(gates, warm_up=min(gates.warm_up, 1))
     concepts = [Concept("grass", 3.0), Concept("sand", -1.5)]
-    back = way.Way(pipe, inversions["ddim"], rows(pipe, TARGET), 4.0)
+    back = sampling_back.Way(pipe, inversions["ddim"], rows(pipe, TARGET), 4.0)
     from_noise = erase_latents(
         with_solver(pipe), back.start(), back.trajectory, back.prompts, concepts,
         guidance=4.0, gates=gates,
     )  # fmt: skip
-    assert distance(loops.erase_latents(back, concepts, gates), from_noise) < 1e-5
+    assert distance(edit_loops.erase_latents(back, concepts, gates), from_noise) < 1e-5
 
 
 def with_solver(pipe: TinyPipeline) -> TinyPipeline:

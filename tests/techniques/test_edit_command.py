@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pare.cli import main
-from pare.recipe import read_recipe
-from roads.edits import tasks
+from pare.cli.main import main
+from pare.recipes.recipe import read_recipe
+from roads.benchmark.edit_tasks import tasks
 
 TASK = tasks("development")[0]
 WORDS = ("--from", "a sunny road", "--to", "a snowy road")

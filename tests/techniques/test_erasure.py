@@ -18,7 +18,7 @@ import pare
 import techniques.erasure
 from pare.errors import PareError
 from pare.schedulers import add_noise
-from pare.verify.published.erasure import Combine, reference_erase, safe, sega, tutorial
+from pare.verify.published.published_erasure import Combine, reference_erase, safe, sega, tutorial
 from techniques.erasure import PRESETS, Concept, Gates, capped, erase, gate, quantile
 from tests.conftest import ROOT
 from tests.random_models import normal
@@ -211,7 +211,7 @@ def roads() -> pare.Pipeline:
 
 
 def test_weight_0_is_plain_generation(roads: pare.Pipeline) -> None:
-    from pare.image import to_pil
+    from pare.io.images import to_pil
 
     prompt, seeds = "a road in the city at night", [3, 4]
     done = erase(roads, prompt, [Concept("streetlights", 0.0)], seeds, steps=3, gates=Gates())

@@ -14,15 +14,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import pare.guidance
-from pare import single_file
 from pare.errors import ModelError, SettingError
-from pare.hub import load_model
-from pare.image import to_tensor
+from pare.io.images import to_tensor
+from pare.loading import single_file
+from pare.loading.modules import load_model
+from pare.loading.single_file import Part
 from pare.pipeline import Pipeline
 from pare.schedulers import build_scheduler
-from pare.single_file import Part
 from techniques.blended import Blended, blend
-from techniques.blended.inpaint import masked_picture
+from techniques.blended.inpainting_model import masked_picture
 from tests.random_models import normal
 from tests.single_files import UNET1, UNET2, original_checkpoint
 from tests.techniques.blending import (
@@ -152,7 +152,7 @@ def test_mistakes_are_noticed(
 
 
 def test_a_visible_inside_is_noticed(model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("techniques.blended.pictures.masked_picture", lambda seen, edit: seen)
+    monkeypatch.setattr("techniques.blended.blend_image.masked_picture", lambda seen, edit: seen)
     latents, _ = theirs(model, "ddim", seeds=[7], num_inference_steps=4, strength=1.0)
     ours = edit(model.pipe("ddim"), guidance=5.0, negative=NEGATIVE)
     assert distance(ours.latents, latents) > 100 * BOUND

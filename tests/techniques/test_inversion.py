@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import pare
-from pare.cli import main
-from pare.commands.invert import METHODS as offered
+from pare.cli.commands.invert import METHODS as offered
+from pare.cli.main import main
 from pare.errors import InversionError, PareError, SchedulerError, SettingError
-from pare.image import to_tensor
-from pare.text import PromptEmbeddings
-from pare.verify.published.inversion import (
+from pare.io.images import to_tensor
+from pare.text.text_encoder import PromptEmbeddings
+from pare.verify.published.published_inversion import (
     reference_direct,
     reference_edict,
     reference_guided,
@@ -32,9 +32,9 @@ from pare.verify.published.inversion import (
     reference_null_text,
     reference_sample,
 )
-from roads.captions import full_caption
-from roads.render import render
-from roads.scene import draw_scene
+from roads.world.captions import full_caption
+from roads.world.render import render
+from roads.world.scene import draw_scene
 from techniques.inversion import (
     Inverted,
     Method,
@@ -52,7 +52,7 @@ from techniques.inversion import (
     sample,
     statistics,
 )
-from techniques.inversion.report import metered
+from techniques.inversion.report_card import metered
 from tests.conftest import ROADS
 from tests.random_models import normal
 from tests.techniques.blending import (
@@ -462,7 +462,7 @@ def test_a_level_without_signal_is_refused(pipe: TinyPipeline) -> None:
 
 
 def pipe_parts(pipe: TinyPipeline) -> Any:
-    from pare.hub import Components
+    from pare.loading.modules import Components
 
     no_text: Any = None
     return Components(pipe.unet, pipe.vae, no_text, no_text, SCHEDULER_CONFIG, pipe.source)

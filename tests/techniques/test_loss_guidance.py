@@ -315,10 +315,10 @@ def test_a_classifier_is_a_loss(model: TinyModel) -> None:
 
 
 def test_the_judge_is_a_loss() -> None:
-    from roads.judge import load_judge
-    from roads.judge_loss import judge_loss
-    from roads.render import render
-    from roads.scene import HELD_OUT_SEEDS, draw_scene
+    from roads.judge.judge import load_judge
+    from roads.judge.judge_loss import judge_loss
+    from roads.world.render import render
+    from roads.world.scene import HELD_OUT_SEEDS, draw_scene
 
     judge = load_judge()
     scene = dataclasses.replace(draw_scene(HELD_OUT_SEEDS + 7), weather="snowy")
@@ -369,8 +369,8 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clip_s_score_is_transformers_own(clip_folder: Path) -> None:
     from transformers.models.clip.modeling_clip import CLIPModel
 
-    from pare.text import tokenize
-    from pare.tokenizer import build_tokenizer, read_tokenizer
+    from pare.text.text_encoder import tokenize
+    from pare.text.tokenizer import build_tokenizer, read_tokenizer
 
     text, image = "the snowy road", normal(1, 3, 32, 32).sigmoid()
     theirs = CLIPModel.from_pretrained(clip_folder).eval()

@@ -14,14 +14,14 @@ from torch import Tensor
 
 import pare
 from pare.errors import NotEnoughMemoryError, PareError
-from pare.verify.published.prompt_to_prompt import (
+from pare.verify.published.published_p2p import (
     Controller,
     reference_p2p,
     reference_replay,
     refinement_mapper,
     replacement_mapper,
 )
-from pare.verify.published.prompt_to_prompt import LocalBlend as TheirBlend
+from pare.verify.published.published_p2p import LocalBlend as TheirBlend
 from techniques.prompt_to_prompt import (
     Edit,
     LocalBlend,
@@ -314,8 +314,8 @@ def test_the_source_is_what_generate_makes_bit_for_bit(roads: pare.Pipeline) -> 
     done = prompt_to_prompt(roads, source, [target], [3, 4], steps=3, batch=4)
     plain = roads.generate([source, target] * 2, [3, 3, 4, 4], steps=3, batch=4)
     for k in range(2):
-        assert done.sources[k].tobytes() == pare.image.to_pil(plain)[2 * k].tobytes()
-        assert done.targets[k][0].tobytes() != pare.image.to_pil(plain)[2 * k + 1].tobytes()
+        assert done.sources[k].tobytes() == pare.io.images.to_pil(plain)[2 * k].tobytes()
+        assert done.targets[k][0].tobytes() != pare.io.images.to_pil(plain)[2 * k + 1].tobytes()
 
 
 def test_the_source_s_latents_are_those_of_denoise_bit_for_bit(model: TinyModel) -> None:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import pare
 from pare.errors import PareError, PromptError, SettingError
-from pare.verify.published.prompt_to_prompt import refinement_mapper, replacement_mapper
-from pare.words import Word, Words, read
-from techniques.prompt_to_prompt import mapper
-from techniques.prompt_to_prompt.control import cross_schedule, steps_of
-from techniques.prompt_to_prompt.mapper import (
+from pare.text.words import Word, Words, read
+from pare.verify.published.published_p2p import refinement_mapper, replacement_mapper
+from techniques.prompt_to_prompt import token_mapper
+from techniques.prompt_to_prompt.attention_edit import cross_schedule, steps_of
+from techniques.prompt_to_prompt.token_mapper import (
     TokenMap,
     aligned,
     refined,
@@ -83,7 +83,7 @@ def test_several_tokens_a_word_and_accents(tokenizer: Any) -> None:
     assert prompt.find("😀") == tuple(range(len(prompt.ids) - 5, len(prompt.ids) - 1))
 
 
-@pytest.mark.filterwarnings("ignore::pare.text.PromptTruncated")
+@pytest.mark.filterwarnings("ignore::pare.text.text_encoder.PromptTruncated")
 @given(text=st.text(max_size=60))
 def test_every_token_belongs_to_one_word(tokenizer: Any, text: str) -> None:
     try:
@@ -114,7 +114,7 @@ def test_an_unknown_word_is_a_sentence(tokenizer: Any, wanted: str, sentence: st
 
 
 def test_a_word_that_is_cut_off_is_said(tokenizer: Any) -> None:
-    with pytest.warns(pare.text.PromptTruncated):
+    with pytest.warns(pare.text.text_encoder.PromptTruncated):
         prompt = read(tokenizer, "road " * 80 + "house")
     with pytest.raises(PromptError, match="stands behind the 77 tokens"):
         prompt.find("house")
@@ -236,7 +236,7 @@ MUTATIONS = {
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_the_tables_notice(name: str, tmp_path: Path) -> None:
-    changed = mutant(mapper, *MUTATIONS[name], tmp_path)
+    changed = mutant(token_mapper, *MUTATIONS[name], tmp_path)
     before, after, _ = TABLES["A lion eating -> A hippopotamus eating"]
     made = changed.replaced(words(*before), words(*after))
     assert not torch.equal(made.matrix, replacement_mapper([(1, 1), (1, 3), (1, 1)]))

@@ -14,10 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pare.errors import EmbeddingError, ModelError, PareError, PromptError, WeightsError
-from pare.learned_words import LearnedWord, load_learned_words
 from pare.pipeline import Pipeline
-from pare.text import PromptTruncated, UnknownWords, tokenize
-from pare.text_edits import (
+from pare.text.embedding_edits import (
     Layout,
     Mix,
     MixPrompts,
@@ -27,7 +25,9 @@ from pare.text_edits import (
     nearest_tokens,
     with_rows,
 )
-from pare.words import read
+from pare.text.text_encoder import PromptTruncated, UnknownWords, tokenize
+from pare.text.textual_inversion import LearnedWord, load_learned_words
+from pare.text.words import read
 from tests.random_models import normal
 from tests.tiny_model import write_tiny_model
 

@@ -11,7 +11,7 @@ import torch
 
 from pare.errors import ConfigError, PromptError, SettingError
 from pare.pipeline import Pipeline
-from pare.text import PromptTruncated, TextConfig, encode, paired, tokenize
+from pare.text.text_encoder import PromptTruncated, TextConfig, encode, paired, tokenize
 from tests.tiny_model import TEXT, change_json, write_tiny_model
 
 

@@ -10,8 +10,8 @@ import pytest
 from transformers import AddedToken, CLIPTokenizer
 
 from pare.errors import ConfigError, ModelError
-from pare.single_file import tokenizer_files
-from pare.tokenizer import build_tokenizer, read_tokenizer
+from pare.loading.single_file import tokenizer_files
+from pare.text.tokenizer import build_tokenizer, read_tokenizer
 from tests.conftest import ROADS
 from tests.tiny_model import change_json, write_tokenizer
 

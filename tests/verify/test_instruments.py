@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from pare.errors import ModelError, SettingError
 from pare.schedulers import build_scheduler
-from pare.verify.analytic import HIGH, LOW, SPREAD, denoiser
-from pare.verify.bench import Measure, place_of, run_bench
-from pare.verify.clock import in_turns
-from pare.verify.layers import compare_layers, watching
-from pare.verify.memory import peak_memory
-from pare.verify.reference import require_folder
+from pare.verify.analytic_denoiser import HIGH, LOW, SPREAD, denoiser
+from pare.verify.diffusers_side import require_folder
+from pare.verify.layer_parity import compare_layers, watching
+from pare.verify.paired_timing import in_turns
+from pare.verify.peak_memory import peak_memory
+from pare.verify.speed import Measure, place_of, run_bench
 from tests.random_models import normal
 from tests.schedulers.rollout import SD14
 

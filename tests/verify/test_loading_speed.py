@@ -8,9 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pare.hub import load_model
-from pare.verify.loading import Loading, load_once, measures_of, models_to_load, run_load_bench
-from pare.verify.reference import load_reference_file
+from pare.loading.modules import load_model
+from pare.verify.diffusers_side import load_reference_file
+from pare.verify.loading_speed import (
+    Loading,
+    load_once,
+    measures_of,
+    models_to_load,
+    run_load_bench,
+)
 from tests.single_files import original_checkpoint
 
 

@@ -16,15 +16,15 @@ import pytest
 import torch
 
 import techniques.erasure
-from pare.cli import main
+from pare.cli.main import main
 from pare.errors import MissingExtraError, SettingError
 from pare.schedulers import Level
 from pare.schedulers.ddim_inverse import DDIMInverse
 from pare.schedulers.dpmpp_2m import DPMPlusPlus2M
-from pare.verify import GROUPS, Report, Row, parity, reference, run_verify
-from pare.verify import techniques as compared
+from pare.verify import GROUPS, Report, Row, diffusers_side, parity, run_verify
+from pare.verify import technique_parity as compared
 from pare.verify.parity import Subject, exact_float32, load_subject
-from pare.verify.report import SAME_BITS, Bound, Distance
+from pare.verify.parity_table import SAME_BITS, Bound, Distance
 from techniques.prompt_to_prompt import Injection
 from tests.random_models import TINY_UNET, random_state, unet_pair
 from tests.tiny_model import write_part, write_tiny_model
@@ -38,7 +38,7 @@ def report(tiny_model: Path) -> Report:
 @pytest.fixture
 def subject(tiny_model: Path) -> Iterator[Subject]:
     """Loaded afresh, so that a test may damage it."""
-    with reference.quiet(), torch.no_grad():
+    with diffusers_side.quiet(), torch.no_grad():
         yield load_subject(tiny_model, "cpu", "float32", steps=3)
 
 
@@ -252,7 +252,7 @@ def test_without_diffusers_one_sentence_says_how_to_get_it(
 
 
 def test_importing_verify_does_not_import_diffusers() -> None:
-    code = "import sys, pare.verify, pare.verify.bench; sys.exit('diffusers' in sys.modules)"
+    code = "import sys, pare.verify, pare.verify.speed; sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,1 +1,1 @@
-"""One file a command, each parsing and printing only; `pare.cli` puts them together."""
+"""One file a command, each parsing and printing only; `pare.cli.main` puts them together."""

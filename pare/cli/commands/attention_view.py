@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.commands.examples import examples
-from pare.commands.generate import generate_options
-from pare.commands.options import (
+from pare.cli.commands.generate import generate_options
+from pare.cli.examples import examples
+from pare.cli.options import (
     checked,
     model_options,
     options,
@@ -20,8 +20,8 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import PictureCommand, Run, load_pipeline, sampling, warn_of_size
-from pare.console import progress
+from pare.cli.run_command import PictureCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.cli.terminal import progress
 from pare.errors import SettingError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pare.attention import Site
     from pare.pipeline import Pipeline
-    from pare.study.attention_sheet import Tile
+    from pare.study.record.attention_sheet import Tile
 
 
 def point_of(text: str) -> tuple[float, float]:
@@ -102,7 +102,7 @@ def attention(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
     Writes one page a seed: the picture, and the maps laid over it in colours from each map's
     lowest share to its highest, which stand above it. Watching changes no bit of the picture.
     """
-    from pare.image import to_pil
+    from pare.io.images import to_pil
 
     run = Run.plan()
     pipe = load_pipeline(given)
@@ -129,7 +129,7 @@ def attention(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
 
 
 def sites_of(pipe: Pipeline, given: dict[str, Any]) -> list[Site]:
-    from pare.study.attention_sheet import chosen_sites
+    from pare.study.record.attention_sheet import chosen_sites
 
     return chosen_sites(pipe.unet.sites(), given["at"])
 
@@ -146,9 +146,9 @@ class Watch:
             SettingError: nothing to look at.
         """
         from pare.attention import Control, Row
-        from pare.study import attention_maps as maps
-        from pare.study.self_attention import AffinityRecorder
-        from pare.words import read
+        from pare.study.record import attention_maps as maps
+        from pare.study.record.self_attention import AffinityRecorder
+        from pare.text.words import read
 
         self.pipe, self.sites, self.given = pipe, list(sites), given
         branch = given["branch"]
@@ -196,7 +196,7 @@ class Watch:
         Raises:
             NotEnoughMemoryError: more than there is, on a CPU.
         """
-        from pare.memory import check_room
+        from pare.runtime.memory_plan import check_room
 
         grid = self.pipe.latent_shape(height, width)[1:]
         recorders = [r for r in (self.word_recorder, self.pixel_recorder) if r is not None]
@@ -210,7 +210,7 @@ class Watch:
 
     def page(self, picture: Image.Image) -> tuple[Image.Image, list[Tile]]:
         """The page, and its maps."""
-        from pare.study.attention_sheet import attention_sheet, tiles
+        from pare.study.record.attention_sheet import attention_sheet, tiles
 
         by, among = self.given["per"], self.given["among"]
         size = (picture.height, picture.width)

@@ -10,12 +10,12 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pare import settings
-from pare.commands.examples import examples
-from pare.commands.options import checked, json_option, model_options, options, revision_option
-from pare.commands.printing import print_report, say_on_terminal
-from pare.commands.run import use_threads
-from pare.files import check_output, write_whole
+from pare.cli.examples import examples
+from pare.cli.options import checked, json_option, model_options, options, revision_option
+from pare.cli.printing import print_report, say_on_terminal
+from pare.cli.run_command import use_threads
+from pare.io.whole_files import check_output, write_whole
+from pare.runtime import validation
 
 pairs_option = click.option(
     "--pairs", type=click.IntRange(1, 100), default=5, show_default=True,
@@ -32,7 +32,7 @@ edits_options = options(
     click.option("--per-kind", type=click.IntRange(1, 100), metavar="TASKS",
                  help="Only so many tasks of each kind; all if not given."),
     click.option("--seed", type=int, default=0, show_default=True,
-                 callback=checked(settings.check_seed), help="Of the first task's noise."),
+                 callback=checked(validation.check_seed), help="Of the first task's noise."),
     click.option("--out", type=click.Path(path_type=Path), metavar="FILE.png",
                  help="Also write a contact sheet: tasks, and what each technique made of them."),
     click.option("--force", is_flag=True, help="Overwrite FILE.png."),
@@ -60,7 +60,7 @@ def bench(context: click.Context, /, pairs: int, as_json: bool, **given: Any) ->
     if context.invoked_subcommand is not None:
         refuse_options(context)
         return
-    from pare.verify.bench import run_bench
+    from pare.verify.speed import run_bench
 
     use_threads(given)
     report = run_bench(
@@ -96,7 +96,7 @@ def load(pairs: int, as_json: bool, **given: Any) -> None:
     --model may also be sd1 or sd21, which are written to the current folder for it (8.5 and
     10.3 GB in float32) and deleted. Needs the extra: pip install "pare[verify]".
     """
-    from pare.verify.loading import run_load_bench
+    from pare.verify.loading_speed import run_load_bench
 
     use_threads(given)
     report = run_load_bench(
@@ -129,9 +129,9 @@ def edits(
         check_output(out, force=force)
 
     from pare.pipeline import Pipeline
-    from roads.benchmark import run_edits
-    from roads.contestants import chosen_techniques
-    from roads.judge import load_judge
+    from roads.benchmark.compared_methods import chosen_techniques
+    from roads.benchmark.edit_benchmark import run_edits
+    from roads.judge.judge import load_judge
 
     techniques = chosen_techniques(only)
     use_threads(given)

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare import settings
-from pare.commands.examples import examples
-from pare.commands.options import (
+from pare.cli.examples import examples
+from pare.cli.options import (
     InputFile,
     aside,
     checked,
@@ -25,7 +24,7 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import (
+from pare.cli.run_command import (
     PictureCommand,
     Run,
     fit_memory,
@@ -33,8 +32,9 @@ from pare.commands.run import (
     sampling,
     warn_of_size,
 )
-from pare.commands.text_options import noting_words, read_edits, text_options, under_edits
-from pare.console import progress
+from pare.cli.terminal import progress
+from pare.cli.text_options import noting_words, read_edits, text_options, under_edits
+from pare.runtime import validation
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,10 +49,10 @@ blend_options = options(
                  help="Put IMAGE back before each step (blend), or give an inpainting model the "
                       "mask and the masked IMAGE (inpaint), or both; as the model is if not "
                       "given."),
-    click.option("--strength", type=float, callback=checked(settings.check_strength),
+    click.option("--strength", type=float, callback=checked(validation.check_strength),
                  help="How much of the trajectory is run: 1 forgets what was under the mask. 0.95 "
                       "if not given; 1 with an inpainting model."),
-    click.option("--size", metavar="WxH", callback=checked(settings.parse_size),
+    click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
                  help="Work at this size (multiples of 8); IMAGE's own if not given."),
     click.option("--background", type=click.Choice(["paste", "poisson", "decoder", "latent"]),
                  default="paste", show_default=True,
@@ -62,7 +62,7 @@ blend_options = options(
     click.option("--decoder-steps", type=click.IntRange(0, 10_000), default=75,
                  show_default=True, help="How long the decoder is tuned."),
     click.option("--feather", type=float, default=4.0, show_default=True,
-                 callback=checked(lambda width: settings.check_number("feather", width, 0, 1000)),
+                 callback=checked(lambda width: validation.check_number("feather", width, 0, 1000)),
                  help="Width of paste's seam in pixels; 0: hard."),
     click.option("--shrink", type=click.IntRange(0, 16), default=0, show_default=True,
                  help="For thin masks: begin with one that is larger by so many latent pixels."),
@@ -109,7 +109,7 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
 
     The scheduler is dpm++2m with Karras sigmas if none is given.
     """
-    from pare.image import fit, load_image, load_mask, match_mask
+    from pare.io.images import fit, load_image, load_mask, match_mask
 
     run, edits = Run.plan(), read_edits(given)
     picture, marked = load_image(image), load_mask(mask, invert_mask)
@@ -156,8 +156,8 @@ def ranking(prompt: str, mask: Image.Image) -> Rank | None:
     from techniques.blended import at_mask, by_loss
 
     if who == "judge":
-        from roads.judge import load_judge
-        from roads.judge_loss import caption_loss
+        from roads.judge.judge import load_judge
+        from roads.judge.judge_loss import caption_loss
 
         loss = caption_loss(load_judge(), prompt)
         return by_loss(lambda _: loss)

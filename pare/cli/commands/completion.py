@@ -7,7 +7,7 @@ from collections.abc import Callable
 import click
 from click.shell_completion import CompletionItem, get_completion_class, shell_complete
 
-from pare.commands.examples import examples
+from pare.cli.examples import examples
 
 SHELLS = ("bash", "zsh", "fish")
 VARIABLE = "_PARE_COMPLETE"  # by which the script asks `pare` what could come next

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from pare.commands.examples import examples
-from pare.commands.options import DTYPE_NAMES, json_option, options
-from pare.commands.printing import plain
+from pare.cli.examples import examples
+from pare.cli.options import DTYPE_NAMES, json_option, options
+from pare.cli.printing import plain
 
 convert_options = options(
     click.option("--check", "check_only", is_flag=True,

@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare import settings
-from pare.commands.erase import PRESETS, check_concept, parse_concept
-from pare.commands.examples import examples
-from pare.commands.invert import METHODS
-from pare.commands.options import (
+from pare.cli.commands.erase import PRESETS, check_concept, parse_concept
+from pare.cli.commands.invert import METHODS
+from pare.cli.commands.p2p import (
+    blend_options,
+    explain,
+    load_shape,
+    local_blend,
+    pair,
+    pairing_options,
+    schedule_options,
+    sites,
+)
+from pare.cli.examples import examples
+from pare.cli.options import (
     InputFile,
     checked,
     each,
@@ -25,34 +34,25 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.p2p import (
-    blend_options,
-    explain,
-    load_shape,
-    local_blend,
-    pair,
-    pairing_options,
-    schedule_options,
-    sites,
-)
-from pare.commands.run import PictureCommand, Run, load_pipeline, warn_of_size
-from pare.console import progress
+from pare.cli.run_command import PictureCommand, Run, load_pipeline, warn_of_size
+from pare.cli.terminal import progress
 from pare.errors import SettingError
+from pare.runtime import validation
 
 if TYPE_CHECKING:
     from techniques.edit import Edited
     from techniques.erasure import Concept
     from techniques.inversion import Inverted, Method
-    from techniques.inversion.report import Likeness
+    from techniques.inversion.report_card import Likeness
     from techniques.prompt_to_prompt import Edit
 
 KINDS = ("p2p", "resample", "blend", "erase")
 
 
 edit_options = options(
-    click.option("--from", "source", metavar="SOURCE", callback=checked(settings.check_prompt),
+    click.option("--from", "source", metavar="SOURCE", callback=checked(validation.check_prompt),
                  help="What IMAGE shows, as well as can be said."),
-    click.option("--to", "target", metavar="TARGET", callback=checked(settings.check_prompt),
+    click.option("--to", "target", metavar="TARGET", callback=checked(validation.check_prompt),
                  help="What it is to show; SOURCE again if not given, for erase."),
     click.option("--edit", "kind", type=click.Choice(KINDS), default="p2p", show_default=True,
                  help="With SOURCE's attention (p2p); by TARGET's words alone (resample); only in "
@@ -62,11 +62,11 @@ edit_options = options(
                       "them."),
     click.option("--inversion", type=InputFile(),
                  help="What `pare invert` wrote for IMAGE: nothing is inverted again."),
-    click.option("--steps", type=int, callback=checked(settings.check_steps),
+    click.option("--steps", type=int, callback=checked(validation.check_steps),
                  help="Steps each way, 1 to 1000; 50 if not given."),
-    click.option("--guidance", type=float, callback=checked(settings.check_guidance),
+    click.option("--guidance", type=float, callback=checked(validation.check_guidance),
                  help="Of the edit; the method's usual if not given."),
-    click.option("--strength", type=float, callback=checked(settings.check_strength),
+    click.option("--strength", type=float, callback=checked(validation.check_strength),
                  help="How much of the way back is walked anew: less keeps more. 1 if not given, "
                       "less with edit-friendly."),
     click.option("--reconstruction/--no-reconstruction", "reconstruct", default=True,
@@ -86,7 +86,7 @@ background_options = options(
                  default="paste", show_default=True,
                  help="What stands outside the mask in the end, as for `pare blend`."),
     click.option("--feather", type=float, default=4.0, show_default=True,
-                 callback=checked(lambda x: settings.check_number("feather", x, 0.0, 1000.0)),
+                 callback=checked(lambda x: validation.check_number("feather", x, 0.0, 1000.0)),
                  help="Width in pixels of the soft seam of paste, inside the mask."),
     click.option("--decoder-steps", type=click.IntRange(0, 10_000), default=75, show_default=True,
                  help="How long decoder is trained for the picture."),
@@ -137,7 +137,7 @@ def edit(image: Path, **given: Any) -> None:
         return
     run = Run.plan()
 
-    from pare.image import load_image, match_mask
+    from pare.io.images import load_image, match_mask
 
     picture, mask = load_image(image), load_shape(given)
     if mask is not None:
@@ -260,7 +260,7 @@ def asked_for(
 def in_words(result: Edited) -> str:
     parts = []
     if result.outside is not None:
-        from pare.commands.blend import difference_in_words
+        from pare.cli.commands.blend import difference_in_words
 
         parts.append(f"outside the mask: {difference_in_words(result.outside)}")
     if result.reconstructed is not None:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare import settings
-from pare.commands.examples import examples
-from pare.commands.options import (
+from pare.cli.examples import examples
+from pare.cli.options import (
     InputFile,
     aside,
     checked,
@@ -28,7 +27,7 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import (
+from pare.cli.run_command import (
     PictureCommand,
     Run,
     load_pipeline,
@@ -36,9 +35,10 @@ from pare.commands.run import (
     sampling,
     warn_of_size,
 )
-from pare.console import progress
+from pare.cli.terminal import progress
 from pare.errors import PromptError
-from pare.files import check_output, write_whole
+from pare.io.whole_files import check_output, write_whole
+from pare.runtime import validation
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,17 +64,17 @@ def parse_concept(text: str) -> tuple[str, float | None]:
     """`the moon=5` as ("the moon", 5.0), `the moon` as ("the moon", None)."""
     if "=" not in text:
         return text, None
-    words, weight = settings.parse_pair("concept", text, "WORDS or WORDS=WEIGHT")
-    return words, settings.parse_number("concept", weight, text, "WORDS or WORDS=WEIGHT")
+    words, weight = validation.parse_pair("concept", text, "WORDS or WORDS=WEIGHT")
+    return words, validation.parse_number("concept", weight, text, "WORDS or WORDS=WEIGHT")
 
 
 def bounded(name: str, low: float, high: float) -> Any:
-    return checked(lambda value: settings.check_number(name, value, low, high))
+    return checked(lambda value: validation.check_number(name, value, low, high))
 
 
 def check_concept(text: str) -> str:
     """What was typed: a recipe holds it as it is, now that it is known to be good."""
-    words, _ = parse_concept(settings.check_prompt(text))
+    words, _ = parse_concept(validation.check_prompt(text))
     if not words.strip():
         raise PromptError("a concept is empty", expected="words, for example 'streetlights'")
     return text
@@ -112,9 +112,9 @@ concept_options = options(
 )  # fmt: skip
 
 place_options = options(
-    click.option("--strength", type=float, callback=checked(settings.check_strength),
+    click.option("--strength", type=float, callback=checked(validation.check_strength),
                  help="How much of the trajectory is run on IMAGE; 0.3 if not given."),
-    click.option("--size", metavar="WxH", callback=checked(settings.parse_size),
+    click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
                  help="Work at this size (multiples of 8); IMAGE's own, or the one that the model "
                       "was trained at, if not given."),
     click.option("--maps", type=click.Path(path_type=Path), metavar="PATH", expose_value=False,
@@ -150,7 +150,7 @@ def erase(image: Path | None, prompt: str, concepts: Sequence[str], **given: Any
     and gates choose where and when it acts. The scheduler is dpm++2m with Karras sigmas if none
     is given.
     """
-    from pare.image import load_image
+    from pare.io.images import load_image
 
     check_arguments(image, prompt, given)
     run = Run.plan()
@@ -227,7 +227,7 @@ def working_size(
     pipe: Any, picture: Image.Image | None, size: tuple[int, int] | None
 ) -> tuple[int, int]:
     """Width and height of what goes through the model."""
-    from pare.image import fit_to_multiple
+    from pare.io.images import fit_to_multiple
 
     if size is not None:
         return size

@@ -10,10 +10,9 @@ from typing import Any
 
 import click
 
-from pare import settings
-from pare.commands.examples import examples
-from pare.commands.generate import generate_options
-from pare.commands.options import (
+from pare.cli.commands.generate import generate_options
+from pare.cli.examples import examples
+from pare.cli.options import (
     checked,
     json_option,
     model_options,
@@ -24,21 +23,22 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.printing import plain
-from pare.commands.run import Run, load_pipeline, sampling, warn_of_size
-from pare.console import progress
-from pare.files import check_output, write_whole
+from pare.cli.printing import plain
+from pare.cli.run_command import Run, load_pipeline, sampling, warn_of_size
+from pare.cli.terminal import progress
+from pare.io.whole_files import check_output, write_whole
+from pare.runtime import validation
 
 
 def check_fps(fps: float) -> float:
-    return settings.check_number("fps", fps, 0.1, 60.0)
+    return validation.check_number("fps", fps, 0.1, 60.0)
 
 
 film_options = options(
     click.option("--fps", type=float, default=8.0, show_default=True, callback=checked(check_fps),
                  help="Steps that are shown in a second, 0.1 to 60."),
     click.option("--seed", type=int, default=0, show_default=True,
-                 callback=checked(settings.check_seed), help="The noise to start from."),
+                 callback=checked(validation.check_seed), help="The noise to start from."),
     click.option("--out", type=click.Path(path_type=Path), default=Path("film.mp4"),
                  show_default=True, help="NAME.mp4 or NAME.gif."),
     click.option("--force", is_flag=True, help="Overwrite an existing file."),
@@ -66,8 +66,8 @@ def film(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
     Left is x_t, as it is before each step; right is x0, what the model takes it for. The last
     frame is the picture. The recipe stands in the film as a comment.
     """
-    from pare.study.film import check_film, write_film
-    from pare.study.walk import film_frames, walk
+    from pare.study.record.film_file import check_film, write_film
+    from pare.study.record.run_frames import film_frames, walk
 
     started = time.perf_counter()
     out: Path = check_film(given["out"])

@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from pare import settings
-from pare.commands.examples import examples
-from pare.commands.options import (
+from pare.cli.examples import examples
+from pare.cli.options import (
     checked,
     memory_options,
     model_options,
@@ -19,7 +18,7 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import (
+from pare.cli.run_command import (
     PictureCommand,
     Run,
     fit_memory,
@@ -27,11 +26,12 @@ from pare.commands.run import (
     sampling,
     warn_of_size,
 )
-from pare.commands.text_options import noting_words, read_edits, text_options, under_edits
-from pare.console import progress
+from pare.cli.terminal import progress
+from pare.cli.text_options import noting_words, read_edits, text_options, under_edits
+from pare.runtime import validation
 
 generate_options = click.option(
-    "--size", metavar="WxH", callback=checked(settings.parse_size),
+    "--size", metavar="WxH", callback=checked(validation.parse_size),
     help="Multiples of 8; the size that the model was trained at if not given.",
 )  # fmt: skip
 
@@ -55,7 +55,7 @@ EXAMPLES = examples(
 @output_options
 def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
     """Make pictures from PROMPT."""
-    from pare.image import to_pil
+    from pare.io.images import to_pil
 
     run, edits = Run.plan(), read_edits(given)
     pipe = under_edits(load_pipeline(given), edits, [prompt, given["negative"]])

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare import settings
-from pare.commands.examples import examples
-from pare.commands.options import (
+from pare.cli.examples import examples
+from pare.cli.options import (
     InputFile,
     checked,
     model_options,
@@ -22,10 +21,11 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import PictureCommand, Run, load_pipeline, sampling, warn_of_size
-from pare.commands.text_options import noting_words, read_edits, text_options, under_edits
-from pare.console import progress
+from pare.cli.run_command import PictureCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.cli.terminal import progress
+from pare.cli.text_options import noting_words, read_edits, text_options, under_edits
 from pare.errors import LossError
+from pare.runtime import validation
 
 if TYPE_CHECKING:
     from pare.pipeline import Pipeline
@@ -53,9 +53,9 @@ guide_options = options(
                       "colour('orange'), judge('snowy'), clip('a painting'), or arithmetic on the "
                       "picture and on these, as '(image[:, 2] - 0.9).abs().mean()'."),
     click.option("--scale", type=float, default=20.0, show_default=True,
-                 callback=checked(lambda scale: settings.check_number("scale", scale, -1e9, 1e9)),
+                 callback=checked(lambda scale: validation.check_number("scale", scale, -1e9, 1e9)),
                  help="How much the loss counts; more for larger pictures."),
-    click.option("--every", type=click.IntRange(1, settings.MAX_STEPS), default=5,
+    click.option("--every", type=click.IntRange(1, validation.MAX_STEPS), default=5,
                  show_default=True, help="Guide at each such step."),
     click.option("--through-unet", is_flag=True,
                  help="Take the gradient through the UNet as well: exact, slow, and large."),
@@ -68,9 +68,9 @@ guide_options = options(
                  help="Products of all channels, or each one's mean and deviation."),
     click.option("--clip", type=ClipFolder(), metavar="FOLDER",
                  help="A CLIP model for the loss `clip`, of PROMPT, or clip('another text')."),
-    click.option("--size", metavar="WxH", callback=checked(settings.parse_size),
+    click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
                  help="Multiples of 8; the size that the model was trained at if not given."),
-    click.option("--batch", type=click.IntRange(1, settings.MAX_PICTURES), default=1,
+    click.option("--batch", type=click.IntRange(1, validation.MAX_PICTURES), default=1,
                  show_default=True, help="Pictures that go through the UNet together."),
 )  # fmt: skip
 
@@ -136,7 +136,7 @@ def vocabulary(prompt: str, given: Mapping[str, Any], pipe: Pipeline | None = No
     from techniques.loss_language import USUAL
 
     def style() -> Loss:
-        from pare.image import load_image
+        from pare.io.images import load_image
         from techniques import losses
 
         if given["style"] is None:
@@ -156,8 +156,8 @@ def vocabulary(prompt: str, given: Mapping[str, Any], pipe: Pipeline | None = No
         return clip_loss(Path(given["clip"]), text, "cpu" if pipe is None else pipe.device)
 
     def judge(wanted: str) -> Loss:
-        from roads.judge import load_judge
-        from roads.judge_loss import judge_loss
+        from roads.judge.judge import load_judge
+        from roads.judge.judge_loss import judge_loss
 
         device = "cpu" if pipe is None else str(pipe.device)
         return judge_loss(load_judge(device=device), wanted)

@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from pare import settings
-from pare.commands.examples import examples
-from pare.commands.options import (
+from pare.cli.examples import examples
+from pare.cli.options import (
     checked,
     image_argument,
     memory_options,
@@ -22,7 +21,7 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import (
+from pare.cli.run_command import (
     PictureCommand,
     Run,
     fit_memory,
@@ -30,15 +29,16 @@ from pare.commands.run import (
     sampling,
     warn_of_size,
 )
-from pare.commands.text_options import noting_words, read_edits, text_options, under_edits
-from pare.console import progress
+from pare.cli.terminal import progress
+from pare.cli.text_options import noting_words, read_edits, text_options, under_edits
+from pare.runtime import validation
 
 img2img_options = options(
     click.option("--strength", type=float, default=0.8, show_default=True,
-                 callback=checked(settings.check_strength),
+                 callback=checked(validation.check_strength),
                  help="How much of the trajectory is run, from IMAGE under the noise where it "
                       "starts: 1 is all of it, and leaves a trace of IMAGE's light and colours."),
-    click.option("--size", metavar="WxH", callback=checked(settings.parse_size),
+    click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
                  help="Work at this size (multiples of 8); IMAGE's own if not given."),
 )  # fmt: skip
 
@@ -64,7 +64,7 @@ def img2img(
     image: Path, prompt: str, strength: float, size: tuple[int, int] | None, **given: Any
 ) -> None:
     """Make IMAGE over, as PROMPT says; the result has IMAGE's size."""
-    from pare.image import fit, load_image, to_pil, to_tensor
+    from pare.io.images import fit, load_image, to_pil, to_tensor
 
     run, edits = Run.plan(), read_edits(given)
     picture, restore = fit(load_image(image), size)

@@ -6,15 +6,15 @@ import json
 
 import click
 
-from pare import settings
-from pare.commands.examples import examples
-from pare.commands.options import DTYPE_NAMES, checked, json_option, options, revision_option
-from pare.commands.printing import say_on_terminal
+from pare.cli.examples import examples
+from pare.cli.options import DTYPE_NAMES, checked, json_option, options, revision_option
+from pare.cli.printing import say_on_terminal
 from pare.errors import ModelError
+from pare.runtime import validation
 
 inspect_options = options(
     click.option("--model", metavar="MODEL", help="As the first argument."),
-    click.option("--size", metavar="WxH", callback=checked(settings.parse_size),
+    click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
                  help="Of the pictures; the size that the model was trained at if not given."),
     click.option("--batch", type=click.IntRange(1, 1024), default=1, show_default=True,
                  help="So many pictures at once; under guidance the UNet sees each twice."),
@@ -50,7 +50,7 @@ def inspect(
     weights; roads if not given. LAYER opens one layer (unet.mid_block), or lists all that a
     glob matches. No weights are read without --values. Exit code 2 if the model is broken.
     """
-    from pare.study.inspection import Settings, inspect_model, split_names
+    from pare.study.inspect.inspection import Settings, inspect_model, split_names
 
     name, layer = split_names(names, model)
     wanted = Settings(size, batch, dtype, depth, values)

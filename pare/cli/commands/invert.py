@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare import settings
-from pare.commands.examples import examples
-from pare.commands.options import (
+from pare.cli.examples import examples
+from pare.cli.options import (
     checked,
     image_argument,
     model_options,
@@ -20,9 +19,10 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import PictureCommand, Run, load_pipeline, warn_of_size
-from pare.console import progress
-from pare.files import check_output
+from pare.cli.run_command import PictureCommand, Run, load_pipeline, warn_of_size
+from pare.cli.terminal import progress
+from pare.io.whole_files import check_output
+from pare.runtime import validation
 
 if TYPE_CHECKING:
     from techniques.inversion import ReportCard
@@ -35,8 +35,8 @@ invert_options = options(
     click.option("--method", type=click.Choice(METHODS), default="ddim", show_default=True,
                  help="Plain DDIM, or one that mends it: docs/inversion.md compares them."),
     click.option("--steps", type=int, default=50, show_default=True,
-                 callback=checked(settings.check_steps), help="Steps each way, 1 to 1000."),
-    click.option("--guidance", type=float, callback=checked(settings.check_guidance),
+                 callback=checked(validation.check_steps), help="Steps each way, 1 to 1000."),
+    click.option("--guidance", type=float, callback=checked(validation.check_guidance),
                  help="At which PROMPT is to give IMAGE back; the method's usual if not given."),
 )  # fmt: skip
 
@@ -63,7 +63,7 @@ def invert(image: Path, prompt: str, **given: Any) -> None:
     picture is, and whether the noise is noise. Of the methods edit-friendly alone draws noise
     (--seed). The scheduler is ddim, which can be inverted.
     """
-    from pare.image import load_image
+    from pare.io.images import load_image
 
     run = Run.plan()
     files = [path.with_suffix(".safetensors") for path in run.paths]

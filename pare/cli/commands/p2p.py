@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare import settings
-from pare.commands.examples import examples
-from pare.commands.options import (
+from pare.cli.examples import examples
+from pare.cli.options import (
     InputFile,
     aside,
     checked,
@@ -26,7 +25,7 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import (
+from pare.cli.run_command import (
     PictureCommand,
     Run,
     fit_memory,
@@ -35,14 +34,15 @@ from pare.commands.run import (
     sampling,
     warn_of_size,
 )
-from pare.console import progress
+from pare.cli.terminal import progress
 from pare.errors import PromptError
+from pare.runtime import validation
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from pare.pipeline import Pipeline
-    from pare.words import Words
+    from pare.text.words import Words
     from techniques.prompt_to_prompt import Edit, Edited, LocalBlend, TokenMap
 
 BLOCKS = ("down", "mid", "up")
@@ -57,7 +57,7 @@ def parse_blocks(name: str, text: str) -> tuple[str, ...]:
 
 
 def span(name: str) -> Any:
-    return checked(lambda text: kept(text, settings.parse_span(name, text)))
+    return checked(lambda text: kept(text, validation.parse_span(name, text)))
 
 
 def blocks(name: str) -> Any:
@@ -71,8 +71,8 @@ def kept(text: str, _parsed: object) -> str:
 
 def parse_word_span(text: str) -> tuple[str, tuple[float, float]]:
     """`car=0.4` as ("car", (0, 0.4))."""
-    word, share = settings.parse_pair("cross-replace-word", text, "WORD=SHARE")
-    return word, settings.parse_span(f"cross-replace of {word!r}", share)
+    word, share = validation.parse_pair("cross-replace-word", text, "WORD=SHARE")
+    return word, validation.parse_span(f"cross-replace of {word!r}", share)
 
 
 pairing_options = options(
@@ -83,10 +83,10 @@ pairing_options = options(
                       "words to themselves (refine), or nothing but what --map says (own); "
                       "replace if they have as many words, else refine, if not given."),
     click.option("--map", "word_map", multiple=True, metavar="OLD=NEW",
-                 callback=each(lambda t: kept(t, settings.parse_pair("map", t, "OLD=NEW"))),
+                 callback=each(lambda t: kept(t, validation.parse_pair("map", t, "OLD=NEW"))),
                  help="Let a word of SOURCE feed this one of a TARGET, whatever fed it before."),
     click.option("--weight", multiple=True, metavar="WORD=NUMBER",
-                 callback=each(lambda t: kept(t, settings.parse_weight("weight", t))),
+                 callback=each(lambda t: kept(t, validation.parse_weight("weight", t))),
                  help="Turn a word of a TARGET up or down: 2, 0.5, or -1, away from it."),
     click.option("--normalised", is_flag=True,
                  help="Lose no attention where a word of several tokens becomes one of fewer."),
@@ -125,10 +125,10 @@ blend_options = options(
                  help="Keep to SOURCE where this is black; of the picture's shape."),
     click.option("--invert-mask", is_flag=True, help="Where it is white."),
     click.option("--threshold", type=float, default=0.3, show_default=True,
-                 callback=checked(lambda x: settings.check_number("threshold", x, 0.0, 1.0)),
+                 callback=checked(lambda x: validation.check_number("threshold", x, 0.0, 1.0)),
                  help="Looked at is what gets this share of the most looked-at place."),
     click.option("--blend-start", type=float, default=0.2, show_default=True,
-                 callback=checked(lambda x: settings.check_number("blend-start", x, 0.0, 1.0)),
+                 callback=checked(lambda x: validation.check_number("blend-start", x, 0.0, 1.0)),
                  help="The share of the steps before the first blend."),
     click.option("--blend-level", type=click.IntRange(0, 16),
                  help="Whose attention: 0 works on the whole latent grid, each further level on "
@@ -143,12 +143,12 @@ run_options = options(
                  help="All prompts side by side (lockstep); or a tutorial's reading of the paper: "
                       "store all maps of SOURCE, put them in place of a TARGET's (replay)."),
     click.option("--injection-ratio", type=float,
-                 callback=checked(lambda x: settings.check_number("injection-ratio", x, 0.0, 1.0)),
+                 callback=checked(lambda x: validation.check_number("injection-ratio", x, 0.0, 1.0)),
                  help="The share of all maps that replay puts in place; all if not given."),
     click.option("--separately", is_flag=True,
                  help="Look at SOURCE and each TARGET one after the other, as --batch 1: the "
                       "least memory."),
-    click.option("--size", metavar="WxH", callback=checked(settings.parse_size),
+    click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
                  help="Multiples of 8; the size that the model was trained at if not given."),
 )  # fmt: skip
 
@@ -176,9 +176,9 @@ EXAMPLES = examples(
 
 
 @click.command(cls=PictureCommand, parts=parts, epilog=EXAMPLES)
-@click.argument("source", callback=checked(settings.check_prompt))
+@click.argument("source", callback=checked(validation.check_prompt))
 @click.argument("targets", metavar="TARGET...", nargs=-1, required=True,
-                callback=each(settings.check_prompt))  # fmt: skip
+                callback=each(validation.check_prompt))  # fmt: skip
 @pairing_options
 @schedule_options
 @blend_options
@@ -272,15 +272,15 @@ def pair(
         PromptError: a word that is in no prompt where it should be.
         SettingError: prompts that cannot be paired; a word that is named twice.
     """
-    from pare.words import read
+    from pare.text.words import read
     from techniques.prompt_to_prompt import Edit, tables_of
 
     tokenizer, length = load_words(given)
     before = read(tokenizer, source, length)
     after = [read(tokenizer, target, length) for target in targets]
-    weights = dict_of("weight", [settings.parse_weight("weight", t) for t in given["weight"]])
+    weights = dict_of("weight", [validation.parse_weight("weight", t) for t in given["weight"]])
     spans = dict_of("cross-replace-word", [parse_word_span(t) for t in given["cross_replace_word"]])
-    replaced = [settings.parse_pair("map", text, "OLD=NEW") for text in given["word_map"]]
+    replaced = [validation.parse_pair("map", text, "OLD=NEW") for text in given["word_map"]]
     for word in (*weights, *spans, *(new for _, new in replaced)):
         require_word(word, after)
     for old, _ in replaced:
@@ -292,9 +292,9 @@ def pair(
             words=dict_of("map", [(old, new) for old, new in replaced if words.has(new)]),
             weights={word: weight for word, weight in weights.items() if words.has(word)},
             normalised=given["normalised"],
-            cross_replace=settings.parse_span("cross-replace", given["cross_replace"]),
+            cross_replace=validation.parse_span("cross-replace", given["cross_replace"]),
             cross_replace_words={word: share for word, share in spans.items() if words.has(word)},
-            self_replace=settings.parse_span("self-replace", given["self_replace"]),
+            self_replace=validation.parse_span("self-replace", given["self_replace"]),
         )
         for words in after
     ]
@@ -339,7 +339,7 @@ def explain(source: str, targets: Sequence[str], given: Mapping[str, Any]) -> No
 
 def in_words(table: TokenMap) -> str:
     """What the table changes, on a line: the tokens that are not fed by their like alone."""
-    from pare.rerun import short
+    from pare.recipes.rebuild import short
 
     target, new = table.target, []
     for j in range(1, len(target.ids) - 1):
@@ -356,14 +356,14 @@ def sites(kind: str, given: Mapping[str, Any]) -> Any:
     """The layers whose attention of this kind is edited."""
     from techniques.prompt_to_prompt import Sites
 
-    coarsest, finest = settings.parse_span(f"{kind}-grid", given[f"{kind}_grid"])
+    coarsest, finest = validation.parse_span(f"{kind}-grid", given[f"{kind}_grid"])
     named = parse_blocks(f"{kind}-blocks", given[f"{kind}_blocks"])
     return Sites(named, coarsest=coarsest, finest=finest)
 
 
 def load_shape(given: Mapping[str, Any]) -> Image.Image | None:
     """The user's mask, if there is one."""
-    from pare.image import load_mask
+    from pare.io.images import load_mask
 
     if given["mask"] is None:
         return None
@@ -378,8 +378,8 @@ def local_blend(
     Raises:
         ImageError: a mask of another shape than the picture.
     """
-    from pare.image import match_mask
-    from techniques.blended.canvas import mask_on_grid
+    from pare.io.images import match_mask
+    from techniques.blended.edit_canvas import mask_on_grid
     from techniques.prompt_to_prompt import LocalBlend
 
     if mask is None and not given["blend"] and not given["subtract"]:
@@ -406,7 +406,7 @@ def differences(made: Edited) -> list[dict[str, Any]]:
     its latents that local blend let differ."""
     import numpy as np
 
-    from pare.metrics import structure_distance
+    from pare.io.metrics import structure_distance
 
     rows: list[dict[str, Any]] = []
     for seed, (source, targets) in enumerate(zip(made.sources, made.targets, strict=True)):

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare import settings
-from pare.commands.command_line import NOT_AGAIN, check_recipe, for_a_shell
-from pare.commands.examples import examples
-from pare.commands.generate import generate_options
-from pare.commands.options import (
+from pare.cli.commands.generate import generate_options
+from pare.cli.commands.rerun import command_of, run_again
+from pare.cli.examples import examples
+from pare.cli.options import (
     json_option,
     model_options,
     options,
@@ -23,20 +22,21 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.printing import plain
-from pare.commands.rerun import command_of, run_again
-from pare.commands.run import load_pipeline, sampling, warn_of_size
-from pare.console import one_line, progress
+from pare.cli.printing import plain
+from pare.cli.recipe_arguments import NOT_AGAIN, check_recipe, for_a_shell
+from pare.cli.run_command import load_pipeline, sampling, warn_of_size
+from pare.cli.terminal import one_line, progress
 from pare.errors import OutputError, RecipeError
-from pare.files import check_output
+from pare.io.whole_files import check_output
+from pare.runtime import validation
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from pare.pipeline import Pipeline
-    from pare.recipe import Recipe
-    from pare.study.report import Reported
-    from pare.words import Words
+    from pare.recipes.recipe import Recipe
+    from pare.study.record.html_report import Reported
+    from pare.text.words import Words
 
 REPORTED = (
     "generate", "img2img", "trace", "guide", "blend", "erase", "p2p", "edit", "invert",
@@ -45,7 +45,7 @@ REPORTED = (
 
 report_options = options(
     click.option("--seed", type=int, default=0, show_default=True,
-                 callback=lambda _, __, value: settings.check_seed(value),
+                 callback=lambda _, __, value: validation.check_seed(value),
                  help="The noise to start from."),
     click.option("--out", type=click.Path(path_type=Path),
                  help="NAME.html, or a folder; report-SEED.html, or that of the picture, in the "
@@ -88,7 +88,7 @@ def report(prompt: str, **given: Any) -> None:
     if from_picture:
         reported, image, about = from_recipe(picture)
     else:
-        reported, image, about = from_prompt(settings.check_prompt(prompt), given)
+        reported, image, about = from_prompt(validation.check_prompt(prompt), given)
     size = reported.write(out, image, about, force=given["force"])
     seconds = time.perf_counter() - started
     if given["as_json"]:
@@ -110,9 +110,9 @@ def output_path(out: Path | None, name: str) -> Path:
 
 def from_prompt(prompt: str, given: dict[str, Any]) -> tuple[Reported, Image.Image, dict[str, Any]]:
     """The run that the options ask for."""
-    from pare.image import to_pil
-    from pare.recipe import current_versions
-    from pare.study.report import Reported
+    from pare.io.images import to_pil
+    from pare.recipes.recipe import current_versions
+    from pare.study.record.html_report import Reported
 
     pipe = load_pipeline(given)
     width, height = given["size"] or pipe.trained_size
@@ -146,8 +146,8 @@ def from_recipe(picture: Path) -> tuple[Reported, Image.Image, dict[str, Any]]:
         RecipeError: no recipe, or one of a command that there is no report on.
         OSError: no such file.
     """
-    from pare.recipe import read_recipe
-    from pare.study.report import Reported
+    from pare.recipes.recipe import read_recipe
+    from pare.study.record.html_report import Reported
 
     recipe = read_recipe(picture)
     require_followed(picture, recipe)
@@ -223,7 +223,7 @@ def prompts_of(recipe: Recipe) -> tuple[list[str], int]:
 def steps_of(picture: Path, recipe: Recipe) -> int:
     """How many steps the whole way has."""
     if recipe.inputs.get("inversion") is not None:
-        from pare.rerun import find_input
+        from pare.recipes.rebuild import find_input
         from techniques.inversion import load
 
         path = find_input("inversion", recipe.inputs["inversion"], picture)
@@ -232,14 +232,14 @@ def steps_of(picture: Path, recipe: Recipe) -> int:
 
 
 def words_of(pipe: Pipeline, prompt: str) -> Words:
-    from pare import words
+    from pare.text import words
 
     return words.read(pipe.tokenizer, prompt, int(pipe.text_encoder.config.max_position_embeddings))
 
 
 def fitted(picture: Path, factor: int) -> tuple[int, int]:
     """The size that the model worked at for a picture of the file's size."""
-    from pare.image import load_image
+    from pare.io.images import load_image
 
     width, height = (-(-side // factor) * factor for side in load_image(picture).size)
     return width, height
@@ -247,7 +247,7 @@ def fitted(picture: Path, factor: int) -> tuple[int, int]:
 
 def announce(reported: Reported, steps: int, guidance: float) -> None:
     """Say how much memory recording takes; refuse what does not fit."""
-    from pare.study.show import size
+    from pare.study.inspect.text_tables import size
 
     need = reported.check_memory(steps, guidance)
     click.echo(f"pare: recording takes {size(need)} of memory", err=True)

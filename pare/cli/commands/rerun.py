@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.commands.examples import examples
-from pare.commands.options import DTYPE_NAMES, json_option, options, revision_option
-from pare.commands.printing import plain
-from pare.commands.run import Again, PictureCommand, output_paths, with_files
-from pare.console import one_line
+from pare.cli.examples import examples
+from pare.cli.options import DTYPE_NAMES, json_option, options, revision_option
+from pare.cli.printing import plain
+from pare.cli.run_command import Again, PictureCommand, output_paths, with_files
+from pare.cli.terminal import one_line
 from pare.errors import RecipeError
-from pare.files import check_output, sha256, write_whole
+from pare.io.whole_files import check_output, sha256, write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pare.recipe import Recipe
-    from pare.rerun import Change, PixelDifference
+    from pare.recipes.rebuild import Change, PixelDifference
+    from pare.recipes.recipe import Recipe
 
 
 def named_paths(
@@ -88,7 +88,7 @@ def rerun(picture: Path, **given: Any) -> None:
     Exit code 0 if they are the same to the pixel, 1 if not. What the recipe names must be
     unchanged, and nothing is downloaded for it; what you name instead is taken as it is.
     """
-    from pare.recipe import read_recipe
+    from pare.recipes.recipe import read_recipe
 
     looks = [name for name in ("show", "compare", "check") if given[name]]
     if len(looks) > 1:
@@ -107,7 +107,7 @@ def rerun(picture: Path, **given: Any) -> None:
 
 def show(picture: Path, recipe: Recipe, as_json: bool) -> None:
     """Print the recipe, and the command line that does the same."""
-    from pare.commands.command_line import check_recipe, for_a_shell
+    from pare.cli.recipe_arguments import check_recipe, for_a_shell
 
     command = command_of(recipe, picture)
     arguments = check_recipe(command, recipe, str(picture))
@@ -151,9 +151,9 @@ def one_line_at(indent: str, text: str) -> str:
 
 def compare(picture: Path, recipe: Recipe, other: Path, as_json: bool) -> None:
     """Print where two pictures and their recipes differ."""
-    from pare.image import load_image
-    from pare.recipe import read_recipe
-    from pare.rerun import compare_pixels, compare_recipes, short
+    from pare.io.images import load_image
+    from pare.recipes.rebuild import compare_pixels, compare_recipes, short
+    from pare.recipes.recipe import read_recipe
 
     changes = compare_recipes(recipe, read_recipe(other))
     pixels = compare_pixels(load_image(picture), load_image(other))
@@ -191,9 +191,9 @@ def report(pixels: PixelDifference, changes: list[Change]) -> dict[str, Any]:
 
 def make_again(picture: Path, recipe: Recipe, given: Mapping[str, Any]) -> None:
     """Run the recipe's command, write the picture, say how the two differ."""
-    from pare.image import load_image
-    from pare.recipe import save_png
-    from pare.rerun import compare_pixels, compare_recipes
+    from pare.io.images import load_image
+    from pare.recipes.rebuild import compare_pixels, compare_recipes
+    from pare.recipes.recipe import save_png
 
     out = None
     if not given["check"]:
@@ -228,8 +228,14 @@ def run_again(
     picture: Path, recipe: Recipe, given: Mapping[str, Any]
 ) -> tuple[Image.Image, Recipe, list[str]]:
     """The picture and its recipe, as its command makes them now; and what is to be said."""
-    from pare.commands.command_line import check_recipe, parse
-    from pare.rerun import batch_of, find_machine, find_model, find_scheduler, find_tokenizer
+    from pare.cli.recipe_arguments import check_recipe, parse
+    from pare.recipes.rebuild import (
+        batch_of,
+        find_machine,
+        find_model,
+        find_scheduler,
+        find_tokenizer,
+    )
 
     command = command_of(recipe, picture)
     arguments = check_recipe(command, recipe, str(picture))
@@ -285,7 +291,7 @@ def find_inputs(
     picture: Path, recipe: Recipe, given: Mapping[str, Path]
 ) -> tuple[dict[str, str], list[str]]:
     """Input -> the path to read it from; and a sentence for each that has changed."""
-    from pare.rerun import find_input
+    from pare.recipes.rebuild import find_input
 
     for name in given:
         if name not in recipe.inputs:

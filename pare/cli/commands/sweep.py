@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from pare.commands.examples import examples
-from pare.commands.generate import generate_options
-from pare.commands.options import (
+from pare.cli.commands.generate import generate_options
+from pare.cli.examples import examples
+from pare.cli.options import (
     InputFile,
     checked,
     model_options,
@@ -22,8 +22,8 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.run import PictureCommand, Run, load_pipeline, sampling, warn_of_size
-from pare.console import progress
+from pare.cli.run_command import PictureCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.cli.terminal import progress
 from pare.errors import SettingError
 
 WORDS = ("scheduler",)  # settings whose values are words
@@ -99,10 +99,10 @@ def sweep(
 
     Writes one page a seed, with a picture for every value, all from the same noise.
     """
-    from pare.image import fit, load_image, to_tensor
-    from pare.study.gallery import gallery
-    from pare.study.sweep import check_sweep
-    from pare.study.sweep import sweep as run_sweep
+    from pare.io.images import fit, load_image, to_tensor
+    from pare.study.record.image_grid import gallery
+    from pare.study.record.setting_sweep import check_sweep
+    from pare.study.record.setting_sweep import sweep as run_sweep
 
     run = Run.plan()
     axes = dict(map(parse_over, over))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.commands.examples import examples
-from pare.commands.options import (
+from pare.cli.examples import examples
+from pare.cli.options import (
     json_option,
     model_options,
     options,
@@ -18,12 +18,12 @@ from pare.commands.options import (
     revision_option,
     tokenizer_option,
 )
-from pare.commands.run import use_threads
-from pare.commands.text_options import read_edits, text_options, under_edits
-from pare.console import one_line
+from pare.cli.run_command import use_threads
+from pare.cli.terminal import one_line
+from pare.cli.text_options import read_edits, text_options, under_edits
 
 if TYPE_CHECKING:
-    from pare.study.tokens import TokenRow
+    from pare.study.record.token_table import TokenRow
 
 tokens_options = options(
     click.option("--near", type=click.IntRange(0, 20), default=3, show_default=True,
@@ -55,7 +55,7 @@ def tokens(prompt: str, near: int, as_json: bool, **given: Any) -> None:
     edits = read_edits(given)
 
     from pare.pipeline import Pipeline
-    from pare.study.tokens import token_rows
+    from pare.study.record.token_table import token_rows
 
     use_threads(given)
     pipe = Pipeline.from_pretrained(

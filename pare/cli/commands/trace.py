@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.commands.examples import examples
-from pare.commands.generate import generate_options
-from pare.commands.options import (
+from pare.cli.commands.generate import generate_options
+from pare.cli.examples import examples
+from pare.cli.options import (
     model_options,
     options,
     output_options,
@@ -20,14 +20,14 @@ from pare.commands.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.commands.printing import plain
-from pare.commands.run import PictureCommand, Run, load_pipeline, sampling, warn_of_size
-from pare.console import progress
-from pare.files import check_output
+from pare.cli.printing import plain
+from pare.cli.run_command import PictureCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.cli.terminal import progress
+from pare.io.whole_files import check_output
 
 if TYPE_CHECKING:
     from pare.pipeline import Pipeline
-    from pare.study.recording import Planned, Recording
+    from pare.study.record.recording import Planned, Recording
 
 KINDS = ("statistics", "activations", "map", "channels")
 
@@ -77,9 +77,9 @@ def trace(prompt: str, size: tuple[int, int] | None, plan_only: bool, **given: A
     the tensors (always x_t, x0, eps and both sides of the guidance at each step) and
     NAME.json, which says what their axes are. The memory that they take is said beforehand.
     """
-    from pare.image import to_pil
-    from pare.study.recording import check_memory
-    from pare.study.trace_file import write_trace
+    from pare.io.images import to_pil
+    from pare.study.record.recording import check_memory
+    from pare.study.record.trace_file import write_trace
 
     run = Run.plan()
     files = [path.with_suffix(".safetensors") for path in run.paths]
@@ -116,7 +116,7 @@ def trace(prompt: str, size: tuple[int, int] | None, plan_only: bool, **given: A
 
 def planning(pipe: Pipeline, given: dict[str, Any]) -> Recording:
     """The recording that the options ask for."""
-    from pare.study.recording import Recording
+    from pare.study.record.recording import Recording
 
     return Recording(
         pipe,
@@ -131,7 +131,7 @@ def planning(pipe: Pipeline, given: dict[str, Any]) -> Recording:
 
 def about(run: Run, pipe: Pipeline, seed: int) -> dict[str, Any]:
     """What the trace's JSON says beside its tensors: the settings, and the prompt's tokens."""
-    from pare import words
+    from pare.text import words
 
     read = words.read(pipe.tokenizer, run.arguments["prompt"])
     names = ("prompt", "negative", "steps", "guidance", "rescale")
@@ -155,7 +155,7 @@ def as_table(planned: Sequence[Planned]) -> dict[str, Any]:
 
 def in_words(planned: Sequence[Planned]) -> str:
     """A line for each tensor, and their sum."""
-    from pare.study.show import columns, size
+    from pare.study.inspect.text_tables import columns, size
 
     rows = [("tensor", "axes", "shape", "memory")]
     rows += [
@@ -167,7 +167,7 @@ def in_words(planned: Sequence[Planned]) -> str:
 
 
 def short_plan(planned: Sequence[Planned], need: int) -> str:
-    from pare.study.show import size
+    from pare.study.inspect.text_tables import size
 
     largest = max(planned, key=lambda one: one.bytes)
     return (

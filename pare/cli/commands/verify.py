@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from pare.commands.completion import offer
-from pare.commands.examples import examples
-from pare.commands.options import json_option, model_options, revision_option
-from pare.commands.printing import print_report, say_on_terminal
-from pare.commands.run import use_threads
+from pare.cli.commands.completion import offer
+from pare.cli.examples import examples
+from pare.cli.options import json_option, model_options, revision_option
+from pare.cli.printing import print_report, say_on_terminal
+from pare.cli.run_command import use_threads
 
 # pare.verify imports torch, so its groups stand here too; a test holds them together.
 GROUPS = (

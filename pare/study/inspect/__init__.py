@@ -22,14 +22,14 @@ sweep.py           one prompt under many settings
 pieces.py          layers by hand, step by step;  plots.py: curves
 """
 
-from pare.study.flops import Flops
-from pare.study.inspection import Inspection, Settings, inspect_model
-from pare.study.layers import Layer, LayerTable, layer_table, trace
-from pare.study.model_layers import layers
-from pare.study.models import Model, Part, describe
-from pare.study.u_shape import Stage, UShape, u_shape
-from pare.study.values import Values, read_values
-from pare.study.weight_files import StoredTensor, WeightFile, look_at
+from pare.study.inspect.flops import Flops
+from pare.study.inspect.inspection import Inspection, Settings, inspect_model
+from pare.study.inspect.layer_table import Layer, LayerTable, layer_table, trace
+from pare.study.inspect.model_summary import Model, Part, describe
+from pare.study.inspect.model_tables import layers
+from pare.study.inspect.u_shape import Stage, UShape, u_shape
+from pare.study.inspect.weight_files import StoredTensor, WeightFile, look_at
+from pare.study.inspect.weight_values import Values, read_values
 
 __all__ = [
     "Flops",

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pare.study.flops import Flops
-from pare.study.layers import LayerTable
+from pare.study.inspect.flops import Flops
+from pare.study.inspect.layer_table import LayerTable
 
 
 def as_json(value: Any) -> Any:

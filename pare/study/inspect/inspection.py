@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from pare.errors import SettingError
-from pare.study import show
-from pare.study.as_json import as_json
-from pare.study.layers import LayerTable, is_glob, nearest
-from pare.study.model_layers import layers
-from pare.study.models import CLASSES, Model, describe
-from pare.study.u_shape import u_shape
-from pare.study.values import Values, read_values
-from pare.study.weight_files import WeightFile
+from pare.study.inspect import text_tables
+from pare.study.inspect.as_json import as_json
+from pare.study.inspect.layer_table import LayerTable, is_glob, nearest
+from pare.study.inspect.model_summary import CLASSES, Model, describe
+from pare.study.inspect.model_tables import layers
+from pare.study.inspect.u_shape import u_shape
+from pare.study.inspect.weight_files import WeightFile
+from pare.study.inspect.weight_values import Values, read_values
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -126,19 +126,22 @@ def model_inspection(
     title = title_of(model, settings)
     known = [p for p in ("unet", "vae") if p in model.parts and model.parts[p].config is not None]
     tables = {part: part_layers(model, part, settings) for part in known}
-    sections = [show.model_head(model) + show.facts_section(model), show.parts_section(model)]
+    sections = [
+        text_tables.model_head(model) + text_tables.facts_section(model),
+        text_tables.parts_section(model),
+    ]
     if "unet" in tables:
         u = u_shape(tables["unet"])
-        sections.append(show.u_section(u, tables["unet"]["unet"], f"the U   ({title})"))
+        sections.append(text_tables.u_section(u, tables["unet"]["unet"], f"the U   ({title})"))
     if "vae" in tables and settings.depth is None:
-        sections.append([f"the VAE   ({title})", *show.tree_lines(tables["vae"], "vae", 2)])
+        sections.append([f"the VAE   ({title})", *text_tables.tree_lines(tables["vae"], "vae", 2)])
     if settings.depth is not None:
         for part, table in tables.items():
-            sections.append([part, *show.tree_lines(table, part, settings.depth)])
+            sections.append([part, *text_tables.tree_lines(table, part, settings.depth)])
     values = model_values(model, settings, progress)
-    sections.append(show.values_section(values, every=False))
-    sections.append(show.words_section(model.words))
-    sections.append(show.problems_section(model.all_problems))
+    sections.append(text_tables.values_section(values, every=False))
+    sections.append(text_tables.words_section(model.words))
+    sections.append(text_tables.problems_section(model.all_problems))
     if tables:
         sections.append([f"open a layer: pare inspect {model.name} {next(iter(tables))}.…"])
     found = {"model": as_json(model), "size": settings.size, "batch": settings.batch}
@@ -148,7 +151,7 @@ def model_inspection(
     if settings.values:
         found["values"] = as_json(values)
     return Inspection(
-        show.page(*sections), found, problem_of(model) or problem_of_values(model, values)
+        text_tables.page(*sections), found, problem_of(model) or problem_of_values(model, values)
     )
 
 
@@ -160,7 +163,7 @@ def part_layers(model: Model, part: str, settings: Settings) -> LayerTable:
 
 def title_of(model: Model, settings: Settings) -> str:
     size = ""
-    if settings.size is not None or show.made_for(model):
+    if settings.size is not None or text_tables.made_for(model):
         width, height = settings.size or model.size
         size = f"{width} x {height}, "
     return f"{size}batch {settings.batch}, {settings.dtype}"
@@ -196,7 +199,9 @@ def problem_of_values(model: Model, values: list[Values]) -> str:
     bad = [value for value in values if not value.finite]
     if not bad:
         return ""
-    return f"{model.name} has NaN or Inf in {show.counted(len(bad), 'tensor')}: {bad[0].name} …"
+    return (
+        f"{model.name} has NaN or Inf in {text_tables.counted(len(bad), 'tensor')}: {bad[0].name} …"
+    )
 
 
 # --- a layer ------------------------------------------------------------------------------
@@ -220,12 +225,12 @@ def layer_inspection(
     title = title_of(model, settings)
     values: list[Values] = []
     if len(found) == 1 and not is_glob(layer):
-        text = show.layer_page(found[0], tables[part], model, title, settings.depth)
+        text = text_tables.layer_page(found[0], tables[part], model, title, settings.depth)
     else:
-        text = show.glob_page(found, title)
+        text = text_tables.glob_page(found, title)
     if settings.values:
         values = layer_values(model, [one.name for one in found], progress)
-        text = show.page([text], show.values_section(values, every=True))
+        text = text_tables.page([text], text_tables.values_section(values, every=True))
     inside = [one for one in joined for outer in found if one.name.startswith(f"{outer.name}.")]
     return Inspection(
         text,
@@ -282,7 +287,9 @@ def file_inspection(
             hint = f"did you mean {' or '.join(near)}?" if near else "it has none"
             raise SettingError(f"{file.path} has no tensor {glob!r}", fix=hint)
     values = file_values(file, glob, progress) if settings.values else []
-    every = len(values) <= show.ROWS or glob is not None
-    text = show.page([show.file_page(file, wanted)], show.values_section(values, every=every))
+    every = len(values) <= text_tables.ROWS or glob is not None
+    text = text_tables.page(
+        [text_tables.file_page(file, wanted)], text_tables.values_section(values, every=every)
+    )
     found = {"model": as_json(model), "tensors": as_json(wanted), "values": as_json(values)}
     return Inspection(text, found, problem_of(model) or problem_of_values(model, values))

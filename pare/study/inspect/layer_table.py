@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pare.errors import SettingError
-from pare.study.flops import Flops, count
+from pare.study.inspect.flops import Flops, count
 
 Shape = tuple[int, ...]
 

@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 
-from pare import architectures, hub, layout, ldm, single_file
-from pare.checkpoint import Checkpoint, open_checkpoint
 from pare.config import UNetConfig, VAEConfig, read_json
-from pare.download import looks_like_repository
 from pare.errors import ModelError, PareError, SettingError
+from pare.loading import architectures, hub_folder, ldm_names, modules, single_file
+from pare.loading.checkpoint import Checkpoint, open_checkpoint
+from pare.loading.hub_client import looks_like_repository
 from pare.schedulers import build_scheduler
-from pare.study.remote import find_repository
-from pare.study.weight_files import ITEM_SIZES, Shape, WeightFile, as_checkpoint, look_at
-from pare.text import TextConfig, known_words
+from pare.study.inspect.remote_headers import find_repository
+from pare.study.inspect.weight_files import ITEM_SIZES, Shape, WeightFile, as_checkpoint, look_at
+from pare.text.text_encoder import TextConfig, known_words
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 
@@ -43,7 +43,7 @@ READERS: dict[str, Callable[[Mapping[str, Any], str], Config]] = {
     "unet": UNetConfig.read,
     "vae": VAEConfig.read,
 }
-RENAMES = {"text_encoder": hub.text_name, "unet": hub.same_name, "vae": hub.vae_name}
+RENAMES = {"text_encoder": modules.text_name, "unet": modules.same_name, "vae": modules.vae_name}
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Model:
     tokens: int = 0
     """How many the tokenizer knows; 0 if there is none."""
     words: tuple[str, ...] = ()
-    """Every word that it was taught, where its folder lists them (`pare.text.known_words`)."""
+    """Every word that it was taught, where its folder lists them (`pare.text.text_encoder.known_words`)."""
     skipped: tuple[str, ...] = ()
     """Parts that pare does not load: the safety checker."""
     notes: tuple[str, ...] = ()
@@ -159,15 +159,15 @@ def describe(model: str | Path, *, revision: str | None = None) -> Model:
         return dataclasses.replace(model_there, form="repository", place=name)
     if revision is not None:
         raise SettingError(f"the revision is {revision!r}, and {name} is not on the Hub")
-    if name in hub.BUILT_IN:
-        return describe_folder(name, hub.BUILT_IN[name])
+    if name in modules.BUILT_IN:
+        return describe_folder(name, modules.BUILT_IN[name])
     if path.is_file():
         return describe_file(name, path)
     if path.is_dir():
         return describe_folder(name, path)
     raise ModelError(
         f"the model {name!r} does not exist",
-        expected=f"{' or '.join([*hub.BUILT_IN, *architectures.UNETS])}, a model's folder in the "
+        expected=f"{' or '.join([*modules.BUILT_IN, *architectures.UNETS])}, a model's folder in the "
         "Hub's layout, a single file, or owner/name on the Hub",
     )
 
@@ -236,26 +236,26 @@ def describe_folder(
     problems: list[str] = []
     index: Mapping[str, Any] = {}
     with noting(problems):
-        hub.check_index(folder)
+        modules.check_index(folder)
     with noting([]):  # what is wrong with it has just been said
-        index = read_json(folder / layout.INDEX)
+        index = read_json(folder / hub_folder.INDEX)
     look = weights or (lambda part: weights_in(folder, part))
     parts = {part: folder_part(folder, part, look) for part in CLASSES}
     scheduler: dict[str, Any] = {}
     prediction = ""
     with noting(problems):
-        scheduler, where = hub.config_of(folder, "scheduler")
+        scheduler, where = modules.config_of(folder, "scheduler")
         prediction = build_scheduler(scheduler, where).prediction_type
     tokens = 0
     text = parts["text_encoder"].config
     with noting(problems):
-        tokens = len(read_json(hub.part_file(folder, "tokenizer", "vocab.json")))
+        tokens = len(read_json(modules.part_file(folder, "tokenizer", "vocab.json")))
         if isinstance(text, TextConfig):
-            hub.check_tokenizer(folder, text)
+            modules.check_tokenizer(folder, text)
     with noting(problems):
         configs = [parts[part].config for part in ("unet", "vae", "text_encoder")]
         if None not in configs:
-            hub.check_fit(folder, *configs)  # type: ignore[arg-type]
+            modules.check_fit(folder, *configs)  # type: ignore[arg-type]
     return Model(
         name,
         "folder",
@@ -273,13 +273,13 @@ def describe_folder(
 
 
 def skipped_parts(index: Mapping[str, Any]) -> tuple[str, ...]:
-    named = hub.SKIPPED - {"scheduler"}
+    named = modules.SKIPPED - {"scheduler"}
     return tuple(sorted(p for p in named if isinstance(index.get(p), list) and any(index[p])))
 
 
 def weights_in(folder: Path, part: str) -> Sequence[WeightFile]:
-    path = hub.find_weights(folder, part, torch.float32)
-    return [look_at(file) for file in hub.weight_files(path)]
+    path = modules.find_weights(folder, part, torch.float32)
+    return [look_at(file) for file in modules.weight_files(path)]
 
 
 def folder_part(folder: Path, part: str, look: Weights) -> Part:
@@ -291,7 +291,7 @@ def folder_part(folder: Path, part: str, look: Weights) -> Part:
     shapes: Mapping[str, Shape] = {}
     stored: Mapping[str, str] = {}
     with noting(problems):
-        raw, where = hub.config_of(folder, part)
+        raw, where = modules.config_of(folder, part)
         config = READERS[part](raw, where)
         shapes = wanted_shapes(part, config, raw)
     with noting(problems):
@@ -323,7 +323,7 @@ def folder_part(folder: Path, part: str, look: Weights) -> Part:
 def wanted_shapes(part: str, config: Config, raw: Mapping[str, Any]) -> dict[str, Shape]:
     """The names on the Hub and the shapes of a part's tensors."""
     if isinstance(config, TextConfig):
-        return ldm.text_shapes(dataclasses.asdict(config))
+        return ldm_names.text_shapes(dataclasses.asdict(config))
     return single_file.shapes_of(empty_module(config))
 
 
@@ -342,9 +342,9 @@ def check_stored(
         for tensor in file.tensors:
             with noting(problems):
                 if not tensor.name.endswith("position_ids") and not tensor.problem:
-                    hub.check_type(tensor.name, tensor.dtype, file.path)
-    names = hub.own_names(found, shapes, RENAMES[part])
-    fitted = {name: hub.squeeze(found[key], shapes.get(name)) for name, key in names.items()}
+                    modules.check_type(tensor.name, tensor.dtype, file.path)
+    names = modules.own_names(found, shapes, RENAMES[part])
+    fitted = {name: modules.squeeze(found[key], shapes.get(name)) for name, key in names.items()}
     for name in sorted(shapes.keys() - names.keys()):
         problems.append(f"{part}: {name}: missing")
     for name in sorted(names.keys() - shapes.keys()):
@@ -426,7 +426,7 @@ def with_plan(model: Model, plan: single_file.Plan, file: WeightFile) -> Model:
             CLASSES[name],
             config,
             outline.config,
-            sum(math.prod(s) for n, s in outline.shapes.items() if n != ldm.POSITION_IDS),
+            sum(math.prod(s) for n, s in outline.shapes.items() if n != ldm_names.POSITION_IDS),
             (file,),
             sum(stored_bytes(tensor.numbers, tensor.dtype) for tensor in there),
             dtypes,

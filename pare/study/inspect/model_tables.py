@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pare import hub
 from pare.config import UNetConfig, VAEConfig
-from pare.study.layers import LayerTable, Shape, layer_table, trace
-from pare.study.models import Model, empty_module
-from pare.text import TextConfig
+from pare.loading import modules
+from pare.study.inspect.layer_table import LayerTable, Shape, layer_table, trace
+from pare.study.inspect.model_summary import Model, empty_module
+from pare.text.text_encoder import TextConfig
 from pare.vae import AutoencoderKL
 
 
@@ -73,7 +73,7 @@ def text_length(model: Model) -> int:
 
 def text_layers(config: TextConfig, batch: int, dtype: torch.dtype) -> LayerTable:
     """transformers' text encoder, under the names that its tensors have on the Hub."""
-    encoder: nn.Module = hub.empty_text_encoder(config).to(dtype)
+    encoder: nn.Module = modules.empty_text_encoder(config).to(dtype)
     tokens = torch.zeros(batch, config.max_position_embeddings, dtype=torch.long, device="meta")
     named = any(name.startswith("text_model.") for name in encoder.state_dict())
     return layer_table(encoder, tokens, prefix="text_encoder" + ("" if named else ".text_model"))

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pare import download, hub, layout
 from pare.errors import ModelError, WeightsError
-from pare.study.weight_files import StoredTensor, WeightFile, look_at
+from pare.loading import hub_client, hub_folder, modules
+from pare.study.inspect.weight_files import StoredTensor, WeightFile, look_at
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ def find_repository(repo_id: str, revision: str | None) -> Repository:
     import torch
 
     try:
-        commit, names = download.ask(repo_id, revision)
-    except download.NotServedError:
-        cached = download.find_cached(repo_id, revision, half=False)
+        commit, names = hub_client.ask(repo_id, revision)
+    except hub_client.NotServedError:
+        cached = hub_client.find_cached(repo_id, revision, half=False)
         if cached is None:
             raise
         folder = cached.folder
@@ -48,25 +48,27 @@ def find_repository(repo_id: str, revision: str | None) -> Repository:
         def local(part: str) -> Sequence[WeightFile]:
             return [
                 look_at(file)
-                for file in hub.weight_files(hub.find_weights(folder, part, torch.float32))
+                for file in modules.weight_files(modules.find_weights(folder, part, torch.float32))
             ]
 
         return Repository(folder, cached.revision, local)
-    if layout.INDEX not in names:
-        raise ModelError(f"{repo_id} has no {layout.INDEX}", expected="a Stable Diffusion model")
-    folder = download.fetch(repo_id, commit, layout.INDEX).parent
-    for name in (*layout.CONFIGS, *layout.TOKENIZER_EXTRAS):
+    if hub_folder.INDEX not in names:
+        raise ModelError(
+            f"{repo_id} has no {hub_folder.INDEX}", expected="a Stable Diffusion model"
+        )
+    folder = hub_client.fetch(repo_id, commit, hub_folder.INDEX).parent
+    for name in (*hub_folder.CONFIGS, *hub_folder.TOKENIZER_EXTRAS):
         if name in names:
-            download.fetch(repo_id, commit, name, folder)
+            hub_client.fetch(repo_id, commit, name, folder)
 
     def remote(part: str) -> Sequence[WeightFile]:
-        chosen = layout.choose_weights(names, part, half=False)
+        chosen = hub_folder.choose_weights(names, part, half=False)
         if chosen is None:
             raise ModelError(f"{repo_id} has no weights of the {part} that pare reads")
         files = [chosen]
-        if layout.is_index(chosen):
-            download.fetch(repo_id, commit, chosen, folder)
-            files = download.shard_names(folder, chosen, names, repo_id)
+        if hub_folder.is_index(chosen):
+            hub_client.fetch(repo_id, commit, chosen, folder)
+            files = hub_client.shard_names(folder, chosen, names, repo_id)
         return [look_from_afar(repo_id, commit, name, folder) for name in files]
 
     return Repository(folder, commit, remote)
@@ -74,7 +76,7 @@ def find_repository(repo_id: str, revision: str | None) -> Repository:
 
 def look_from_afar(repo_id: str, commit: str, name: str, folder: Path) -> WeightFile:
     """What a file's header says; of one in the cache, what `look_at` says."""
-    if download.is_cached(repo_id, commit, name):
+    if hub_client.is_cached(repo_id, commit, name):
         return look_at(folder / name)
     path = Path(repo_id) / name
     if not name.endswith(".safetensors"):
@@ -86,8 +88,8 @@ def look_from_afar(repo_id: str, commit: str, name: str, folder: Path) -> Weight
         header = HfApi().parse_safetensors_file_metadata(repo_id, name, revision=commit)
     except SafetensorsParsingError as error:
         raise WeightsError(f"{path} does not begin as safetensors do") from error
-    except download.client_errors() as error:
-        raise download.refused(error, repo_id, commit) from error
+    except hub_client.client_errors() as error:
+        raise hub_client.refused(error, repo_id, commit) from error
     tensors = tuple(
         StoredTensor(key, info.dtype, tuple(info.shape)) for key, info in header.tensors.items()
     )

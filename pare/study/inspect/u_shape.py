@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pare.study.flops import Flops
-from pare.study.layers import Layer, LayerTable, Shape
+from pare.study.inspect.flops import Flops
+from pare.study.inspect.layer_table import Layer, LayerTable, Shape
 
 
 @dataclass(frozen=True)

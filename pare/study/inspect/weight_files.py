@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pare import single_file
-from pare.checkpoint import OTHER_FILES, Checkpoint, open_checkpoint
 from pare.config import OTHER_INPUTS, short_json
 from pare.errors import ModelError, WeightsError
+from pare.loading import single_file
+from pare.loading.checkpoint import OTHER_FILES, Checkpoint, open_checkpoint
 
 Shape = tuple[int, ...]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pare.checkpoint import open_checkpoint
-from pare.study.weight_files import ITEM_SIZES, TORCH_TYPES, Shape, StoredTensor, WeightFile
+from pare.loading.checkpoint import open_checkpoint
+from pare.study.inspect.weight_files import ITEM_SIZES, TORCH_TYPES, Shape, StoredTensor, WeightFile
 
 AT_ONCE = 2**21
 """Numbers that are looked at together: 16 MiB in float64."""

@@ -1,11 +1,11 @@
 """Where the model looks: attention, recorded as it runs and put together.
 
     prompt   = "a snowy road with a red car"
-    words    = read(pipe.tokenizer, prompt)                    pare.words
+    words    = read(pipe.tokenizer, prompt)                    pare.text.words
     recorder = WordRecorder({"cond": [words]})
     image    = pipe.generate(prompt, seeds=[7], control=recorder)
     heat     = heat_map(recorder.maps(), "car", size=(128, 128))      (128, 128), DAAM's
-    picture  = overlay(to_pil(image)[0], heat)                 pare.study.heat
+    picture  = overlay(to_pil(image)[0], heat)                 pare.study.record.heatmap
 
 In cross-attention every pixel of a layer's grid shares itself out over the 77 tokens.  A
 `WordRecorder` keeps, of each layer, the shares of the prompt's own tokens and one sum for the
@@ -33,8 +33,8 @@ from torch import Tensor
 
 from pare.attention import Call, Control, Row, Site
 from pare.errors import SettingError
-from pare.settings import check_number
-from pare.words import END, PADDING, START, Words
+from pare.runtime.validation import check_number
+from pare.text.words import END, PADDING, START, Words
 
 Among = Literal["all", "words"]
 """Of what a share is taken: of all a pixel's attention, or of what it gives to words.

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pare.attention import Site
 from pare.errors import SettingError
-from pare.study.attention_maps import (
+from pare.study.inspect.layer_table import nearest
+from pare.study.record.attention_maps import (
     Among,
     By,
     LayerMap,
@@ -22,10 +23,9 @@ from pare.study.attention_maps import (
     heat_map,
     layer_name,
 )
-from pare.study.gallery import gallery
-from pare.study.heat import overlay
-from pare.study.layers import nearest
-from pare.study.self_attention import (
+from pare.study.record.heatmap import overlay
+from pare.study.record.image_grid import gallery
+from pare.study.record.self_attention import (
     AffinityRecorder,
     components_picture,
     explained,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pare.study.attention_maps import normalised
+from pare.study.record.attention_maps import normalised
 
 # From cold to hot, each step brighter than the one before: it survives greyscale printing.
 SCALE = np.array(

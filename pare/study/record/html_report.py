@@ -29,19 +29,25 @@ from PIL import Image
 from torch import Tensor
 
 from pare.attention import Site
-from pare.files import write_whole
-from pare.image import to_pil
+from pare.io.images import to_pil
+from pare.io.whole_files import write_whole
 from pare.pipeline import Pipeline
 from pare.schedulers import interpret
-from pare.study.as_json import as_json
-from pare.study.attention_maps import WordMap, WordRecorder, layer_name
-from pare.study.layers import Layer, LayerTable
-from pare.study.packing import Pack, eight_bit
-from pare.study.recording import RecordedPipeline, Recording, check_memory, grid_of, part_table
-from pare.study.reductions import Grid, Reduction, statistics
-from pare.study.sources import source_lines
-from pare.study.u_shape import u_shape
-from pare.words import Words
+from pare.study.inspect.as_json import as_json
+from pare.study.inspect.layer_table import Layer, LayerTable
+from pare.study.inspect.source_lines import source_lines
+from pare.study.inspect.u_shape import u_shape
+from pare.study.record.attention_maps import WordMap, WordRecorder, layer_name
+from pare.study.record.html_packing import Pack, eight_bit
+from pare.study.record.recording import (
+    RecordedPipeline,
+    Recording,
+    check_memory,
+    grid_of,
+    part_table,
+)
+from pare.study.record.reductions import Grid, Reduction, statistics
+from pare.text.words import Words
 
 PAGE = Path(__file__).parent / "page"
 

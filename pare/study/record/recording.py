@@ -33,11 +33,10 @@ from torch.utils.hooks import RemovableHandle
 
 from pare.attention import Call, Control, ControlledStep, Row, Site
 from pare.errors import SettingError
-from pare.memory import check_room
 from pare.pipeline import Pipeline
+from pare.runtime.memory_plan import check_room
 from pare.schedulers import Level, Prediction, Trajectory
-from pare.study.attention_maps import Recorder, Together, grid_at
-from pare.study.layers import (
+from pare.study.inspect.layer_table import (
     Layer,
     LayerTable,
     Shape,
@@ -50,8 +49,9 @@ from pare.study.layers import (
     trace,
     without_weights,
 )
-from pare.study.reductions import REDUCTIONS, Grid, Reduction
-from pare.text import PromptEmbeddings
+from pare.study.record.attention_maps import Recorder, Together, grid_at
+from pare.study.record.reductions import REDUCTIONS, Grid, Reduction
+from pare.text.text_encoder import PromptEmbeddings
 from pare.unet.transformer import SpatialTransformer
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -101,7 +101,7 @@ class Recording(Control):
             layers: names or globs, as `pare inspect` lists them: `unet.mid_block`, `unet.*.attn2`.
                 Of the VAE those that decode: once a picture, or a tile; of the text encoder all:
                 once for each text.
-            keep: what of them, see `pare.study.reductions`: "statistics", "activations" (all),
+            keep: what of them, see `pare.study.record.reductions`: "statistics", "activations" (all),
                 "map" (the strength of every pixel), "channels" (their means); or reductions of
                 one's own, by name.
             attention: names or globs of attention layers whose probabilities are kept.

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pare.image import to_pil
+from pare.io.images import to_pil
 from pare.pipeline import Pipeline, Progress, check_sampling
 from pare.schedulers import Level
-from pare.study.gallery import gallery
+from pare.study.record.image_grid import gallery
 
 
 @dataclass(frozen=True, eq=False)

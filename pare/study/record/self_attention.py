@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pare.attention import Call, Control, Row, Site
 from pare.errors import SettingError
-from pare.study.attention_maps import grid_at, no_maps
+from pare.study.record.attention_maps import grid_at, no_maps
 
 
 class AffinityRecorder(Control):

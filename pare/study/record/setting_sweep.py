@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pare import settings
 from pare.errors import SettingError
-from pare.image import to_pil
+from pare.io.images import to_pil
 from pare.pipeline import Pipeline, Progress
+from pare.runtime import validation
 from pare.schedulers import SCHEDULERS
 
 MOST = 100  # pictures
@@ -35,12 +35,12 @@ def scheduler_name(value: Any) -> str:
 
 # What can be swept, and what each of its values must be.
 SETTINGS: Mapping[str, Callable[[Any], Value]] = {
-    "guidance": settings.check_guidance,
-    "rescale": settings.check_rescale,
-    "steps": settings.check_steps,
+    "guidance": validation.check_guidance,
+    "rescale": validation.check_rescale,
+    "steps": validation.check_steps,
     "scheduler": scheduler_name,
-    "strength": settings.check_strength,
-    "start": lambda value: settings.check_steps(value + 1) - 1,
+    "strength": validation.check_strength,
+    "start": lambda value: validation.check_steps(value + 1) - 1,
 }
 NEED_PICTURE = ("strength", "start")
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pare.settings import check_prompt
-from pare.text import warn_of_unknown_words
-from pare.text_edits import (
+from pare.runtime.validation import check_prompt
+from pare.text.embedding_edits import (
     NO_EDITS,
     Layout,
     Near,
@@ -23,6 +22,7 @@ from pare.text_edits import (
     nearest_tokens,
     require_words,
 )
+from pare.text.text_encoder import warn_of_unknown_words
 
 if TYPE_CHECKING:
     from pare.pipeline import Pipeline

@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from pare.files import check_output, write_whole
-from pare.study.as_json import as_json
-from pare.study.recording import Recording
-from pare.study.reductions import STATISTICS
-from pare.study.weight_files import NAMES_OF_TYPES
+from pare.io.whole_files import check_output, write_whole
+from pare.study.inspect.as_json import as_json
+from pare.study.inspect.weight_files import NAMES_OF_TYPES
+from pare.study.record.recording import Recording
+from pare.study.record.reductions import STATISTICS
 
 KEY = "pare"
 FORMAT = 1
@@ -89,7 +89,7 @@ def safe_type(x: Tensor) -> str:
 
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], about: object) -> None:
-    """A safetensors file (its layout: `pare.study.weight_files`), one tensor after the other.
+    """A safetensors file (its layout: `pare.study.inspect.weight_files`), one tensor after the other.
 
     safetensors' own `save` would put all of it together in memory first.
     """

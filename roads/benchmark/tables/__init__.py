@@ -1,7 +1,7 @@
 """The measured tables of docs/measured.md, all by one command.
 
-    python -m roads.tables                     # everything; what was measured before is kept
-    python -m roads.tables --tasks 1 --only blend
+    python -m roads.benchmark.tables                     # everything; what was measured before is kept
+    python -m roads.benchmark.tables --tasks 1 --only blend
 
 `jobs` is one measurement each, remembered in a folder; `edits`, `erasing`, `words` and `defaults`
 are what is measured, `memory` how much it takes; `page` puts tables between the markers of the

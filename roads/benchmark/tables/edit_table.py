@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from pare.pipeline import Pipeline
-from roads import benchmark
-from roads.benchmark import Pixels
-from roads.contestants import FRAME, TECHNIQUES, Technique, blended, on_the_way_back
-from roads.edits import Split, tasks
-from roads.judge import Judge
-from roads.tables.erasing import ON_PICTURES
-from roads.tables.jobs import Job, Record
+from roads.benchmark import edit_benchmark
+from roads.benchmark.compared_methods import FRAME, TECHNIQUES, Technique, blended, on_the_way_back
+from roads.benchmark.edit_benchmark import Pixels
+from roads.benchmark.edit_tasks import Split, tasks
+from roads.benchmark.tables.erasure_table import ON_PICTURES
+from roads.benchmark.tables.jobs import Job, Record
+from roads.judge.judge import Judge
 
 # What defaults were chosen from, on the development tasks.
 COMPARED: dict[str, Technique] = {
@@ -56,13 +56,13 @@ def measure(job: Job, pipe: Pipeline, judge: Judge) -> tuple[Record, Pixels]:
     technique = {**FRAME, **TECHNIQUES, **COMPARED, **ON_PICTURES}[job.variant]
     task = tasks(job.split)[job.case]
     with torch.no_grad():
-        found, pixels = benchmark.measure(job.variant, technique, task, pipe, judge, job.case)
+        found, pixels = edit_benchmark.measure(job.variant, technique, task, pipe, judge, job.case)
     return dataclasses.asdict(found), pixels
 
 
-def row(name: str, records: list[Record]) -> benchmark.Row:
-    def measured(record: Record) -> benchmark.Measured:
+def row(name: str, records: list[Record]) -> edit_benchmark.Row:
+    def measured(record: Record) -> edit_benchmark.Measured:
         fields: dict[str, Any] = dict(record)
-        return benchmark.Measured(**fields)
+        return edit_benchmark.Measured(**fields)
 
-    return benchmark.Row.of(name, [measured(record) for record in records])
+    return edit_benchmark.Row.of(name, [measured(record) for record in records])

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pare.image import to_pil
-from pare.metrics import structure_distance
+from pare.io.images import to_pil
+from pare.io.metrics import structure_distance
 from pare.pipeline import Pipeline
-from roads import contestants
-from roads.benchmark import Pixels
-from roads.captions import full_caption
-from roads.edits import FIRST_SEED, Split, Task
-from roads.judge import Judge
-from roads.scene import OBJECTS, draw_scene
-from roads.tables.jobs import Job, Record, mean
+from roads.benchmark import compared_methods
+from roads.benchmark.edit_benchmark import Pixels
+from roads.benchmark.edit_tasks import FIRST_SEED, Split, Task
+from roads.benchmark.tables.jobs import Job, Record, mean
+from roads.judge.judge import Judge
+from roads.world.captions import full_caption
+from roads.world.scene import OBJECTS, draw_scene
 from techniques.erasure import PRESETS, Concept, Gates, erase
 
 STEPS = 20
@@ -125,7 +125,7 @@ def erased(pipe: Pipeline, task: Task, seed: int, *, family: str, weight: float)
     solver = pipe.with_scheduler("dpm++2m", karras=True)
     made = erase(
         solver, task.target_prompt, [concept(task, weight)], [seed], image=task.image,
-        strength=0.5, steps=contestants.STEPS, gates=scaled(GATES[family]),
+        strength=0.5, steps=compared_methods.STEPS, gates=scaled(GATES[family]),
     )  # fmt: skip
     return made.images[0]
 
@@ -136,14 +136,14 @@ def concept(task: Task, weight: float) -> Concept:
 
 def erased_on_the_way(pipe: Pipeline, task: Task, seed: int, *, weight: float) -> Image.Image:
     """Edit-friendly inversion, and the push on the way back."""
-    return contestants.on_the_way_back(
+    return compared_methods.on_the_way_back(
         pipe, task, seed, kind="erase", method="edit-friendly",
         concepts=[concept(task, weight)], gates=scaled(GATES["sega"]),
     )  # fmt: skip
 
 
-ON_PICTURES: dict[str, contestants.Technique] = {
-    "erase nothing": functools.partial(contestants.img2img, strength=0.5),
+ON_PICTURES: dict[str, compared_methods.Technique] = {
+    "erase nothing": functools.partial(compared_methods.img2img, strength=0.5),
     "erase tutorial": functools.partial(erased, family="formula", weight=10.0),
     "erase formula 5": functools.partial(erased, family="formula", weight=5.0),
     "erase sega 10": functools.partial(erased, family="sega", weight=10.0),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from roads.tables import edits, erasing, words
-from roads.tables.jobs import Measure
+from roads.benchmark.tables import edit_table, erasure_table, p2p_table
+from roads.benchmark.tables.jobs import Measure
 
 EXPERIMENTS: dict[str, Measure] = {
-    "edits": edits.measure,
-    "erasing": erasing.measure,
-    "words": words.measure,
+    "edits": edit_table.measure,
+    "erasing": erasure_table.measure,
+    "words": p2p_table.measure,
 }

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pare.files import write_whole
+from pare.io.whole_files import write_whole
 from pare.pipeline import Pipeline
-from roads.benchmark import Pixels
-from roads.edits import Split
-from roads.judge import Judge, load_judge
+from roads.benchmark.edit_benchmark import Pixels
+from roads.benchmark.edit_tasks import Split
+from roads.judge.judge import Judge, load_judge
 
 Record = Mapping[str, Any]
 """What was measured: names and numbers; nan where there was nothing to measure."""
@@ -63,7 +63,7 @@ def fingerprint(path: str) -> str:
 
 def measure(job: Job, path: str, folder: Path, threads: int | None = None) -> str:
     """Do the job unless that was done; the name of its files, without an ending."""
-    from roads.tables.experiments import EXPERIMENTS
+    from roads.benchmark.tables.experiments import EXPERIMENTS
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -1,6 +1,6 @@
 """How much memory a technique takes: each in a process of its own, as peaks do not go down.
 
-    python -m roads.tables.memory "p2p direct"
+    python -m roads.benchmark.tables.memory_table "p2p direct"
 
 prints the megabytes by which the process grew over what the loaded model, one round trip
 through the VAE and the judge had already taken.
@@ -15,19 +15,19 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from pare.image import to_tensor
+from pare.io.images import to_tensor
 from pare.pipeline import Pipeline
-from pare.verify.memory import peak_memory
-from roads.contestants import TECHNIQUES
-from roads.edits import Task, tasks
-from roads.tables import words
+from pare.verify.peak_memory import peak_memory
+from roads.benchmark.compared_methods import TECHNIQUES
+from roads.benchmark.edit_tasks import Task, tasks
+from roads.benchmark.tables import p2p_table
 
 LENGTHS = (10, 50, 200)  # steps of prompt-to-prompt
 
 
 def at_length(pipe: Pipeline, task: Task, seed: int, *, variant: str, steps: int) -> object:
     solver = pipe.with_scheduler("dpm++2m", karras=True)
-    return words.made(
+    return p2p_table.made(
         solver, variant, task.source_prompt, task.target_prompt, seed, steps=steps
     )  # fmt: skip
 
@@ -36,7 +36,7 @@ RUNS: Mapping[str, Callable[[Pipeline, Task, int], object]] = {
     **TECHNIQUES,
     **{
         f"{variant}, {steps} steps": functools.partial(at_length, variant=variant, steps=steps)
-        for variant in ("cross 0.8, self 0.4", words.TUTORIAL)
+        for variant in ("cross 0.8, self 0.4", p2p_table.TUTORIAL)
         for steps in LENGTHS
     },
 }
@@ -54,7 +54,7 @@ def growth(name: str, model: str) -> float:
 
 def measured(name: str, model: str) -> float:
     """Megabytes, in a process of its own."""
-    command = [sys.executable, "-m", "roads.tables.memory", name, model]
+    command = [sys.executable, "-m", "roads.benchmark.tables.memory_table", name, model]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pare.image import to_pil
-from pare.metrics import structure_distance
+from pare.io.images import to_pil
+from pare.io.metrics import structure_distance
 from pare.pipeline import Pipeline
-from roads.benchmark import Pixels
-from roads.edits import ATTRIBUTES, tasks
-from roads.judge import Judge
-from roads.tables.jobs import Job, Record, mean
+from roads.benchmark.edit_benchmark import Pixels
+from roads.benchmark.edit_tasks import ATTRIBUTES, tasks
+from roads.benchmark.tables.jobs import Job, Record, mean
+from roads.judge.judge import Judge
 from techniques import prompt_to_prompt as p2p
 from techniques.prompt_to_prompt import Edit, prompt_to_prompt
 

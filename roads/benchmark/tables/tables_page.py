@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pare.errors import OutputError
-from roads.benchmark import Row
-from roads.contestants import FRAME, TECHNIQUES
-from roads.edits import WHOLE_PICTURE, Split
-from roads.tables import edits, erasing, words
-from roads.tables.jobs import Found
+from roads.benchmark.compared_methods import FRAME, TECHNIQUES
+from roads.benchmark.edit_benchmark import Row
+from roads.benchmark.edit_tasks import WHOLE_PICTURE, Split
+from roads.benchmark.tables import edit_table, erasure_table, p2p_table
+from roads.benchmark.tables.jobs import Found
 from techniques.edit import METHODS
 
 MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -86,7 +86,7 @@ class Pages:
     def rows(self, names: Sequence[str], split: Split = "held-out") -> list[Row]:
         """One a technique that was measured."""
         found = [(n, self.found.records("edits", n, split)) for n in names]
-        return [edits.row(name, records) for name, records in found if records]
+        return [edit_table.row(name, records) for name, records in found if records]
 
     def edits_table(self) -> str:
         rows = self.rows([*FRAME, *TECHNIQUES])
@@ -152,10 +152,10 @@ class Pages:
             ])
             for name in TECHNIQUES
         ]  # fmt: skip
-        return [edits.row(name, records) for name, records in found if records]
+        return [edit_table.row(name, records) for name, records in found if records]
 
     def erasing_pictures_table(self) -> str:
-        rows = self.rows([*erasing.ON_PICTURES])
+        rows = self.rows([*erasure_table.ON_PICTURES])
         head = ["", "gone", "unchanged", "dB outside", "to the source"]
         return markdown(head, [
             [row.technique, number(row.success), number(row.unchanged),
@@ -172,7 +172,7 @@ class Pages:
         return [
             percent(mean("gone")), percent(mean("kept")), number(mean("structure"), 3),
             *(f"{percent(mean(f'gone {n}'))} / {percent(mean(f'kept {n}'))}"
-              for n in erasing.COUNTS),
+              for n in erasure_table.COUNTS),
         ]  # fmt: skip
 
     ERASING = ("gone", "kept", "structure", "1: gone / kept", "3", "5")
@@ -181,7 +181,7 @@ class Pages:
         lines = [
             [variant + (" (chosen)" if self.is_chosen(variant) else ""),
              *self.erasing_line("development", variant)]
-            for variant in erasing.variants()
+            for variant in erasure_table.variants()
             if self.found.records("erasing", variant, "development")
         ]  # fmt: skip
         return markdown(["gates and weight", *self.ERASING], lines)
@@ -223,7 +223,7 @@ class Pages:
         ]  # fmt: skip
 
     def words_table(self) -> str:
-        names = [*words.VARIANTS, words.TUTORIAL]
+        names = [*p2p_table.VARIANTS, p2p_table.TUTORIAL]
         lines = self.words_lines("held-out", names)
         if len(lines) < len(names):
             return ""
@@ -232,7 +232,7 @@ class Pages:
             return self.found.mean("words", name, "held-out", field)
 
         free = "no injection"
-        equal = [n for n in words.VARIANTS if mean(n, "success") >= mean(free, "success")]
+        equal = [n for n in p2p_table.VARIANTS if mean(n, "success") >= mean(free, "success")]
         best = min(equal, key=lambda name: mean(name, "structure"))
         return markdown(["", "success", "kept", "to the source"], lines) + (
             f"\n\nAt no less success than without injection, `{best}` is nearest to its source: "
@@ -240,10 +240,10 @@ class Pages:
         )
 
     def words_memory_table(self) -> str:
-        from roads.tables.memory import LENGTHS
+        from roads.benchmark.tables.memory_table import LENGTHS
 
         lines = []
-        for variant in ("cross 0.8, self 0.4", words.TUTORIAL):
+        for variant in ("cross 0.8, self 0.4", p2p_table.TUTORIAL):
             cells = [self.memory.get(f"{variant}, {steps} steps", math.nan) for steps in LENGTHS]
             if any(map(math.isnan, cells)):
                 return ""
@@ -257,11 +257,13 @@ class Pages:
         lines = [
             [f"`{row.technique}`", number(row.success), number(row.unchanged),
              number(row.outside_psnr, 1), number(row.moved, 3)]
-            for row in self.rows([*edits.COMPARED], "development")
+            for row in self.rows([*edit_table.COMPARED], "development")
         ]  # fmt: skip
         lines += [
             [f"p2p from noise, `{name}`", success, kept, "", structure]
-            for name, success, kept, structure in self.words_lines("development", [*words.VARIANTS])
+            for name, success, kept, structure in self.words_lines(
+                "development", [*p2p_table.VARIANTS]
+            )
         ]
         head = ["compared", "success", "unchanged", "dB outside", "to the source"]
         return markdown(head, lines)

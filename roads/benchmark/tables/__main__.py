@@ -13,17 +13,18 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageDraw
 
-import roads.tables
-from pare.console import run_in_words
+import roads.benchmark.tables
+from pare.cli.terminal import run_in_words
 from pare.errors import SettingError
-from pare.files import write_whole
-from roads.benchmark import Pixels
-from roads.contestants import FRAME, STEPS, STEPS_BACK, TECHNIQUES
-from roads.edits import tasks
-from roads.sheet import contact_sheet
-from roads.tables import edits, erasing, jobs, memory, words
-from roads.tables.jobs import Found, Job
-from roads.tables.page import Pages, fill
+from pare.io.whole_files import write_whole
+from roads.benchmark.compared_methods import FRAME, STEPS, STEPS_BACK, TECHNIQUES
+from roads.benchmark.edit_benchmark import Pixels
+from roads.benchmark.edit_tasks import tasks
+from roads.benchmark.tables import edit_table, erasure_table, jobs, memory_table
+from roads.benchmark.tables import p2p_table as words
+from roads.benchmark.tables.jobs import Found, Job
+from roads.benchmark.tables.tables_page import Pages, fill
+from roads.contact_sheet import contact_sheet
 
 PARTS = ("edits", "erasing", "words", "defaults", "memory")
 GOAL = 0.7  # the share of unwanted things that is to be gone: the weight is chosen for it
@@ -47,8 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m roads.tables",
-        description=roads.tables.__doc__,
+        prog="python -m roads.benchmark.tables",
+        description=roads.benchmark.tables.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -60,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add("--processes", type=int, default=2, help="that work side by side, one thread each")
     add("--work", type=Path, default=Path("runs/tables"), help="where measurements are kept")
     add("--page", type=Path, default=Path("docs/measured.md"), help="whose tables are filled")
-    add("--pictures", type=Path, default=Path("docs/pictures"))
+    add("--pictures", type=Path, default=Path("docs/images"))
     return parser
 
 
@@ -82,7 +83,7 @@ def measure_all(options: argparse.Namespace) -> int:
     second = [
         Job("erasing", f"{family} {weight:g}", "held-out", case)
         for family, weight in chosen.items()
-        for case in erasing.cases(options.tasks)
+        for case in erasure_table.cases(options.tasks)
     ]
     found = Found({**found.bases, **work(second).bases})
     taken = memories(options.model, options.work, options.without) if "memory" in parts else {}
@@ -122,36 +123,36 @@ def planned(parts: Sequence[str], count: int, without: Sequence[str]) -> list[Jo
     listed: list[Job] = []
     if "edits" in parts:
         names = [name for name in (*FRAME, *TECHNIQUES) if name not in without]
-        cases = edits.cases("held-out", count)
+        cases = edit_table.cases("held-out", count)
         listed += [Job("edits", name, "held-out", case) for case in cases for name in names]
         # There are eight tasks of removing alone, and erasure has no others.
-        removals = edits.cases("held-out", 2 * count, ("remove",))
+        removals = edit_table.cases("held-out", 2 * count, ("remove",))
         listed += [
             Job("edits", name, "held-out", case)
-            for name in erasing.ON_PICTURES
+            for name in erasure_table.ON_PICTURES
             for case in removals
         ]
     if "erasing" in parts:
         listed += [
             Job("erasing", variant, "development", case)
-            for case in erasing.cases(count)
-            for variant in erasing.variants()
+            for case in erasure_table.cases(count)
+            for variant in erasure_table.variants()
         ]
     if "words" in parts:
         listed += [
             Job("words", name, "held-out", case)
-            for case in edits.cases("held-out", count, words.KINDS)
+            for case in edit_table.cases("held-out", count, words.KINDS)
             for name in (*words.VARIANTS, words.TUTORIAL)
         ]
     if "defaults" in parts:
         listed += [
             Job("edits", name, "development", case)
-            for case in edits.cases("development", count)
-            for name in edits.COMPARED
+            for case in edit_table.cases("development", count)
+            for name in edit_table.COMPARED
         ]
         listed += [
             Job("words", name, "development", case)
-            for case in edits.cases("development", count, words.KINDS)
+            for case in edit_table.cases("development", count, words.KINDS)
             for name in words.VARIANTS
         ]
     return list(dict.fromkeys(listed))
@@ -161,7 +162,7 @@ def weights(found: Found) -> dict[str, float]:
     """For each family of gates the least weight that erases enough on the development split;
     where none does, the one that erases most."""
     chosen = {}
-    for family, tried in erasing.WEIGHTS.items():
+    for family, tried in erasure_table.WEIGHTS.items():
         gone = {w: found.mean("erasing", f"{family} {w:g}", "development", "gone") for w in tried}
         enough = [weight for weight in tried if gone[weight] >= GOAL]
         chosen[family] = min(enough) if enough else max(tried, key=lambda weight: gone[weight])
@@ -172,11 +173,11 @@ def memories(model: str, folder: Path, without: Sequence[str]) -> dict[str, floa
     """Megabytes of every technique, measured now or before."""
     path = folder / jobs.fingerprint(model) / "memory.json"
     known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-    for name in memory.RUNS:
+    for name in memory_table.RUNS:
         if name in known or name in without:
             continue
         say(f"memory: {name}")
-        known[name] = memory.measured(name, model)
+        known[name] = memory_table.measured(name, model)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda file: write_text(file, json.dumps(known)), force=True)
     return known
@@ -185,9 +186,9 @@ def memories(model: str, folder: Path, without: Sequence[str]) -> dict[str, floa
 def setting(model: str, count: int, without: Sequence[str]) -> str:
     """What the tables are of."""
     left_out = "".join(f' --without "{name}"' for name in without)
-    cases = len(edits.cases("held-out", count))
+    cases = len(edit_table.cases("held-out", count))
     return (
-        f"`python -m roads.tables --tasks {count}{left_out}`, model {model} "
+        f"`python -m roads.benchmark.tables --tasks {count}{left_out}`, model {model} "
         f"({jobs.fingerprint(model)}), {count} held-out tasks of each of the six kinds, {STEPS} "
         f"steps ({STEPS_BACK} there and {STEPS_BACK} back with an inversion), processor seconds of "
         f"one thread. {cases} tasks decide no small differences: one more success is "
@@ -213,7 +214,7 @@ def sheet(found: Found, count: int) -> Image.Image:
     """One task of each kind: source, truth, and what techniques made of it."""
     shown = [name for name in SHOWN if found.records("edits", name, "held-out")]
     pictures = []
-    for case in edits.cases("held-out", count)[::count]:
+    for case in edit_table.cases("held-out", count)[::count]:
         task = tasks("held-out")[case]
         pictures += [task.source_pixels, task.target_pixels]
         pictures += [found.pixels(Job("edits", name, "held-out", case)) for name in shown]
@@ -224,14 +225,14 @@ def erasing_sheet(found: Found, chosen: dict[str, float], count: int) -> Image.I
     """Some scenes: as they were, and with 1, 3 and 5 things erased, by formula and by gates."""
     names = [f"{family} {chosen[family]:g}" for family in ("formula", "sega") if family in chosen]
     pictures = []
-    for case in erasing.cases(count)[:4]:
+    for case in erasure_table.cases(count)[:4]:
         for k, name in enumerate(names):
             strip = found.pixels(Job("erasing", name, "held-out", case))
-            parts = np.split(strip, 1 + len(erasing.COUNTS), axis=1)
+            parts = np.split(strip, 1 + len(erasure_table.COUNTS), axis=1)
             pictures += parts[1 if k else 0 :]
     labels = ["as it was"]
     for name in names:
-        labels += [f"{name}: {count}" for count in erasing.COUNTS]
+        labels += [f"{name}: {count}" for count in erasure_table.COUNTS]
     return labelled(pictures, labels)
 
 
@@ -239,7 +240,7 @@ def words_sheet(found: Found, count: int) -> Image.Image:
     """A task of each kind: the source, and its target by each way."""
     names = ("no injection", "cross 0.8, self 0.4", "cross 1, self 1", words.TUTORIAL)
     pictures = []
-    for case in edits.cases("held-out", count, words.KINDS)[::count]:
+    for case in edit_table.cases("held-out", count, words.KINDS)[::count]:
         for k, name in enumerate(names):
             both = np.split(found.pixels(Job("words", name, "held-out", case)), 2, axis=1)
             pictures += both[1 if k else 0 :]

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare import settings
-from pare.commands.printing import plain
-from pare.commands.run import PictureCommand, input_files
+from pare.cli.printing import plain
+from pare.cli.run_command import PictureCommand, input_files
 from pare.errors import PareError, RecipeError
+from pare.runtime import validation
 
 if TYPE_CHECKING:
-    from pare.recipe import Recipe
+    from pare.recipes.recipe import Recipe
 
 # What a recipe is run again without: where its pictures went, and what was printed.
 NOT_AGAIN = frozenset(("out", "force", "as_json"))
@@ -107,7 +107,7 @@ def check_recipe(command: click.Command, recipe: Recipe, where: str) -> dict[str
     if inputs != {name: recorded["path"] for name, recorded in recipe.inputs.items()}:
         odd.append("inputs")
     try:
-        seeds = settings.consecutive_seeds(given["seed"], given["count"])
+        seeds = validation.consecutive_seeds(given["seed"], given["count"])
     except PareError as error:
         raise RecipeError(f"the recipe in {where} cannot be run: {error}") from error
     if seeds != list(recipe.seeds):

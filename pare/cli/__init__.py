@@ -1,0 +1,1 @@
+"""The command `pare`: `main.py` puts the files in `commands/` together."""

@@ -1,0 +1,1 @@
+"""The recipe that every image carries, and the run made again from it."""

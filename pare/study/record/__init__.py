@@ -1,0 +1,1 @@
+"""A model at work: recordings of a run, attention maps, films, reports."""

@@ -1,0 +1,1 @@
+"""The judge: a small network that says what an image of the little world shows."""
