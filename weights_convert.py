@@ -174,7 +174,7 @@ def non_finite_notes(model: SingleFile) -> list[str]:
     if not bad:
         return []
     count = f"{len(bad)} tensors hold NaN or infinities"
-    return [f"{count}, the first being {bad[0]}: no picture comes of that"]
+    return [f"{count}, the first being {bad[0]}: no image comes of that"]
 
 
 def judge_numbers(tensor: Tensor) -> str:

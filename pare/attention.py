@@ -9,7 +9,7 @@ they are the 77 tokens of the prompt: each pixel asks which words concern it.
 Nobody watching, PyTorch's fused kernel computes all of it at once, and the
 probabilities softmax(...) never exist in memory.  A `Control` that wants to see them
 gets them computed on the side while the output still comes from the fused kernel, so
-that watching changes no bit of the picture.  A `Control` that edits names rows of the
+that watching changes no bit of the image.  A `Control` that edits names rows of the
 batch and returns new probabilities for those alone.
 """
 
@@ -45,7 +45,7 @@ class Row:
     """What one row of the UNet's batch stands for."""
 
     prompt: int
-    """Which prompt (or picture) of the run, from 0."""
+    """Which prompt (or image) of the run, from 0."""
     branch: str
     """Which side of the guidance: "uncond", "cond", or a technique's own word."""
 

@@ -219,7 +219,7 @@ class UNetConfig(HubConfig):
     sample_size: tuple[int, int]
     """Latent height and width that the model was trained at (512 pixels are 64)."""
     in_channels: int
-    """4; 9 for inpainting (noisy latents 4, mask 1, the masked picture's latents 4)."""
+    """4; 9 for inpainting (noisy latents 4, mask 1, the masked image's latents 4)."""
     out_channels: int
     block_out_channels: tuple[int, ...]
     down_block_types: tuple[str, ...]
@@ -297,7 +297,7 @@ class UNetConfig(HubConfig):
 
     @property
     def inpaints(self) -> bool:
-        """Whether the UNet reads a mask and the masked picture's latents beside x_t."""
+        """Whether the UNet reads a mask and the masked image's latents beside x_t."""
         return self.in_channels == 2 * self.out_channels + 1
 
     def check_inputs(self, where: str) -> None:
@@ -311,7 +311,7 @@ class UNetConfig(HubConfig):
         raise ModelError(
             f"{where} is {kin}: its UNet reads {self.in_channels} channels",
             expected=f"{self.out_channels} (latents), or {2 * self.out_channels + 1} "
-            "(inpainting: latents, mask, the masked picture's latents)",
+            "(inpainting: latents, mask, the masked image's latents)",
         )
 
     @property
@@ -361,14 +361,14 @@ class VAEConfig(HubConfig):
     out_channels: int
     latent_channels: int
     block_out_channels: tuple[int, ...]
-    """Widths from the picture's resolution down; every further level halves the picture."""
+    """Widths from the image's resolution down; every further level halves the image."""
     down_block_types: tuple[str, ...]
     up_block_types: tuple[str, ...]
     layers_per_block: int
     """ResNet blocks a level in the encoder; the decoder has one more."""
     norm_num_groups: int
     sample_size: tuple[int, int]
-    """Picture height and width that the model was trained at, in pixels."""
+    """Image height and width that the model was trained at, in pixels."""
     scaling_factor: float
     """Latents are multiplied by this so that the UNet sees unit variance: 0.18215 for SD."""
 

@@ -74,7 +74,7 @@ class PromptError(PareError):
 
 
 class ImageError(PareError):
-    """A picture or a mask that cannot be read or cannot be used."""
+    """An image or a mask that cannot be read or cannot be used."""
 
 
 class OutputError(PareError):
@@ -82,7 +82,7 @@ class OutputError(PareError):
 
 
 class RecipeError(PareError):
-    """A picture without a recipe, or with one that cannot be read."""
+    """An image without a recipe, or with one that cannot be read."""
 
 
 class InversionError(PareError):

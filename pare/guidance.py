@@ -19,7 +19,7 @@ from torch import Tensor
 from pare.attention import Control, ControlledStep, Row
 from pare.errors import SettingError
 from pare.runtime.numerics import check_answer
-from pare.schedulers import Level, Prediction, interpret
+from pare.schedulers import NoiseLevel, Prediction, interpret
 from pare.text.text_encoder import PromptEmbeddings
 from pare.unet import UNet
 
@@ -27,7 +27,7 @@ from pare.unet import UNet
 def predict(
     unet: UNet,
     x_t: Tensor,
-    level: Level,
+    level: NoiseLevel,
     prompts: PromptEmbeddings,
     guidance: float,
     *,
@@ -46,7 +46,7 @@ def predict(
         rescale: see `guide`.
         control: attention's control; it is told `step` and what each row of the batch is.
         extra: channels that an inpainting UNet reads beside x_t, the same in both branches:
-            the mask and the masked picture's latents, (B, 5, h, w) or (1, 5, h, w).
+            the mask and the masked image's latents, (B, 5, h, w) or (1, 5, h, w).
 
     Raises:
         SettingError: not as many prompts as latents.
@@ -70,7 +70,7 @@ def predict(
 def branch_outputs(
     unet: UNet,
     seen: Tensor,
-    level: Level,
+    level: NoiseLevel,
     texts: Mapping[str, Tensor],
     *,
     control: Control | None = None,

@@ -1,6 +1,6 @@
 """Noise that depends on a seed and on nothing else.
 
-Every picture has its own generator, so that a picture's noise does not depend on what
+Every image has its own generator, so that an image's noise does not depend on what
 else is in its batch.  All noise is drawn on the CPU in float32 and then moved: a seed
 means the same noise on every device and at every precision.
 """
@@ -18,7 +18,7 @@ from pare.runtime.validation import check_seed
 
 
 class Noise:
-    """A stream of unit Gaussian noise for a batch of pictures, one generator a seed."""
+    """A stream of unit Gaussian noise for a batch of images, one generator a seed."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         """`device` is where the noise is moved to, not where it is drawn.
@@ -29,7 +29,7 @@ class Noise:
             SettingError: no seeds, or a seed that is not in 0 .. 2**63 - 1.
         """
         if not seeds:
-            raise SettingError("no seeds are given", expected="one a picture")
+            raise SettingError("no seeds are given", expected="one an image")
         self.generators = [torch.Generator().manual_seed(check_seed(seed)) for seed in seeds]
         self.device = torch.device(device)
 
@@ -37,13 +37,13 @@ class Noise:
         return len(self.generators)
 
     def __getitem__(self, rows: slice) -> Noise:
-        """The streams of some of the pictures: the same generators, not copies."""
+        """The streams of some of the images: the same generators, not copies."""
         some = copy.copy(self)
         some.generators = self.generators[rows]
         return some
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
-        """The next noise: (B, *shape), float32, each row from its own picture's generator."""
+        """The next noise: (B, *shape), float32, each row from its own image's generator."""
         rows = [
             torch.randn(shape, generator=generator, dtype=torch.float32)
             for generator in self.generators

@@ -2,10 +2,10 @@
 
     pipe       = Pipeline.from_pretrained("roads")
     prompts    = pipe.encode_prompts(["a snowy road"])
-    trajectory = pipe.scheduler.trajectory(25)
+    timestep schedule = pipe.scheduler.timesteps(25)
     noise      = pipe.noise([7])
-    x_T        = noise.draw(pipe.latent_shape()) * trajectory.initial_scale
-    x0         = pipe.denoise(x_T, trajectory, prompts, guidance=7.5, noise=noise)
+    x_T        = noise.draw(pipe.latent_shape()) * timesteps.initial_scale
+    x0         = pipe.denoise(x_T, timestep schedule, prompts, guidance=7.5, noise=noise)
     image      = pipe.decode(x0)
 
 `generate` and `img2img` are these lines; the techniques write their own loop instead of
@@ -46,10 +46,10 @@ from pare.runtime.memory_plan import (
     plan_run,
 )
 from pare.schedulers import (
-    Level,
+    NoiseLevel,
     Prediction,
     Scheduler,
-    Trajectory,
+    Timesteps,
     add_noise,
     build_scheduler,
     interpret,
@@ -128,7 +128,7 @@ class Pipeline:
         return other
 
     def with_text_edits(self, edits: TextEdits) -> Self:
-        """The same model, not copied, that reads prompts under edits; see `pare.text.embedding_edits`.
+        """The same model, not copied, that reads prompts under edits (`pare.text.embedding_edits`).
 
         Raises:
             EmbeddingError, PromptError, SettingError: edits that make no sense for the model.
@@ -184,19 +184,19 @@ class Pipeline:
         )
 
     def noise(self, seeds: Sequence[int]) -> Noise:
-        """A stream of noise for a batch, one seed a picture."""
+        """A stream of noise for a batch, one seed an image."""
         return Noise(seeds, self.device)
 
     @property
     def trained_size(self) -> tuple[int, int]:
-        """Width and height in pixels of the pictures that the model was trained on."""
+        """Width and height in pixels of the images that the model was trained on."""
         height, width = (self.vae.config.factor * side for side in self.unet.config.sample_size)
         return width, height
 
     def latent_shape(
         self, height: int | None = None, width: int | None = None
     ) -> tuple[int, int, int]:
-        """(channels, h, w) of the latents of a picture of `height` x `width` pixels.
+        """(channels, h, w) of the latents of an image of `height` x `width` pixels.
 
         A side that is not given is the one that the model was trained at.
 
@@ -221,17 +221,17 @@ class Pipeline:
         tile: int | None = None,
         rows: int | None = None,
     ) -> Plan:
-        """How a run of `count` pictures fits into the memory that is free now.
+        """How a run of `count` images fits into the memory that is free now.
 
         What is given is kept; what is None is chosen, and a warning says so where that is
-        not simply all pictures together and whole.
+        not simply all images together and whole.
 
         Args:
-            rows: of the UNet's batch for each picture, where it is not guidance that decides.
+            rows: of the UNet's batch for each image, where it is not guidance that decides.
 
         Raises:
             SettingError: a size, batch or tile that cannot be.
-            NotEnoughMemoryError: not even one picture fits, on a CPU.
+            NotEnoughMemoryError: not even one image fits, on a CPU.
         """
         _, h, w = self.latent_shape(height, width)
         if rows is None:
@@ -274,11 +274,11 @@ class Pipeline:
         factor = self.vae.config.factor
         if image.ndim != 4 or image.shape[1] != self.vae.config.in_channels:
             raise ImageError(
-                f"the picture is a tensor of shape {tuple(image.shape)}", expected="(B, 3, H, W)"
+                f"the image is a tensor of shape {tuple(image.shape)}", expected="(B, 3, H, W)"
             )
         if not image.numel() or image.shape[2] % factor or image.shape[3] % factor:
             raise ImageError(
-                f"the picture is {image.shape[3]} x {image.shape[2]} pixels",
+                f"the image is {image.shape[3]} x {image.shape[2]} pixels",
                 expected=f"multiples of {factor}",
                 fix="see pare.io.images.fit_to_multiple",
             )
@@ -291,7 +291,7 @@ class Pipeline:
             image.to(self.device),
             lambda vae, x: vae.moments(x, tile=tile),
             what="the VAE's encoding",
-            given="the picture",
+            given="the image",
         )
         return Posterior.from_moments(moments)
 
@@ -302,8 +302,8 @@ class Pipeline:
         In float32 where the VAE overflows in float16, with a warning.
 
         Args:
-            sliced: one picture at a time, as also happens where all need too much memory.
-            tile: as for `posterior`; pixels of the picture here, too.
+            sliced: one image at a time, as also happens where all need too much memory.
+            tile: as for `posterior`; pixels of the image here, too.
 
         Raises:
             SettingError, NonFiniteError: as `posterior`.
@@ -315,23 +315,23 @@ class Pipeline:
             tile = decoder_tile(config, height, width, self.device, self.dtype)
         need = decoder_bytes(config, height, width, self.dtype)
         fit = fitting_count(need, free_bytes(self.device), len(latents))
-        pictures = []
+        images = []
         for some in latents.chunk(len(latents) if sliced or fit < len(latents) else 1):
-            picture = run_vae(
+            image = run_vae(
                 self.vae,
                 some,
                 lambda vae, x: vae.decode(x, tile=tile),
                 what="the VAE's decoding",
                 given="the latents",
             )
-            pictures.append(picture.float().cpu())
-        return torch.cat(pictures)
+            images.append(image.float().cpu())
+        return torch.cat(images)
 
     # Not under no_grad: techniques differentiate through it.
     def predict(
         self,
         x_t: Tensor,
-        level: Level,
+        level: NoiseLevel,
         prompts: PromptEmbeddings,
         guidance: float,
         *,
@@ -359,7 +359,7 @@ class Pipeline:
     def answers(
         self,
         x_t: Tensor,
-        level: Level,
+        level: NoiseLevel,
         texts: Mapping[str, Tensor],
         *,
         control: Control | None = None,
@@ -371,7 +371,7 @@ class Pipeline:
         """
         return guiding.branch_outputs(self.unet, x_t, level, texts, control=control, step=step)
 
-    def interpret(self, output: Tensor, x_t: Tensor, level: Level) -> Prediction:
+    def interpret(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> Prediction:
         """x0 and eps of a model's answer, eps or v as this model was trained for."""
         return interpret(output, x_t, level, self.scheduler.prediction_type)
 
@@ -379,7 +379,7 @@ class Pipeline:
     def denoise(
         self,
         x_t: Tensor,
-        trajectory: Trajectory,
+        timesteps: Timesteps,
         prompts: PromptEmbeddings,
         *,
         guidance: float,
@@ -389,14 +389,14 @@ class Pipeline:
         extra: Tensor | None = None,
         progress: Progress = iter,
     ) -> Tensor:
-        """x_t at the trajectory's first level -> x0 at its last, both (B, 4, h, w).
+        """x_t at the timestep schedule's first level -> x0 at its last, both (B, 4, h, w).
 
         `noise` is needed by schedulers that are `stochastic`, `extra` by inpainting models
         (see `guidance.predict`).
         """
         history: tuple[Tensor, ...] = ()
-        for i in progress(range(len(trajectory))):
-            level = trajectory.levels[i]
+        for i in progress(range(len(timesteps))):
+            level = timesteps.levels[i]
             prediction = self.predict(
                 x_t,
                 level,
@@ -408,7 +408,7 @@ class Pipeline:
                 extra=extra,
             )
             fresh = self.fresh_noise(noise, x_t)
-            x_t, history = self.scheduler.step(trajectory, i, x_t, prediction, history, fresh)
+            x_t, history = self.scheduler.step(timesteps, i, x_t, prediction, history, fresh)
         return x_t
 
     def fresh_noise(self, noise: Noise | None, x_t: Tensor) -> Tensor | None:
@@ -435,37 +435,37 @@ class Pipeline:
         tile: int | None = None,
         progress: Progress = iter,
     ) -> Tensor:
-        """Prompts -> pictures (B, 3, height, width) in about [-1, 1], float32 on the CPU.
+        """Prompts -> images (B, 3, height, width) in about [-1, 1], float32 on the CPU.
 
-        One seed a picture; a single prompt serves all seeds.  The sizes are those that the
+        One seed an image; a single prompt serves all seeds.  The sizes are those that the
         model was trained at if not given.
 
         Args:
-            control: sees all pictures of the run together, so that there is one batch.
-            batch: pictures that go through the UNet together, which changes them by rounding
+            control: sees all images of the run together, so that there is one batch.
+            batch: images that go through the UNet together, which changes them by rounding
                 alone; None: as many as fit, see `plan`.
             tile: see `posterior`.
 
         Raises:
             SettingError: a setting out of range, or prompts and seeds that do not pair.
-            NotEnoughMemoryError: not even one picture fits, on a CPU.
+            NotEnoughMemoryError: not even one image fits, on a CPU.
             NonFiniteError: the model answers with NaN or infinities.
         """
         self.require_channels("generate")
         self.require_denoising("generate")
         check_sampling(steps, guidance, rescale)
         shape = self.latent_shape(height, width)
-        trajectory = self.scheduler.trajectory(steps)
+        timesteps = self.scheduler.timesteps(steps)
         noise = self.noise(seeds)
         embeddings = self.encode_prompts(one_a_seed(prompts, seeds), negative)
         together = batch if control is None else len(noise)
         plan = self.plan(len(noise), height, width, guidance=guidance, batch=together, tile=tile)
-        pictures = []
+        images = []
         for some in plan.batches:
-            x_t = noise[some].draw(shape) * trajectory.initial_scale
+            x_t = noise[some].draw(shape) * timesteps.initial_scale
             x0 = self.denoise(
                 x_t,
-                trajectory,
+                timesteps,
                 embeddings[some],
                 guidance=guidance,
                 rescale=rescale,
@@ -473,8 +473,8 @@ class Pipeline:
                 control=control,
                 progress=progress,
             )
-            pictures.append(self.decode(x0, sliced=True, tile=plan.tile))
-        return torch.cat(pictures)
+            images.append(self.decode(x0, sliced=True, tile=plan.tile))
+        return torch.cat(images)
 
     def img2img(
         self,
@@ -491,20 +491,20 @@ class Pipeline:
         tile: int | None = None,
         progress: Progress = iter,
     ) -> Tensor:
-        """Repaint a picture: noise it to mid-trajectory, then denoise (arXiv:2108.01073).
+        """Repaint an image: noise it to mid-timestep schedule, then denoise (arXiv:2108.01073).
 
         Args:
             image: (1, 3, H, W) in [-1, 1], for all seeds, or (B, 3, H, W).
-            strength: how much of the trajectory runs, above 0 and at most 1.
+            strength: how much of the timestep schedule runs, above 0 and at most 1.
             batch, tile: as for `generate`.
 
         Returns:
-            pictures (B, 3, H, W) in about [-1, 1], float32 on the CPU.
+            images (B, 3, H, W) in about [-1, 1], float32 on the CPU.
 
         Raises:
-            SettingError: a setting out of range, or prompts, pictures and seeds that do not
+            SettingError: a setting out of range, or prompts, images and seeds that do not
                 pair.
-            ImageError: a picture of sides that are not multiples of 8.
+            ImageError: an image of sides that are not multiples of 8.
             NotEnoughMemoryError, NonFiniteError: as `generate`.
         """
         self.require_channels("img2img")
@@ -513,46 +513,46 @@ class Pipeline:
         noise = self.noise(seeds)
         if len(image) not in (1, len(noise)):
             raise SettingError(
-                f"{len(image)} pictures and {len(noise)} seeds are given",
-                expected="one seed a picture, or one picture for all seeds",
+                f"{len(image)} images and {len(noise)} seeds are given",
+                expected="one seed an image, or one image for all seeds",
             )
-        trajectory = self.scheduler.trajectory(steps, start_index(steps, strength))
+        timesteps = self.scheduler.timesteps(steps, start_index(steps, strength))
         embeddings = self.encode_prompts(one_a_seed(prompts, seeds), negative)
         height, width = image.shape[-2:]
         source = self.encode(image, tile=tile).expand(len(noise), -1, -1, -1)
         plan = self.plan(len(noise), height, width, guidance=guidance, batch=batch, tile=tile)
-        pictures = []
+        images = []
         for some in plan.batches:
             fresh = noise[some].draw(tuple(source.shape[1:]))
             x0 = self.denoise(
-                add_noise(source[some], fresh, trajectory.levels[0].alpha_bar),
-                trajectory,
+                add_noise(source[some], fresh, timesteps.levels[0].alpha_bar),
+                timesteps,
                 embeddings[some],
                 guidance=guidance,
                 rescale=rescale,
                 noise=noise[some],
                 progress=progress,
             )
-            pictures.append(self.decode(x0, sliced=True, tile=plan.tile))
-        return torch.cat(pictures)
+            images.append(self.decode(x0, sliced=True, tile=plan.tile))
+        return torch.cat(images)
 
     def require_channels(self, task: str) -> None:
         """Raise a ModelError for an inpainting model, whose UNet wants a mask as well."""
         if self.unet.config.inpaints:
             raise ModelError(
                 f"{self.source.name} is an inpainting model: its UNet reads a mask and the masked "
-                "picture, too",
+                "image, too",
                 expected=f"a text-to-image model for {task}",
                 fix="`pare blend` gives it both",
             )
 
     def require_denoising(self, task: str) -> None:
-        """Raise a SettingError for a scheduler that goes from a picture to its noise."""
-        if not self.scheduler.makes_pictures:
+        """Raise a SettingError for a scheduler that goes from an image to its noise."""
+        if not self.scheduler.makes_images:
             raise SettingError(
-                f"the scheduler {self.scheduler.name} goes from a picture to its noise, and "
+                f"the scheduler {self.scheduler.name} goes from an image to its noise, and "
                 f"{task} the other way",
-                fix="choose another, or give `denoise` a picture's latents",
+                fix="choose another, or give `denoise` an image's latents",
             )
 
 

@@ -1,4 +1,4 @@
-"""`make demo`: one page of pictures that the hand-written model made, with their commands.
+"""`make demo`: one page of images that the hand-written model made, with their commands.
 
     python -m roads.demo --out demo
 
@@ -39,7 +39,7 @@ WORLD = (
     "a snowy road in the desert",
 )
 SCENE = 10
-STRIP = (  # the README's picture: four generated ones; a photograph and three edits
+STRIP = (  # the README's image: four generated ones; a photograph and three edits
     *("dpmpp2m.png", "world-0.png", "world-1.png", "world-2.png"),
     *("photo.png", "clouds-paste.png", "no-car-1.png", "img2img-0.6.png"),
 )
@@ -59,7 +59,7 @@ for channel, plane in enumerate(x0[0]):
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture on the page."""
+    """One image on the page."""
 
     file: str
     caption: str
@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
         seconds = time.perf_counter() - started
         Path("index.html").write_text(render_page(sections, seconds), encoding="utf-8")
         strip([*STRIP]).save("first-light.png")
-    pictures = sum(len(section.figures) for section in sections)
-    print(f"{out / 'index.html'}: {pictures} pictures in {seconds:.0f} s")
+    images = sum(len(section.figures) for section in sections)
+    print(f"{out / 'index.html'}: {images} images in {seconds:.0f} s")
     return 0
 
 
@@ -106,7 +106,7 @@ def by_scheduler() -> Section:
         figures.append(Figure(file, f"{name}, 25 steps, {seconds:.1f} s"))
     return Section(
         "One prompt under every scheduler",
-        "The same noise, six ways to walk from it to a picture. The deterministic solvers "
+        "The same noise, six ways to walk from it to an image. The deterministic solvers "
         "agree on what the noise means; Euler ancestral adds noise of its own on the way.",
         commands,
         figures,
@@ -124,7 +124,7 @@ def by_prompt() -> Section:
     return Section(
         "What the built-in model has learnt",
         "A UNet with SD 1.4's 686 tensors, only narrower, trained with pare's own modules on "
-        "a little world of dashcam pictures.",
+        "a little world of dashcam images.",
         commands,
         figures,
     )
@@ -163,8 +163,8 @@ def img2img() -> Section:
         figures.append(Figure(file, f"strength {strength}"))
     return Section(
         "Repainted from mid-way",
-        "img2img noises the photograph to a point of the trajectory and denoises from there: "
-        "the later the start, the more remains.",
+        "img2img noises the photograph to a point of the timestep schedule and denoises from "
+        "there: the later the start, the more remains.",
         commands,
         figures,
     )
@@ -227,9 +227,9 @@ def outside(report: dict[str, Any]) -> str:
 
 
 def strip(files: list[str]) -> Image.Image:
-    """Some of the pictures side by side, twice their size: the picture of the README."""
-    pictures = [np.asarray(Image.open(file).convert("RGB")) for file in files]
-    return contact_sheet(pictures, columns=len(pictures) // 2, zoom=2)
+    """Some of the images side by side, twice their size: the image of the README."""
+    images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    return contact_sheet(images, columns=len(images) // 2, zoom=2)
 
 
 # --- running and showing ------------------------------------------------------------------
@@ -292,7 +292,7 @@ def render_page(sections: list[Section], seconds: float) -> str:
 <title>pare: Stable Diffusion with nothing hidden</title><style>{STYLE}</style></head>
 <body><main>
 <h1>pare</h1>
-<p class="soft">Stable Diffusion with nothing hidden. Every picture below was made on this
+<p class="soft">Stable Diffusion with nothing hidden. Every image below was made on this
 machine, by the command above it, in {seconds:.0f} seconds altogether; each PNG carries the
 recipe that made it.</p>
 {"".join(map(render_section, sections))}

@@ -3,7 +3,7 @@
     python -m roads.photo --scene 10 --out photo.png --mask sky --mask-out sky.png
 
 The scenes are held out: the built-in model never saw them.  Their attributes can be set
-(`--weather night --car red`) while the layout stays, which gives the true picture of an edit.
+(`--weather night --car red`) while the layout stays, which gives the true image of an edit.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--scene", type=int, default=0, help="number of the held-out scene, from 0")
-    add("--out", type=Path, required=True, help="the picture, a .png")
+    add("--out", type=Path, required=True, help="the image, a .png")
     add("--mask", choices=("sky", *OBJECTS), help="what the mask marks, white")
-    add("--mask-out", type=Path, help="the mask, a .png of the picture's size")
+    add("--mask-out", type=Path, help="the mask, a .png of the image's size")
     add("--grow", type=int, default=0, help="widen the mask by so many pixels")
     add("--weather", choices=WEATHERS)
     add("--place", choices=PLACES)
@@ -66,21 +66,21 @@ def write_photo(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None
     }
     scene = draw_scene(HELD_OUT_SEEDS + options.scene).replace(**chosen)
-    pictures = {options.out: Image.fromarray(render(scene).pixels)}
+    images = {options.out: Image.fromarray(render(scene).pixels)}
     if options.mask is not None:
         marked = region(scene, options.mask)
         if options.grow > 0:
             marked = binary_dilation(marked, iterations=options.grow)
-        pictures[options.mask_out] = Image.fromarray(marked.astype(np.uint8) * 255)
-    for path in pictures:
+        images[options.mask_out] = Image.fromarray(marked.astype(np.uint8) * 255)
+    for path in images:
         check_output(path, force=True)
-    for path, picture in pictures.items():
-        write_whole(path, functools.partial(picture.save, format="PNG"), force=True)
+    for path, image in images.items():
+        write_whole(path, functools.partial(image.save, format="PNG"), force=True)
     return 0
 
 
 def region(scene: Scene, thing: str) -> Mask:
-    """Where `thing` is in the picture (H, W): "sky", or one of OBJECTS.
+    """Where `thing` is in the image (H, W): "sky", or one of OBJECTS.
 
     An object that is not there is marked where it would be.
     """

@@ -1,6 +1,6 @@
-"""How well a picture fits a text, as CLIP sees it (arXiv:2103.00020), with a gradient.
+"""How well an image fits a text, as CLIP sees it (arXiv:2103.00020), with a gradient.
 
-The text encoder of Stable Diffusion is one half of a CLIP; the half that looks at pictures is
+The text encoder of Stable Diffusion is one half of a CLIP; the half that looks at images is
 not in its files.  Any CLIP in a folder as the Hub has it serves (config.json,
 model.safetensors, the tokenizer's files): `openai/clip-vit-base-patch32`, for example.
 """
@@ -22,7 +22,7 @@ from pare.text.text_encoder import tokenize
 from pare.text.tokenizer import build_tokenizer, read_tokenizer
 from techniques.loss_guidance import Loss
 
-# What CLIP's pictures are normalised by, in red, green and blue.
+# What CLIP's images are normalised by, in red, green and blue.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 # What transformers raises for a config that describes no model.
@@ -30,7 +30,7 @@ MISFITS = (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ZeroDi
 
 
 def clip_loss(folder: Path, text: str, device: torch.device | str = "cpu") -> Loss:
-    """1 - the cosine between what CLIP makes of a picture and of the text: 0 to 2.
+    """1 - the cosine between what CLIP makes of an image and of the text: 0 to 2.
 
     Raises:
         ModelError, ConfigError, WeightsError: the folder holds no whole CLIP.

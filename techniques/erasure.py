@@ -1,4 +1,4 @@
-"""Concept erasure: a picture without what nobody asked for, by pushing away from it.
+"""Concept erasure: an image without what nobody asked for, by pushing away from it.
 
 Guidance pulls towards the prompt.  Erasure adds pushes away from concepts:
 
@@ -9,11 +9,11 @@ batch.  A negative w_i pulls instead: the formula is that of composable diffusio
 (arXiv:2206.01714, eq. 11) with its signs shown.
 
 Ungated, the push acts on every pixel at every step, also where nothing of the concept is to
-be seen, and with several concepts it outweighs the prompt: 5 x 10 against 7.5 tears a picture
+be seen, and with several concepts it outweighs the prompt: 5 x 10 against 7.5 tears an image
 apart.  `Gates` let it act where and when it has a reason to.
 
 `erase_latents` is the loop with the formula, `gate` the gates; `erase` goes from words
-and pictures to pictures around them.
+and images to images around them.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from pare.runtime import validation
 from pare.runtime.memory_plan import Plan
 from pare.schedulers import (
     History,
-    Level,
-    Trajectory,
+    NoiseLevel,
+    Timesteps,
     add_noise,
     start_index,
 )
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 PREFERRED_SCHEDULER: Mapping[str, object] = {"scheduler": "dpm++2m", "karras": True}
 MAX_CONCEPTS = 32
 MAX_WEIGHT = 1000.0
-STRENGTH = 0.3  # on a picture, if nobody says otherwise: enough to repaint things, not places
+STRENGTH = 0.3  # on an image, if nobody says otherwise: enough to repaint things, not places
 
 
 # --- what to push away from, and when ------------------------------------------------------
@@ -58,7 +58,7 @@ STRENGTH = 0.3  # on a picture, if nobody says otherwise: enough to repaint thin
 
 @dataclass(frozen=True)
 class Concept:
-    """Something that is not to be in the picture, in words."""
+    """Something that is not to be in the image, in words."""
 
     prompt: str
     weight: float = 10.0
@@ -135,7 +135,7 @@ def gate(
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
-    """In each channel of each picture, the value that `share` of the pixels stay below.
+    """In each channel of each image, the value that `share` of the pixels stay below.
 
     (B, C, h, w) -> (B, C, 1, 1)
     """
@@ -150,7 +150,7 @@ def quantile(values: Tensor, share: float) -> Tensor:
 def erase_latents(
     pipe: Pipeline,
     x_t: Tensor,
-    trajectory: Trajectory,
+    timesteps: Timesteps,
     prompts: PromptEmbeddings,
     concepts: Sequence[Concept],
     *,
@@ -161,7 +161,7 @@ def erase_latents(
     progress: Progress = iter,
     watch: Callable[[int, list[Tensor]], None] | None = None,
 ) -> Tensor:
-    """x_t at the trajectory's first level -> latents at its last, both (B, 4, h, w).
+    """x_t at the timestep schedule's first level -> latents at its last, both (B, 4, h, w).
 
     Args:
         watch: is given the step index and, for each concept, what was subtracted from the
@@ -171,8 +171,8 @@ def erase_latents(
     looks = WhereLookedAt(pipe, concepts) if gates.attention is not None else None
     momentum: Tensor | float = 0.0
     history: History = ()
-    for i in progress(range(len(trajectory))):
-        level = trajectory.levels[i]
+    for i in progress(range(len(timesteps))):
+        level = timesteps.levels[i]
         answers = pipe.answers(x_t, level, texts, control=looks, step=i)
         uncond, cond, *unwanted = answers.values()
 
@@ -197,7 +197,7 @@ def erase_latents(
                 watch(i, pushes)
         prediction = pipe.interpret(output, x_t, level)
         fresh = pipe.fresh_noise(noise, x_t)
-        x_t, history = pipe.scheduler.step(trajectory, i, x_t, prediction, history, fresh)
+        x_t, history = pipe.scheduler.step(timesteps, i, x_t, prediction, history, fresh)
     return x_t
 
 
@@ -216,7 +216,7 @@ def branch(k: int) -> str:
     return f"concept {k}"
 
 
-def eps_per_output(level: Level, prediction_type: str) -> float:
+def eps_per_output(level: NoiseLevel, prediction_type: str) -> float:
     """By how much eps differs where the model's output differs by 1, for the same x_t."""
     if prediction_type == "v_prediction":
         return level.signal_rate  # eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t
@@ -226,7 +226,7 @@ def eps_per_output(level: Level, prediction_type: str) -> float:
 
 
 def capped(total: Tensor, pull: Tensor, cap: float) -> Tensor:
-    """`total`, no longer in each picture than `cap` times `pull`; all (B, 4, h, w)."""
+    """`total`, no longer in each image than `cap` times `pull`; all (B, 4, h, w)."""
     dims = tuple(range(1, total.ndim))
     length = torch.linalg.vector_norm(total, dim=dims, keepdim=True)
     longest = cap * torch.linalg.vector_norm(pull, dim=dims, keepdim=True)
@@ -237,7 +237,7 @@ class WhereLookedAt(Control):
     """How much each place looks at each concept's words, over one step's cross-attention.
 
     Of the concepts' own rows of the batch, the mean over the heads and the words, and over
-    all layers whose grid is neither the coarsest nor, in a large picture, the finest: there
+    all layers whose grid is neither the coarsest nor, in a large image, the finest: there
     attention knows where things are (arXiv:2208.01626, section 3; LEDITS++ takes 16 x 16).
     """
 
@@ -267,19 +267,19 @@ class WhereLookedAt(Control):
         """The maps of concept `k` since the last look, at the latents' size: (B, 1, h, w)."""
         size = (x_t.shape[2], x_t.shape[3])
         rows = []
-        for picture in range(len(x_t)):
-            maps = self.maps.pop((k, picture))
+        for image in range(len(x_t)):
+            maps = self.maps.pop((k, image))
             grown = [F.interpolate(m, size, mode="bilinear", antialias=False) for m in maps]
             rows.append(torch.stack(grown).mean(0))
         return torch.cat(rows)
 
 
-# --- from words, or a picture, to pictures -------------------------------------------------
+# --- from words, or an image, to images -------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Erased:
-    """Pictures without the concepts, and where each was pushed away."""
+    """Images without the concepts, and where each was pushed away."""
 
     images: list[Image.Image]  # one a seed, RGB, of the input's size if there was one
     latents: Tensor  # (B, 4, h, w), scaled
@@ -307,25 +307,25 @@ def erase(
     tile: int | None = None,
     progress: Progress = iter,
 ) -> Erased:
-    """Make pictures, or repaint one, while pushing away from concepts.
+    """Make images, or repaint one, while pushing away from concepts.
 
-    From each picture's own generator come, in this order: its noise, then that of each step
+    From each image's own generator come, in this order: its noise, then that of each step
     (if the scheduler wants any).
 
     Args:
-        prompts: what the pictures show, one for all seeds, or one each.
+        prompts: what the images show, one for all seeds, or one each.
         image: what to repaint; any size, handed back at its own.  None starts from noise.
-        strength: how much of the trajectory runs on `image`.
-        height, width: of the picture that is worked on; multiples of 8.  None: what the model
+        strength: how much of the timestep schedule runs on `image`.
+        height, width: of the image that is worked on; multiples of 8.  None: what the model
             was trained at, or `image`'s own, at the next multiple.
-        batch: pictures that go through the UNet together, each with a row for every concept;
+        batch: images that go through the UNet together, each with a row for every concept;
             None: as many as fit into memory, see `Pipeline.plan`.
         tile: see `Pipeline.posterior`.
 
     Raises:
         SettingError: a setting out of range; no concept, or too many.
         ModelError: an inpainting model.
-        NotEnoughMemoryError: not even one picture fits, on a CPU.
+        NotEnoughMemoryError: not even one image fits, on a CPU.
     """
     pipe.require_channels("erasure")
     pipe.require_denoising("erasure")
@@ -335,10 +335,10 @@ def erase(
     noise = pipe.noise(seeds)
     embeddings = pipe.encode_prompts(one_a_seed(prompts, seeds), negative)
     if image is None:
-        trajectory = pipe.scheduler.trajectory(steps)
+        timesteps = pipe.scheduler.timesteps(steps)
         shape, source = pipe.latent_shape(height, width), None
     else:
-        trajectory = pipe.scheduler.trajectory(steps, start_index(steps, strength))
+        timesteps = pipe.scheduler.timesteps(steps, start_index(steps, strength))
         if width is None or height is None:
             worked, restore = fit_to_multiple(image.convert("RGB"), pipe.vae.config.factor)
         else:
@@ -346,14 +346,14 @@ def erase(
         source = pipe.encode(to_tensor(worked), tile=tile)
         shape = (source.shape[1], source.shape[2], source.shape[3])
     plan = plan_erasure(pipe, len(noise), len(concepts), shape, batch=batch, tile=tile)
-    pushes = torch.zeros(len(trajectory), len(concepts), len(noise), *shape[1:])
+    pushes = torch.zeros(len(timesteps), len(concepts), len(noise), *shape[1:])
     parts = []
     for some in plan.batches:
         fresh = noise[some].draw(shape)
         if source is None:
-            x_t = fresh * trajectory.initial_scale
+            x_t = fresh * timesteps.initial_scale
         else:
-            first = trajectory.levels[0]
+            first = timesteps.levels[0]
             x_t = add_noise(source.expand_as(fresh), fresh, first.alpha_bar)
 
         def watch(i: int, pushed: list[Tensor], some: slice = some) -> None:
@@ -363,7 +363,7 @@ def erase(
             erase_latents(
                 pipe,
                 x_t,
-                trajectory,
+                timesteps,
                 embeddings[some],
                 concepts,
                 guidance=guidance,
@@ -375,28 +375,28 @@ def erase(
             )
         )
     latents = torch.cat(parts)
-    pictures = to_pil(pipe.decode(latents, sliced=True, tile=plan.tile))
+    images = to_pil(pipe.decode(latents, sliced=True, tile=plan.tile))
     if image is not None:
-        pictures = [restore(picture) for picture in pictures]
-    return Erased(pictures, latents, pushes)
+        images = [restore(made) for made in images]
+    return Erased(images, latents, pushes)
 
 
 def plan_erasure(
     pipe: Pipeline,
-    pictures: int,
+    images: int,
     concepts: int,
     latent_shape: Sequence[int],
     *,
     batch: int | None = None,
     tile: int | None = None,
 ) -> Plan:
-    """How a run fits into memory, each picture being a row for "", its prompt and each concept.
+    """How a run fits into memory, each image being a row for "", its prompt and each concept.
 
     Raises:
         SettingError, NotEnoughMemoryError: as `Pipeline.plan`.
     """
     height, width = (pipe.vae.config.factor * side for side in latent_shape[1:])
-    return pipe.plan(pictures, height, width, batch=batch, tile=tile, rows=2 + concepts)
+    return pipe.plan(images, height, width, batch=batch, tile=tile, rows=2 + concepts)
 
 
 def check_concepts(concepts: Sequence[Concept]) -> None:

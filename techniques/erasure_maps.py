@@ -1,4 +1,4 @@
-"""Where and how strongly concepts were pushed away, as pictures and as numbers.
+"""Where and how strongly concepts were pushed away, as images and as numbers.
 
 `push_sheet` draws `Erased.pushes` on a page: a row for each concept, a column for each step,
 all on one scale of colours; `save_pushes` keeps the numbers.
@@ -22,24 +22,24 @@ from pare.study.record.heatmap import heat_colours
 from techniques.erasure import Concept
 
 MOST_COLUMNS = 12  # steps that are drawn; more of them are thinned out
-CELL = 128  # pixels along the longer side of a picture on the page
+CELL = 128  # pixels along the longer side of an image on the page
 GAP, LINE = 4, 16
 INK, PAPER = (30, 30, 34), (255, 255, 255)
 
 
 def push_sheet(
-    picture: Image.Image, pushes: Tensor, concepts: Sequence[Concept], first: int = 0
+    image: Image.Image, pushes: Tensor, concepts: Sequence[Concept], first: int = 0
 ) -> Image.Image:
-    """A page for one picture.
+    """A page for one image.
 
     Args:
-        picture: what came out; it lies, dim and grey, under the maps.
+        image: what came out; it lies, dim and grey, under the maps.
         pushes: (steps, concepts, h, w), the length of what was subtracted from eps.
         first: the index of the first step, where the run began midway.
     """
-    scale = CELL / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    small = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    scale = CELL / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     steps = drawn_steps(len(pushes))
     most = float(pushes.max())
     columns, rows = 1 + len(steps), len(concepts)
@@ -70,14 +70,14 @@ def drawn_steps(count: int) -> list[int]:
     return [round(k * (count - 1) / (MOST_COLUMNS - 1)) for k in range(MOST_COLUMNS)]
 
 
-def laid_over(picture: Image.Image, share: Tensor) -> Image.Image:
-    """The map (h, w) in [0, 1] over a picture; where it is 0 the picture is dim and grey.
+def laid_over(image: Image.Image, share: Tensor) -> Image.Image:
+    """The map (h, w) in [0, 1] over an image; where it is 0 the image is dim and grey.
 
     The latents' cells keep their edges: a gate opens and shuts them one by one.
     """
-    size = (picture.height, picture.width)
+    size = (image.height, image.width)
     cells = F.interpolate(share[None, None].float(), size, mode="nearest")[0, 0]
-    grey = 0.45 * np.asarray(picture.convert("L")).astype(np.float32)[..., None]
+    grey = 0.45 * np.asarray(image.convert("L")).astype(np.float32)[..., None]
     weight = cells.sqrt().clamp(0, 0.9).numpy()[..., None]
     mixed = grey + (heat_colours(cells) - grey) * weight
     return Image.fromarray(np.broadcast_to(mixed, (*size, 3)).round().astype(np.uint8))

@@ -1,7 +1,7 @@
-"""Guidance by a loss: any number that can be computed from a picture steers how it is made.
+"""Guidance by a loss: any number that can be computed from an image steers how it is made.
 
-At a step the model's answer says what the picture will be: x0.  Decode it, let a loss judge
-the picture, and move x_t a little the way in which the loss falls.  The published notebook
+At a step the model's answer says what the image will be: x0.  Decode it, let a loss judge
+the image, and move x_t a little the way in which the loss falls.  The published notebook
 does so in the space of LMS, where latents are x_hat = x_t / sqrt(alpha_bar) = x0 + sigma eps:
 
     x_hat <- x_hat - sigma^2 * gradient of the loss in x_hat
@@ -21,7 +21,7 @@ x0 = (x_t - sqrt(1 - alpha_bar) * eps) / sqrt(alpha_bar) depends on x_t twice, a
 decoder.  *Through the UNet* it does not: exact, at the price of a pass back through the UNet
 and of the memory for that (arXiv:2302.07121 takes this one).
 
-`guide_latents` is the loop, `guide` goes from words to pictures around it.
+`guide_latents` is the loop, `guide` goes from words to images around it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pare.io.images import to_pil
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress, check_sampling, one_a_seed
 from pare.runtime import validation
-from pare.schedulers import History, Trajectory, interpret
+from pare.schedulers import History, Timesteps, interpret
 from pare.text.text_encoder import PromptEmbeddings
 from pare.vae import AutoencoderKL
 from pare.vae.half_precision import in_float32
@@ -47,14 +47,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Loss = Callable[[Tensor], Tensor]
-"""One picture (1, 3, H, W), float32, about [0, 1] -> a tensor of one number, less is better.
+"""One image (1, 3, H, W), float32, about [0, 1] -> a tensor of one number, less is better.
 
-Not clamped: a picture that is not finished yet goes beyond 0 and 1."""
+Not clamped: an image that is not finished yet goes beyond 0 and 1."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a loss said about a picture at one step, and how far it moved x_t."""
+    """What a loss said about an image at one step, and how far it moved x_t."""
 
     step: int
     t: float
@@ -71,7 +71,7 @@ class Look:
 def guide_latents(
     pipe: Pipeline,
     x_t: Tensor,
-    trajectory: Trajectory,
+    timesteps: Timesteps,
     prompts: PromptEmbeddings,
     loss: Loss,
     *,
@@ -84,16 +84,16 @@ def guide_latents(
     progress: Progress = iter,
     watch: Callable[[int, Look], None] | None = None,
 ) -> Tensor:
-    """x_t at the trajectory's first level -> latents at its last, both (B, 4, h, w).
+    """x_t at the timestep schedule's first level -> latents at its last, both (B, 4, h, w).
 
-    Every picture is judged by itself: what a picture becomes does not depend on its batch.
+    Every image is judged by itself: what an image becomes does not depend on its batch.
     What a multistep solver remembers stays as it is; under PNDM a move at the second look of
     its first step is lost, as that one starts again from where the first did.
 
     Args:
         scale: what the loss is multiplied by.
         every: guide at each such step, the first one included.
-        watch: is given the picture's index and what was seen, at every step that is guided.
+        watch: is given the image's index and what was seen, at every step that is guided.
 
     Raises:
         LossError: the loss is no number, or has no gradient.
@@ -102,9 +102,9 @@ def guide_latents(
         pipe.vae if pipe.vae.post_quant_conv.weight.dtype == torch.float32 else in_float32(pipe.vae)
     )
     history: History = ()
-    for i in progress(range(len(trajectory))):
-        level = trajectory.levels[i]
-        # Without any signal x_t says nothing about the picture, and no move would change it.
+    for i in progress(range(len(timesteps))):
+        level = timesteps.levels[i]
+        # Without any signal x_t says nothing about the image, and no move would change it.
         guided = i % every == 0 and scale != 0 and level.signal_rate > 0
 
         with torch.set_grad_enabled(guided and through_unet):
@@ -123,26 +123,26 @@ def guide_latents(
             move = (1 - level.alpha_bar) * gradient
             x_t = x_t.detach() - move  # the whole idea
             prediction = interpret(eps, x_t, level, "epsilon")
-            for picture, value in enumerate(values if watch else ()):
-                moved = float(move[picture].square().mean().sqrt())
-                watch(picture, Look(i, level.t, value, moved))  # type: ignore[misc]
+            for image, value in enumerate(values if watch else ()):
+                moved = float(move[image].square().mean().sqrt())
+                watch(image, Look(i, level.t, value, moved))  # type: ignore[misc]
 
         fresh = pipe.fresh_noise(noise, x_t)
-        x_t, history = pipe.scheduler.step(trajectory, i, x_t, prediction, history, fresh)
+        x_t, history = pipe.scheduler.step(timesteps, i, x_t, prediction, history, fresh)
     return x_t
 
 
 def loss_and_gradient(
     vae: AutoencoderKL, loss: Loss, scale: float, x0: Tensor, x_t: Tensor, step: int
 ) -> tuple[list[float], Tensor]:
-    """Each picture's loss, and the gradient of all `scale` times the losses in x_t.
+    """Each image's loss, and the gradient of all `scale` times the losses in x_t.
 
-    From x0 back to each picture first, one at a time, so that one decoder's memory is enough;
+    From x0 back to each image first, one at a time, so that one decoder's memory is enough;
     then for all at once from x0 to x_t.
     """
     values, slopes = [], []
-    for picture in range(len(x0)):
-        latents = x0[picture : picture + 1].detach().clone().requires_grad_(True)
+    for image in range(len(x0)):
+        latents = x0[image : image + 1].detach().clone().requires_grad_(True)
         value = one_number(loss(decoded(vae, latents)), step)
         (slope,) = torch.autograd.grad(scale * value, latents)
         if not slope.isfinite().all():
@@ -180,14 +180,14 @@ def one_number(value: object, step: int | None = None) -> Tensor:
         raise LossError(f"the loss is {float(value.detach())}{where}", expected="a finite number")
     if not value.requires_grad:
         raise LossError(
-            "the loss does not depend on the picture, or in steps alone",
+            "the loss does not depend on the image, or in steps alone",
             expected="one that has a gradient",
         )
     return value.float().reshape(())
 
 
 def check_loss(loss: Loss, height: int, width: int) -> None:
-    """Try a loss on a grey picture, before a model works for it.
+    """Try a loss on a grey image, before a model works for it.
 
     Raises:
         LossError: it gives no number, or one without a gradient.
@@ -199,17 +199,17 @@ def check_loss(loss: Loss, height: int, width: int) -> None:
         one_number(loss(grey.requires_grad_(True)))
 
 
-# --- from words to pictures ----------------------------------------------------------------
+# --- from words to images ----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Guided:
-    """Pictures, and how their loss fell."""
+    """Images, and how their loss fell."""
 
     images: list[Image.Image]  # one a seed
     latents: Tensor  # (B, 4, h, w), scaled
-    looks: list[list[Look]]  # for each picture, at each step that was guided
-    losses: list[float]  # of the finished pictures
+    looks: list[list[Look]]  # for each image, at each step that was guided
+    losses: list[float]  # of the finished images
 
 
 def guide(
@@ -230,15 +230,15 @@ def guide(
     batch: int = 1,
     progress: Progress = iter,
 ) -> Guided:
-    """Make pictures as the prompts and a loss say, under `pipe.scheduler`.
+    """Make images as the prompts and a loss say, under `pipe.scheduler`.
 
-    With `scale` 0 these are the pictures of `pipe.generate`.
+    With `scale` 0 these are the images of `pipe.generate`.
 
     Args:
-        loss: see `Loss`; `techniques.losses` has some, and any function of a picture will do.
+        loss: see `Loss`; `techniques.losses` has some, and any function of an image will do.
         scale, every, through_unet: see `guide_latents`.  A gradient of a mean over pixels
-            is the smaller the larger the picture: `scale` grows with its area.
-        batch: pictures that go through the UNet together.
+            is the smaller the larger the image: `scale` grows with its area.
+        batch: images that go through the UNet together.
 
     Raises:
         SettingError: a setting out of range, or prompts and seeds that do not pair.
@@ -253,7 +253,7 @@ def guide(
     shape = pipe.latent_shape(height, width)
     factor = pipe.vae.config.factor
     check_loss(on_device(loss, pipe.device), factor * shape[1], factor * shape[2])
-    trajectory = pipe.scheduler.trajectory(steps)
+    timesteps = pipe.scheduler.timesteps(steps)
     noise = pipe.noise(seeds)
     embeddings = pipe.encode_prompts(one_a_seed(prompts, seeds), negative)
 
@@ -262,14 +262,14 @@ def guide(
     for first in range(0, len(noise), batch):
         some = slice(first, first + batch)
 
-        def watch(picture: int, look: Look, first: int = first) -> None:
-            looks[first + picture].append(look)
+        def watch(image: int, look: Look, first: int = first) -> None:
+            looks[first + image].append(look)
 
         latents.append(
             guide_latents(
                 pipe,
-                noise[some].draw(shape) * trajectory.initial_scale,
-                trajectory,
+                noise[some].draw(shape) * timesteps.initial_scale,
+                timesteps,
                 embeddings[some],
                 loss,
                 scale=scale,
@@ -283,11 +283,11 @@ def guide(
             )
         )
     x0 = torch.cat(latents)
-    pictures = pipe.decode(x0, sliced=True)
+    images = pipe.decode(x0, sliced=True)
     with torch.no_grad():
-        shown = (pictures / 2 + 0.5).to(pipe.device)
+        shown = (images / 2 + 0.5).to(pipe.device)
         losses = [float(loss(shown[k : k + 1])) for k in range(len(shown))]
-    return Guided(to_pil(pictures), x0, looks, losses)
+    return Guided(to_pil(images), x0, looks, losses)
 
 
 def on_device(loss: Loss, device: torch.device) -> Loss:

@@ -1,18 +1,18 @@
 """Losses written in a line: `(image[:, 2] - 0.9).abs().mean()`, `blue + 0.5 * symmetry`.
 
-A line is arithmetic on one picture, `image`, (1, 3, H, W) in [0, 1] with the channels red,
+A line is arithmetic on one image, `image`, (1, 3, H, W) in [0, 1] with the channels red,
 green and blue:
 
-    image                       the picture
+    image                       the image
     1, 0.5, -2                  numbers
-    + - * / **                  of pictures and numbers
-    image[:, 2], image[..., :64]    parts of a picture
+    + - * / **                  of images and numbers
+    image[:, 2], image[..., :64]    parts of an image
     x.mean(), x.clamp(0, 1), …  the methods of a tensor that `METHODS` lists
-    blue, symmetry              losses by name, of the picture
+    blue, symmetry              losses by name, of the image
     colour("orange")            losses that are told what is wanted
 
 That is all.  Python's grammar is used to read a line, and Python never runs it: what this
-page does not spell out is refused.  So a line that came in a stranger's picture can do no more
+page does not spell out is refused.  So a line that came in a stranger's image can do no more
 than compute a number, and `pare rerun` may.
 """
 
@@ -94,7 +94,7 @@ def read_loss(line: str, makers: Makers = USUAL) -> Loss:
 
 
 class Reader:
-    """From Python's syntax tree to functions of a picture."""
+    """From Python's syntax tree to functions of an image."""
 
     def __init__(self, line: str, makers: Makers) -> None:
         self.line, self.makers = line, makers

@@ -1,4 +1,4 @@
-"""Losses for `techniques.loss_guidance`: functions of one picture (1, 3, H, W) in [0, 1].
+"""Losses for `techniques.loss_guidance`: functions of one image (1, 3, H, W) in [0, 1].
 
 Each is a plain function, or makes one.  Yours can stand beside them:
 
@@ -26,7 +26,7 @@ from pare.vae.half_precision import in_float32
 from techniques.loss_guidance import Loss
 
 Features = Callable[[Tensor], Sequence[Tensor]]
-"""A picture (1, 3, H, W) in [0, 1] -> what some layers make of it, (1, C, h, w) each."""
+"""An image (1, 3, H, W) in [0, 1] -> what some layers make of it, (1, C, h, w) each."""
 Statistic = Literal["gram", "moments"]
 
 
@@ -39,12 +39,12 @@ def blue(image: Tensor) -> Tensor:
 
 
 def symmetry(image: Tensor) -> Tensor:
-    """How far the picture is from its mirror image."""
+    """How far the image is from its mirror image."""
     return (image - image.flip(3)).abs().mean()
 
 
 def brightness(level: float) -> Loss:
-    """How far the picture's mean luminance is from `level`, 0 (black) to 1 (white)."""
+    """How far the image's mean luminance is from `level`, 0 (black) to 1 (white)."""
     check_number("brightness", level, 0.0, 1.0)
 
     def loss(image: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def colour(name: str) -> Loss:
 def style(
     features: Features, reference: Image.Image, statistic: Statistic = "gram", *, factor: int = 8
 ) -> Loss:
-    """How far the statistics of a picture's features are from a reference picture's.
+    """How far the statistics of an image's features are from a reference image's.
 
     Statistics forget where things are and keep how often they are, and with what: Gram
     matrices, the products of all pairs of channels averaged over places (arXiv:1508.06576,
@@ -119,7 +119,7 @@ def moments(x: Tensor) -> Tensor:
 
 
 def vae_features(pipe: Pipeline) -> Features:
-    """What the levels of the VAE's encoder make of a picture."""
+    """What the levels of the VAE's encoder make of an image."""
     vae = exact(pipe.vae)
 
     def features(image: Tensor) -> list[Tensor]:
@@ -134,7 +134,7 @@ def vae_features(pipe: Pipeline) -> Features:
 
 
 def unet_features(pipe: Pipeline, t: float = 100.0, prompt: str = "") -> Features:
-    """What the levels on the UNet's way down make of a picture, noised a little to timestep `t`.
+    """What the levels on the UNet's way down make of an image, noised a little to timestep `t`.
 
     The noise is the same at every look, or the loss would shake.
     """
@@ -169,7 +169,7 @@ def unlikely(classify: Callable[[Tensor], Tensor], index: int) -> Loss:
     """-log p of a class (arXiv:2105.05233, section 4).
 
     Args:
-        classify: a picture (1, 3, H, W) in [0, 1] -> logits (1, classes).
+        classify: an image (1, 3, H, W) in [0, 1] -> logits (1, classes).
     """
 
     def loss(image: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Poisson editing: put a region of one picture into another without a visible seam.
+"""Poisson editing: put a region of one image into another without a visible seam.
 
 Pérez, Gangnet and Blake, "Poisson Image Editing", SIGGRAPH 2003.  Inside the region the
-result has the *gradients* of the new picture, at the region's edge it has the *colours* of
+result has the *gradients* of the new image, at the region's edge it has the *colours* of
 the old one, and outside it is the old one.  Brightness and tint that are a little off, as
 after a round trip through a VAE, are thereby drawn back to where they were.
 """
@@ -25,8 +25,8 @@ def poisson_blend(
 
     `old` and `new` (H, W, C), `edit` (H, W); the result (H, W, C) equals `old` exactly
     wherever `edit` is false.  Any region will do: in several parts, a single pixel, or up
-    to the picture's border, where nothing is asked of the result.  A region that is the
-    whole picture has no edge to match: the result is `new`.
+    to the image's border, where nothing is asked of the result.  A region that is the
+    whole image has no edge to match: the result is `new`.
     """
     if edit.all() or not edit.any():
         return (new if edit.all() else old).copy()
@@ -44,7 +44,7 @@ def membrane(values: NDArray[np.float64], inside: NDArray[np.bool_]) -> NDArray[
     """The smoothest sheet through `values` (H, W, C) around the region `inside`: (n, C).
 
     n is the number of pixels inside, row by row.  Per pixel p, over those of its four
-    neighbours q that lie in the picture (eq. 7 of the paper, for the correction):
+    neighbours q that lie in the image (eq. 7 of the paper, for the correction):
 
         number of q * f_p  -  sum of f_q inside  =  sum of values_q outside
     """

@@ -71,7 +71,7 @@ def run_pare(tmp_path: Path) -> RunPare:
 
 @pytest.fixture
 def gradient() -> Image.Image:
-    """A picture in which every pixel differs from its neighbours: 48 x 32, RGB."""
+    """An image in which every pixel differs from its neighbours: 48 x 32, RGB."""
     image = Image.new("RGB", (48, 32))
     image.putdata([(5 * x, 7 * y, (3 * x + 2 * y) % 256) for y in range(32) for x in range(48)])
     return image

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclasses.dataclass
 class FakePipeline:
-    """A model that paints every picture, 24 x 16, in the grey level of its seed."""
+    """A model that paints every image, 24 x 16, in the grey level of its seed."""
 
     device: str = "cpu"
     dtype: str = "torch.float32"

@@ -77,7 +77,7 @@ def qkv(rows: int = 2, heads: int = 2) -> tuple[Tensor, Tensor, Tensor]:
 # --- looking ------------------------------------------------------------------------------
 
 
-def test_a_picture_that_is_watched_at_every_site_has_the_same_bits(unet: UNet) -> None:
+def test_an_image_that_is_watched_at_every_site_has_the_same_bits(unet: UNet) -> None:
     recorder = Recorder()
     assert torch.equal(run(unet, recorder), run(unet, None))
     seen = {call.site.name for call, *_ in recorder.calls}

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from pare.attention import Call, Control, Row, Site
 from pare.guidance import guide, predict
-from pare.schedulers import Level, Prediction, interpret
+from pare.schedulers import NoiseLevel, Prediction, interpret
 from pare.text.text_encoder import PromptEmbeddings
 from pare.unet import UNet
 from tests.random_models import TINY_UNET, normal, unet_pair
 
 SCALES = st.floats(-20, 20)
 SEEDS = st.integers(0, 1000)
-LEVEL = Level(500.0, 1.6)
+LEVEL = NoiseLevel(500.0, 1.6)
 
 
 def pair(seed: int) -> tuple[Tensor, Tensor]:
@@ -50,10 +50,10 @@ def test_it_moves_away_from_the_unconditional() -> None:
 
 
 @given(SEEDS, SCALES)
-def test_full_rescale_keeps_each_pictures_standard_deviation(seed: int, scale: float) -> None:
+def test_full_rescale_keeps_each_images_standard_deviation(seed: int, scale: float) -> None:
     uncond, cond = pair(seed)
     rescaled = guide(uncond, cond * 3, scale, rescale=1.0)
-    for row in range(2):  # of each picture alone, not of the batch
+    for row in range(2):  # of each image alone, not of the batch
         assert torch.isclose(rescaled[row].std(), 3 * cond[row].std(), rtol=1e-9)
 
 

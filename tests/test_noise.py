@@ -16,7 +16,7 @@ SHAPE = (4, 3, 5)
 
 
 @given(SEEDS, st.lists(SEEDS, max_size=3), st.lists(SEEDS, max_size=3))
-def test_a_pictures_noise_depends_on_its_seed_alone(
+def test_an_images_noise_depends_on_its_seed_alone(
     seed: int, before: list[int], after: list[int]
 ) -> None:
     alone, among = Noise([seed]), Noise([*before, seed, *after])

@@ -1,4 +1,4 @@
-"""Whole runs: diffusers' pictures, pure of everything around them."""
+"""Whole runs: diffusers' images, pure of everything around them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pipe(folder: Path) -> Pipeline:
     return Pipeline.from_pretrained(folder, device="cpu", dtype="float32")
 
 
-# --- diffusers' pictures -------------------------------------------------------------------
+# --- diffusers' images -------------------------------------------------------------------
 
 # pare's options, and the class and configuration that say the same to diffusers.
 KARRAS = {"use_karras_sigmas": True}
@@ -80,13 +80,13 @@ def generators(seeds: list[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def as_image(pictures: Tensor) -> np.ndarray:
+def as_image(images: Tensor) -> np.ndarray:
     """[-1, 1] (B, 3, H, W) -> [0, 1] (B, H, W, 3), clipped"""
-    return (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize(("solver", "steps"), RUNS)
-def test_generated_pictures_are_diffusers_own(
+def test_generated_images_are_diffusers_own(
     pipe: Pipeline, reference: Callable[..., Any], solver: str, steps: int
 ) -> None:
     options, class_name, changes = SOLVERS[solver]
@@ -116,7 +116,7 @@ def test_generated_pictures_are_diffusers_own(
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm++2m", "dpm++2m karras", "euler"])
-def test_repainted_pictures_are_diffusers_own(
+def test_repainted_images_are_diffusers_own(
     pipe: Pipeline, reference: Callable[..., Any], solver: str
 ) -> None:
     options, class_name, changes = SOLVERS[solver]
@@ -152,7 +152,7 @@ def test_guidance_1_is_diffusers_run_without_guidance(
 # --- what a run depends on -----------------------------------------------------------------
 
 
-def test_guidance_0_is_the_negative_prompts_picture(pipe: Pipeline) -> None:
+def test_guidance_0_is_the_negative_prompts_image(pipe: Pipeline) -> None:
     nothing = pipe.generate("the snowy road", [7], steps=3, guidance=0, negative="a car")
     negative = pipe.generate("a car", [7], steps=3, guidance=1)
     assert torch.allclose(nothing, negative, atol=1e-4)
@@ -160,7 +160,7 @@ def test_guidance_0_is_the_negative_prompts_picture(pipe: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["pndm", "euler-ancestral"])
-def test_a_picture_does_not_depend_on_its_neighbours(pipe: Pipeline, scheduler: str) -> None:
+def test_an_image_does_not_depend_on_its_neighbours(pipe: Pipeline, scheduler: str) -> None:
     solver = pipe.with_scheduler(scheduler)
     alone = solver.generate("a car", [3], steps=4)
     among = solver.generate(["the snowy road", "a car", "the"], [0, 3, 9], steps=4)
@@ -169,7 +169,7 @@ def test_a_picture_does_not_depend_on_its_neighbours(pipe: Pipeline, scheduler: 
     assert not torch.allclose(among[0], among[1], atol=1e-1)
 
 
-def test_a_picture_depends_on_prompt_and_seed_and_nothing_else(pipe: Pipeline) -> None:
+def test_an_image_depends_on_prompt_and_seed_and_nothing_else(pipe: Pipeline) -> None:
     first = pipe.generate(PROMPTS, SEEDS, steps=2)
     assert torch.equal(first, pipe.generate(PROMPTS, SEEDS, steps=2))
     assert not torch.equal(first, pipe.generate(PROMPTS, [0, 1], steps=2))
@@ -207,9 +207,9 @@ def test_latents_are_float32_outside_a_model_of_any_type(folder: Path) -> None:
     plain_step = type(half.scheduler).step
 
     class Watched(type(half.scheduler)):  # type: ignore[misc]
-        def step(self, trajectory: Any, i: int, x_t: Tensor, *rest: Any, **named: Any) -> Any:
+        def step(self, timesteps: Any, i: int, x_t: Tensor, *rest: Any, **named: Any) -> Any:
             seen.append(x_t.dtype)
-            return plain_step(self, trajectory, i, x_t, *rest, **named)
+            return plain_step(self, timesteps, i, x_t, *rest, **named)
 
     half.scheduler = Watched(half.scheduler.config, half.scheduler.schedule)
     images = half.generate("a car", [0], steps=3)
@@ -272,14 +272,14 @@ def test_two_runs_in_two_threads_give_what_they_give_alone(pipe: Pipeline) -> No
         assert sums == alone[name][1]
 
 
-def test_a_control_is_told_of_both_branches_and_changes_the_picture(pipe: Pipeline) -> None:
+def test_a_control_is_told_of_both_branches_and_changes_the_image(pipe: Pipeline) -> None:
     control = Sums(sharpened=0)
     edited = pipe.generate(PROMPTS, SEEDS, steps=2, control=control)
     watched = pipe.generate(PROMPTS, SEEDS, steps=2, control=Sums(sharpened=-1))
     plain = pipe.generate(PROMPTS, SEEDS, steps=2)
     assert torch.equal(watched, plain)
     assert not torch.equal(edited, plain)
-    evaluations = len(pipe.scheduler.trajectory(2))
+    evaluations = len(pipe.scheduler.timesteps(2))
     sites = len(list(pipe.unet.sites()))
     assert len(control.sums) == sites * evaluations * 4
 
@@ -353,7 +353,7 @@ def test_progress_wraps_the_steps(pipe: Pipeline) -> None:
             seen.append(i)
 
     pipe.generate("a car", [0], steps=3, progress=progress)
-    assert seen == list(range(len(pipe.scheduler.trajectory(3))))
+    assert seen == list(range(len(pipe.scheduler.timesteps(3))))
 
 
 # --- mistakes ------------------------------------------------------------------------------
@@ -371,7 +371,7 @@ MISTAKES: dict[str, tuple[type[PareError], Call_]] = {
     "guidance is nan": (SettingError, lambda p: p.generate("a", [1], guidance=float("nan"))),
     "rescale is 2": (SettingError, lambda p: p.generate("a", [1], rescale=2)),
     "strength is 0": (SettingError, lambda p: p.img2img(IMAGE, "a", [1], strength=0)),
-    "2 pictures and 3 seeds": (
+    "2 images and 3 seeds": (
         SettingError,
         lambda p: p.img2img(IMAGE.expand(2, -1, -1, -1), "a", [1, 2, 3]),
     ),
@@ -379,11 +379,11 @@ MISTAKES: dict[str, tuple[type[PareError], Call_]] = {
     r"shape \(3, 16, 24\)": (ImageError, lambda p: p.encode(IMAGE[0])),
     r"shape \(1, 1, 16, 24\)": (ImageError, lambda p: p.encode(IMAGE[:, :1])),
     "no scheduler 'dimm'": (SettingError, lambda p: p.with_scheduler("dimm")),
-    "ddim-inverse goes from a picture to its noise, and generate": (
+    "ddim-inverse goes from an image to its noise, and generate": (
         SettingError,
         lambda p: p.with_scheduler("ddim-inverse").generate("a", [1]),
     ),
-    "ddim-inverse goes from a picture to its noise, and img2img": (
+    "ddim-inverse goes from an image to its noise, and img2img": (
         SettingError,
         lambda p: p.with_scheduler("ddim-inverse").img2img(IMAGE, "a", [1]),
     ),
@@ -403,7 +403,7 @@ def test_a_stochastic_scheduler_without_noise_is_refused(pipe: Pipeline) -> None
     with pytest.raises(SchedulerError, match="needs noise"):
         solver.denoise(
             normal(1, 4, 8, 8),
-            solver.scheduler.trajectory(2),
+            solver.scheduler.timesteps(2),
             solver.encode_prompts("a"),
             guidance=1,
         )

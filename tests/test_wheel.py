@@ -1,4 +1,4 @@
-"""What is installed is all that it takes: a wheel, outside the checkout, makes a picture."""
+"""What is installed is all that it takes: a wheel, outside the checkout, makes an image."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_checkout_is_out_of_reach(environment: Path) -> None:
         assert Path(file).is_relative_to(environment)
 
 
-def test_the_installed_command_makes_a_picture(environment: Path, tmp_path: Path) -> None:
+def test_the_installed_command_makes_an_image(environment: Path, tmp_path: Path) -> None:
     command = [environment / "bin" / "pare", "generate", "a snowy road in the forest"]
     assert run(*command, "--steps", "2", "--out", "road.png", cwd=tmp_path) == "road.png\n"
     assert Image.open(tmp_path / "road.png").size == (128, 128)

@@ -58,7 +58,7 @@ def test_a_unet_step(linear: bool, size: tuple[int, int]) -> None:
     check(
         operations(lambda: ours(x_t, 500, text)),
         operations(lambda: theirs(x_t, 500, text).sample),
-        free={"aten.constant_pad_nd"},  # of the time embedding, one row a picture
+        free={"aten.constant_pad_nd"},  # of the time embedding, one row an image
     )
 
 

@@ -89,7 +89,7 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
 
 
 def write_inpainting_model(folder: Path) -> Path:
-    """Write the folder of a model whose UNet reads a mask and the masked picture, too."""
+    """Write the folder of a model whose UNet reads a mask and the masked image, too."""
     write_tiny_model(folder)
     raw = TINY_UNET | {"in_channels": 9}
     with torch.device("meta"):

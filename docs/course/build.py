@@ -1,4 +1,4 @@
-"""The course's builder: runs every page's Python, and puts code, output and pictures in place.
+"""The course's builder: runs every page's Python, and puts code, output and images in place.
 
     python -m docs.course.build              all pages and their notebooks
     python -m docs.course.build 03 09        these alone
@@ -10,7 +10,7 @@ top to bottom.  What stands between these marks is written by the builder, never
     <!-- source: pare.guidance.guide -->        the definition, from pare's own file; see `Source`
     <!-- end -->
 
-    <!-- output: what the picture shows -->     what the block above printed and drew
+    <!-- output: what the image shows -->     what the block above printed and drew
     <!-- end -->
 """
 
@@ -36,9 +36,9 @@ from typing import Any
 
 COURSE = Path(__file__).parent
 ROOT = COURSE.parent.parent
-PICTURES = COURSE / "pictures"
+IMAGES = COURSE / "images"
 DPI = 80  # of plots
-COLOURS = 256  # of a picture
+COLOURS = 256  # of an image
 WIDEST = 110  # columns of printed output
 LONGEST = 60  # lines of it
 
@@ -97,21 +97,21 @@ class Output:
 
     alt: str
     text: str = ""
-    pictures: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
     """Paths, relative to the page."""
 
     def __str__(self) -> str:
         shown = [f"<!-- output: {self.alt} -->" if self.alt else "<!-- output -->"]
         if self.text:
             shown.append(f"```text\n{self.text}\n```")
-        shown += [f"![{self.alt}]({path})" for path in self.pictures]
+        shown += [f"![{self.alt}]({path})" for path in self.images]
         return "\n".join([*shown, "<!-- end -->"])
 
 
 Part = Text | Code | Source | Output
 
 MARK = re.compile(r"<!-- (source|output)(?:: (.*))? -->")
-PICTURE = re.compile(r"!\[.*\]\((.+)\)")
+IMAGE = re.compile(r"!\[.*\]\((.+)\)")
 
 
 def read_page(path: Path) -> list[Part]:
@@ -158,9 +158,9 @@ def marked(mark: re.Match[str], inside: list[str], before: list[Part], where: st
     code = [part for part in before if not (isinstance(part, Text) and not str(part).strip())]
     if not (code and isinstance(code[-1], Code)):
         raise PageError(f"{where}: an output needs a python block before it")
-    text, pictures = "\n".join(inside), PICTURE.findall("\n".join(inside))
+    text, images = "\n".join(inside), IMAGE.findall("\n".join(inside))
     fenced = re.search(r"^```text\n(.*)\n```$", text, re.DOTALL | re.MULTILINE)
-    return Output(rest, fenced[1] if fenced else "", pictures)
+    return Output(rest, fenced[1] if fenced else "", images)
 
 
 def page_text(parts: list[Part]) -> str:
@@ -253,7 +253,7 @@ class Ran:
     """What a block left."""
 
     text: str
-    pictures: list[bytes]
+    images: list[bytes]
     """PNG files."""
 
 
@@ -276,15 +276,15 @@ def run_block(code: Code, namespace: dict[str, Any], where: str) -> Ran:
                 value = eval(expression, namespace)
     except Exception as error:  # whatever a page's own code raises
         raise PageError(f"{where}: {error}\n{traceback.format_exc()}") from error
-    pictures = plots()
+    images = plots()
     if hasattr(value, "save") and hasattr(value, "convert"):  # Pillow's
         file = io.BytesIO()
-        # 256 colours: smooth pictures take a third, and nobody sees it at this size.
+        # 256 colours: smooth images take a third, and nobody sees it at this size.
         value.convert("RGB").quantize(COLOURS, kmeans=2).save(file, format="PNG", optimize=True)
-        pictures.append(file.getvalue())
+        images.append(file.getvalue())
     elif value is not None:
         print(repr(value), file=printed)
-    return Ran(printed.getvalue().rstrip("\n"), pictures)
+    return Ran(printed.getvalue().rstrip("\n"), images)
 
 
 def plots() -> list[bytes]:
@@ -315,9 +315,9 @@ def run_parts(parts: list[Part], name: str) -> Iterator[tuple[Code, Output | Non
         output = after if isinstance(after, Output) else None
         where = f"{name}:{part.line}"
         ran = run_block(part, namespace, where)
-        if output is None and (ran.text or ran.pictures):
+        if output is None and (ran.text or ran.images):
             raise PageError(f"{where}: it prints or draws, and no <!-- output --> follows")
-        if output is not None and not (ran.text or ran.pictures):
+        if output is not None and not (ran.text or ran.images):
             raise PageError(f"{where}: an <!-- output --> follows, and there is none")
         yield part, output, ran
 
@@ -345,7 +345,7 @@ def quiet_folder() -> Iterator[None]:
 
 
 def build(path: Path) -> None:
-    """Run a page; write it, its pictures and its notebook."""
+    """Run a page; write it, its images and its notebook."""
     parts = read_page(path)
     refresh(parts)
     prefix = path.name[:2]
@@ -355,16 +355,16 @@ def build(path: Path) -> None:
             if output is None:
                 continue
             check_size(ran.text, f"{path.name}:{code.line}")
-            output.text, output.pictures = ran.text, []
-            for picture in ran.pictures:
-                name = f"pictures/{prefix}-{len(made) + 1}.png"
-                output.pictures.append(name)
-                made.append((name, picture))
-    PICTURES.mkdir(exist_ok=True)
-    for old in PICTURES.glob(f"{prefix}-*.png"):
+            output.text, output.images = ran.text, []
+            for image in ran.images:
+                name = f"images/{prefix}-{len(made) + 1}.png"
+                output.images.append(name)
+                made.append((name, image))
+    IMAGES.mkdir(exist_ok=True)
+    for old in IMAGES.glob(f"{prefix}-*.png"):
         old.unlink()
-    for name, picture in made:
-        (COURSE / name).write_bytes(picture)
+    for name, image in made:
+        (COURSE / name).write_bytes(image)
     path.write_text(page_text(parts), encoding="utf-8")
     path.with_suffix(".ipynb").write_text(notebook(parts), encoding="utf-8")
 
@@ -388,7 +388,7 @@ def refresh(parts: list[Part]) -> None:
 def notebook(parts: list[Part]) -> str:
     """The page as an executed notebook (nbformat 4.5).
 
-    Links and pictures are those of the page: the notebook lies beside it.
+    Links and images are those of the page: the notebook lies beside it.
     """
     import nbformat
 
@@ -403,7 +403,7 @@ def notebook(parts: list[Part]) -> str:
             cell = next(one for one in reversed(cells) if one.cell_type == "code")
             if part.text:
                 cell.outputs.append(v4.new_output("stream", name="stdout", text=part.text + "\n"))
-            for path in part.pictures:
+            for path in part.images:
                 png = base64.b64encode((COURSE / path).read_bytes()).decode("ascii")
                 data = {"image/png": png, "text/plain": part.alt}
                 cell.outputs.append(v4.new_output("display_data", data))

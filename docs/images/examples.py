@@ -1,4 +1,4 @@
-"""The pictures of pages whose commands stand beside them, made by these very commands.
+"""The images of pages whose commands stand beside them, made by these very commands.
 
 python docs/images/examples.py              # four-edits.png, p2p.png, erasure-maps.png
 python docs/images/examples.py report       # report-words.png, report-u.png: needs Chromium
@@ -51,8 +51,8 @@ def run(line: str) -> None:
         sys.exit(code)
 
 
-def save(name: str, picture: Image.Image) -> None:
-    whole = functools.partial(picture.save, format="PNG", optimize=True)
+def save(name: str, image: Image.Image) -> None:
+    whole = functools.partial(image.save, format="PNG", optimize=True)
     write_whole(HERE / name, whole, force=True)
     print(name)
 

@@ -1,4 +1,4 @@
-"""The README's picture, made anew by the built-in model.
+"""The README's image, made anew by the built-in model.
 
 python docs/images/first_light.py
 """
@@ -39,19 +39,19 @@ def main() -> None:
     made = pipe.generate(list(PROMPTS), list(PROMPTS.values()), steps=25, guidance=6)
     scene = draw_scene(HELD_OUT_SEEDS + SCENE).replace(weather="sunny", clouds=False, car="red")
     photo = Image.fromarray(render(scene).pixels)
-    pictures = [*to_pil(made), photo]
+    images = [*to_pil(made), photo]
     for thing, prompt in EDITS.items():
         marked = region(scene, thing)
         if thing == "car":  # its shadow, too
             marked = binary_dilation(marked, iterations=3)
         mask = Image.fromarray(marked.astype(np.uint8) * 255)
         edited = blend(pipe, photo, mask, prompt, [1], strength=1.0, guidance=6)
-        pictures += edited.images
-    pictures += to_pil(pipe.img2img(
+        images += edited.images
+    images += to_pil(pipe.img2img(
         to_tensor(photo), "a snowy road in the mountains with a red car and a house",
         [1], strength=0.5, guidance=6,
     ))  # fmt: skip
-    sheet = contact_sheet([np.asarray(picture) for picture in pictures], columns=4)
+    sheet = contact_sheet([np.asarray(image) for image in images], columns=4)
     page = sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.LANCZOS)
     save = functools.partial(page.save, format="PNG", optimize=True)
     write_whole(Path(__file__).with_name("first-light.png"), save, force=True)

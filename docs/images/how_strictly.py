@@ -39,9 +39,9 @@ def measured(
             done = prompt_to_prompt(
                 pipe, SOURCE, edits, [seed], steps=STEPS, self_sites=Sites(finest=finest)
             )
-            pictures = [done.sources[0], *done.targets[0]]
-            first, *verdicts = judge(pictures)
-            pixels = [np.asarray(picture) for picture in pictures]
+            images = [done.sources[0], *done.targets[0]]
+            first, *verdicts = judge(images)
+            pixels = [np.asarray(image) for image in images]
             found.append(
                 [
                     [

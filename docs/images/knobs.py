@@ -1,4 +1,4 @@
-"""What each knob of a technique does to one and the same picture, one sheet a technique.
+"""What each knob of a technique does to one and the same image, one sheet a technique.
 
 python docs/images/knobs.py            # all
 python docs/images/knobs.py erase p2p  # some
@@ -28,7 +28,7 @@ from techniques.inversion import invert, sample
 from techniques.prompt_to_prompt import Edit, LocalBlend, Sites, prompt_to_prompt
 
 SIDE, GAP, LINE = 128, 4, 15
-# One row of a sheet: what each picture is, and the picture.
+# One row of a sheet: what each image is, and the image.
 Row = list[tuple[str, Image.Image]]
 
 
@@ -49,7 +49,7 @@ def blending(pipe: pare.Pipeline) -> list[Row]:
     corner = (32, 24, 96, 88)
     rows = [
         [
-            ("the picture", day),
+            ("the image", day),
             *((f"strength {s:g}", run(strength=s)) for s in (0.3, 0.6, 0.8, 1.0)),
         ],
         [("the mask", sky), *((f"guidance {g:g}", run(guidance=g)) for g in (1.5, 4, 7.5, 15))],
@@ -65,13 +65,13 @@ def blending(pipe: pare.Pipeline) -> list[Row]:
 
 
 def one_blend(
-    pipe: pare.Pipeline, picture: Image.Image, mask: Image.Image, prompt: str, **knobs: Any
+    pipe: pare.Pipeline, image: Image.Image, mask: Image.Image, prompt: str, **knobs: Any
 ) -> Image.Image:
-    return blend(pipe, picture, mask, prompt, [3], **knobs).images[0]
+    return blend(pipe, image, mask, prompt, [3], **knobs).images[0]
 
 
 def erasing(pipe: pare.Pipeline) -> list[Row]:
-    """A car, erased from words that ask for it; a night's lamps, from a picture."""
+    """A car, erased from words that ask for it; a night's lamps, from an image."""
     prompt, seed = "a sunny road in the desert with a red car and clouds", 7
 
     def run(gates: str, weight: float, **changes: Any) -> Image.Image:
@@ -95,7 +95,7 @@ def erasing(pipe: pare.Pipeline) -> list[Row]:
 
 
 def inverting(pipe: pare.Pipeline) -> list[Row]:
-    """A picture from its own noise, and the same in snow."""
+    """An image from its own noise, and the same in snow."""
     _scene, day = photo(10, weather="sunny", place="mountains", clouds=False, car="red")
     was = "a sunny road in the mountains with a red car and a house"
     will, method = was.replace("sunny", "snowy"), "edit-friendly"
@@ -106,9 +106,9 @@ def inverting(pipe: pare.Pipeline) -> list[Row]:
         ).image
 
     return [
-        [("the picture", day)]
+        [("the image", day)]
         + [(f"ddim, {n} steps", run("ddim", was, n)) for n in (5, 10, 25, 50)],
-        [("the picture", day)]
+        [("the image", day)]
         + [(f"ddim, guidance {g:g}", run("ddim", was, guidance=g)) for g in (1, 2.5, 5, 7.5)],
         [("in snow:", day)]
         + [(m, run(m, will, 20)) for m in ("ddim", "null-text", "negative", "proximal")],
@@ -164,20 +164,20 @@ def as_mask(marked: np.ndarray[Any, np.dtype[np.bool_]]) -> Image.Image:
     return Image.fromarray(marked.astype(np.uint8) * 255)
 
 
-def zoomed(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    return picture.crop(box).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+def zoomed(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    return image.crop(box).resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
 def sheet(rows: Sequence[Row]) -> Image.Image:
-    """All rows on one page, every picture under its own words."""
+    """All rows on one page, every image under its own words."""
     width, height = SIDE + GAP, SIDE + LINE + GAP
     page = Image.new("RGB", (width * max(map(len, rows)) + GAP, height * len(rows) + GAP), "white")
     write = ImageDraw.Draw(page)
     for k, row in enumerate(rows):
-        for n, (label, picture) in enumerate(row):
+        for n, (label, image) in enumerate(row):
             left, top = GAP + n * width, GAP + k * height
             write.text((left + 1, top), label, fill="black")
-            page.paste(picture.convert("RGB").resize((SIDE, SIDE)), (left, top + LINE))
+            page.paste(image.convert("RGB").resize((SIDE, SIDE)), (left, top + LINE))
     return page
 
 

@@ -1,4 +1,4 @@
-"""The table of docs/inversion.md: every inversion's report card, the mean of two pictures.
+"""The table of docs/inversion.md: every inversion's report card, the mean of two images.
 
 python docs/images/report_card.py
 """
@@ -20,7 +20,7 @@ from techniques.inversion.invert_image import USUAL_GUIDANCE, Method
 from techniques.inversion.report_card import invert_and_report
 
 SCENES, STEPS = (3, 4), 50
-# `proximal` gives its own prompt's picture back as `negative` does.
+# `proximal` gives its own prompt's image back as `negative` does.
 ROWS: list[tuple[Method, float]] = [
     (method, guidance)
     for method, usual in USUAL_GUIDANCE.items() if method != "proximal"
@@ -50,9 +50,9 @@ def main() -> None:
         cards = []
         for number in SCENES:
             scene = draw_scene(number)
-            picture = Image.fromarray(render(scene).pixels)
+            image = Image.fromarray(render(scene).pixels)
             _, _, card = invert_and_report(
-                pipe, picture, full_caption(scene),
+                pipe, image, full_caption(scene),
                 method=method, steps=STEPS, guidance=guidance,
             )  # fmt: skip
             cards.append(numbers(dataclasses.asdict(card), {}))

@@ -1,4 +1,4 @@
-"""The pictures of docs/text.md and docs/guide.md, made anew by the built-in model.
+"""The images of docs/text.md and docs/guide.md, made anew by the built-in model.
 
 python docs/images/text_and_guide.py            # all; or the names of some: text guide
 """
@@ -27,7 +27,7 @@ from techniques.loss_guidance import Loss, guide
 HERE = Path(__file__).parent
 PROMPT, SEED, STEPS, GUIDANCE = "a sunny road in the forest", 5, 16, 5.0
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-SCENE = 10  # whose picture gives the style, as `python -m roads.photo --scene 10` makes it
+SCENE = 10  # whose image gives the style, as `python -m roads.photo --scene 10` makes it
 
 
 def text(pipe: pare.Pipeline) -> Image.Image:
@@ -38,13 +38,13 @@ def text(pipe: pare.Pipeline) -> Image.Image:
             prompts=[MixPrompts("a road in the city at night", share)]
         ),
     }
-    pictures = {}
+    images = {}
     for name, edits in ways.items():
         for share in SHARES:
             edited = pipe.with_text_edits(edits(share))
             image = edited.generate(PROMPT, [SEED], steps=STEPS, guidance=GUIDANCE)
-            pictures[f"{name} {share:g}"] = to_pil(image)[0]
-    return gallery(pictures, len(SHARES))
+            images[f"{name} {share:g}"] = to_pil(image)[0]
+    return gallery(images, len(SHARES))
 
 
 def guided(pipe: pare.Pipeline) -> Image.Image:
@@ -58,15 +58,15 @@ def guided(pipe: pare.Pipeline) -> Image.Image:
         "judge('snowy'), 1": (judge_loss(load_judge(), "snowy"), 1.0),
         "style by moments, 5": (style, 5),
     }
-    pictures = {}
+    images = {}
     for label, (loss, scale) in runs.items():
         done = guide(
             pipe, PROMPT, loss, [SEED], scale=scale, every=2, steps=STEPS, guidance=GUIDANCE
         )
         looks = [look.loss for look in done.looks[0]]
         print(f"{label}: {looks[0] if looks else done.losses[0]:.3g} -> {done.losses[0]:.3g}")
-        pictures[label] = done.images[0]
-    return gallery(pictures | {"whose style": reference}, 5)
+        images[label] = done.images[0]
+    return gallery(images | {"whose style": reference}, 5)
 
 
 PAGES = {"text": text, "guide": guided}

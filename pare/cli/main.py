@@ -87,7 +87,7 @@ def print_bad_layer(error: NonFiniteError) -> None:
 )
 @click.version_option(pare.__version__, prog_name="pare", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Stable Diffusion with nothing hidden: make pictures, edit them, check the model.
+    """Stable Diffusion with nothing hidden: make images, edit them, check the model.
 
     Results go to stdout, everything else to stderr.
     """

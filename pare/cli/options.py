@@ -20,7 +20,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def checked(check: Callable[[Any], Any]) -> Callable[..., Any]:
-    """An option's callback that applies a check of `pare.runtime.validation` unless the option is absent."""
+    """An option's callback that applies a check of `validation` unless the option is absent."""
 
     def callback(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
         return None if value is None else check(value)
@@ -34,7 +34,7 @@ def each(check: Callable[[Any], Any]) -> Callable[..., Any]:
 
 
 def aside(name: str) -> Callable[..., None]:
-    """The callback of an option that changes no picture, and so is no argument of a run: with
+    """The callback of an option that changes no image, and so is no argument of a run: with
     `expose_value=False`, for `noted`."""
 
     def callback(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -49,7 +49,7 @@ def noted(name: str) -> Any:
 
 
 FIND_NAN = "pare.find_nan"
-"""Where a context's `meta` keeps whether `--find-nan` is given: it changes no picture, and so
+"""Where a context's `meta` keeps whether `--find-nan` is given: it changes no image, and so
 is no argument of a run."""
 
 
@@ -108,25 +108,25 @@ sampling_options = options(
                  callback=checked(validation.check_rescale),
                  help="Draw the guided contrast back, 0 to 1."),
     click.option("--negative", default="", callback=checked(validation.check_prompt),
-                 help="What the picture should not show."),
+                 help="What the image should not show."),
     click.option("--find-nan", is_flag=True, expose_value=False, callback=note_find_nan,
                  help="If a number goes wrong (NaN), run once more and name the layer."),
 )  # fmt: skip
 
 memory_options = options(
-    click.option("--batch", type=click.IntRange(1, validation.MAX_PICTURES),
-                 help="Pictures that go through the model together; as many as fit into memory "
+    click.option("--batch", type=click.IntRange(1, validation.MAX_IMAGES),
+                 help="Images that go through the model together; as many as fit into memory "
                       "if not given."),
     click.option("--tile", type=click.IntRange(8), metavar="PIXELS",
-                 help="Let the VAE work in tiles of this side, a multiple of 8; on whole pictures "
+                 help="Let the VAE work in tiles of this side, a multiple of 8; on whole images "
                       "if not given and they fit into memory."),
 )  # fmt: skip
 
 output_options = options(
     click.option("--seed", type=int, multiple=True, default=(0,),
-                 help="The noise to start from (0); give it several times for several pictures."),
+                 help="The noise to start from (0); give it several times for several images."),
     click.option("--count", type=int, default=1, show_default=True,
-                 help="So many pictures, with consecutive seeds."),
+                 help="So many images, with consecutive seeds."),
     click.option("--out", type=click.Path(path_type=Path), default=Path(),
                  help="NAME.png (NAME-SEED.png for several seeds) or a folder (COMMAND-SEED.png "
                       "in it); the current folder if not given."),
@@ -136,7 +136,7 @@ output_options = options(
 
 
 class InputFile(click.Path):
-    """The name of a file that a picture is made from: the recipe keeps its SHA-256."""
+    """The name of a file that an image is made from: the recipe keeps its SHA-256."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pare.cli.printing import plain
-from pare.cli.run_command import PictureCommand, input_files
+from pare.cli.run_command import ImageCommand, input_files
 from pare.errors import PareError, RecipeError
 from pare.runtime import validation
 
 if TYPE_CHECKING:
     from pare.recipes.recipe import Recipe
 
-# What a recipe is run again without: where its pictures went, and what was printed.
+# What a recipe is run again without: where its images went, and what was printed.
 NOT_AGAIN = frozenset(("out", "force", "as_json"))
 
 
@@ -112,7 +112,7 @@ def check_recipe(command: click.Command, recipe: Recipe, where: str) -> dict[str
         raise RecipeError(f"the recipe in {where} cannot be run: {error}") from error
     if seeds != list(recipe.seeds):
         odd.append("seeds")
-    if isinstance(command, PictureCommand) and command.parts(given) != list(recipe.parts):
+    if isinstance(command, ImageCommand) and command.parts(given) != list(recipe.parts):
         odd.append("parts")
     if odd:
         raise RecipeError(f"the recipe in {where} contradicts itself or pare ({odd[0]})")

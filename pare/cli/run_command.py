@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pare.schedulers import Scheduler
 
 
-class PictureCommand(click.Command):
-    """A command whose pictures carry a recipe: `pare rerun` can run it again."""
+class ImageCommand(click.Command):
+    """A command whose images carry a recipe: `pare rerun` can run it again."""
 
     def __init__(
         self,
@@ -39,12 +39,12 @@ class PictureCommand(click.Command):
         parts: Callable[[Mapping[str, Any]], Sequence[str]] | None = None,
         **named: Any,
     ) -> None:
-        """`parts`: where a seed makes several pictures, their names, from the arguments."""
+        """`parts`: where a seed makes several images, their names, from the arguments."""
         super().__init__(*given, **named)
         self.name_parts = parts
 
     def parts(self, arguments: Mapping[str, Any]) -> list[str]:
-        """The names of a seed's pictures; none where it makes a single one."""
+        """The names of a seed's images; none where it makes a single one."""
         return list(self.name_parts(arguments)) if self.name_parts else []
 
 
@@ -62,16 +62,16 @@ class Again:
 
 @dataclass(frozen=True)
 class Run:
-    """What a command was given, and where its pictures go."""
+    """What a command was given, and where its images go."""
 
     command: str
     arguments: Mapping[str, Any]
     inputs: Mapping[str, Mapping[str, str]]
     seeds: list[int]
     parts: list[str]
-    """The pictures of each seed, by name; empty where it makes a single one."""
+    """The images of each seed, by name; empty where it makes a single one."""
     paths: list[Path]
-    """One a picture: seed by seed, and within each part by part."""
+    """One an image: seed by seed, and within each part by part."""
     force: bool
     as_json: bool
     started: float
@@ -88,12 +88,12 @@ class Run:
         """
         started = time.perf_counter()
         context = click.get_current_context()
-        assert isinstance(context.command, PictureCommand)
+        assert isinstance(context.command, ImageCommand)
         command, given = str(context.info_name), context.params
         again = context.find_object(Again)
         seeds = validation.consecutive_seeds(given["seed"], given["count"])
         parts = context.command.parts(given)
-        check_pictures(seeds, parts)
+        check_images(seeds, parts)
         paths = output_paths(given["out"], command, seeds, parts)
         if again is None:
             for path in paths:
@@ -109,15 +109,15 @@ class Run:
 
     @property
     def places(self) -> list[tuple[int, str]]:
-        """Of every picture: which of the seeds is its own, and which part of it; "" if all."""
+        """Of every image: which of the seeds is its own, and which part of it; "" if all."""
         return [(index, part) for index in range(len(self.seeds)) for part in self.parts or [""]]
 
     def noting(self, **arguments: Any) -> Run:
-        """The run with what was chosen for it, so that its pictures can be made again."""
+        """The run with what was chosen for it, so that its images can be made again."""
         return dataclasses.replace(self, arguments={**self.arguments, **arguments})
 
     def write(self, pipe: Pipeline, images: Sequence[Image.Image], **report: object) -> None:
-        """Write every picture with its recipe; print the paths, or all as a JSON object."""
+        """Write every image with its recipe; print the paths, or all as a JSON object."""
         from pare.recipes.recipe import save_png
 
         recipes = [self.recipe(pipe, index, part) for index, part in self.places]
@@ -130,22 +130,22 @@ class Run:
             if not self.as_json:
                 click.echo(path)
         if self.as_json:
-            pictures = [
+            written = [
                 {"path": str(path), "seed": recipe.seed}
                 | ({"part": recipe.part} if recipe.parts else {})
                 | {"width": image.width, "height": image.height}
                 for path, recipe, image in zip(self.paths, recipes, images, strict=True)
             ]
-            result = {"command": self.command, "pictures": pictures, "seconds": round(seconds, 3)}
+            result = {"command": self.command, "images": written, "seconds": round(seconds, 3)}
             click.echo(json.dumps(result | report, indent=2))
 
     def say(self, words: str) -> None:
-        """Tell something about the pictures that were written."""
+        """Tell something about the images that were written."""
         if self.again is None:
             click.echo(words, err=True)
 
     def recipe(self, pipe: Pipeline, index: int, part: str = "") -> Recipe:
-        """The recipe of a picture of the run, see `places`."""
+        """The recipe of an image of the run, see `places`."""
         import torch
 
         from pare.recipes.recipe import Recipe, current_versions
@@ -170,7 +170,7 @@ class Run:
 
 
 def input_files(command: click.Command, arguments: Mapping[str, Any]) -> dict[str, Path]:
-    """The files that a picture is made from, by the names that its recipe gives them.
+    """The files that an image is made from, by the names that its recipe gives them.
 
     These are the names of arguments and options; of one that is given several times `name`,
     `name#2` and so on.
@@ -210,12 +210,12 @@ def named_values(
             yield f"{parameter.name}#{number}" if number > 1 else str(parameter.name), one
 
 
-def check_pictures(seeds: Sequence[int], parts: Sequence[str]) -> None:
+def check_images(seeds: Sequence[int], parts: Sequence[str]) -> None:
     count = len(seeds) * max(1, len(parts))
-    if count > validation.MAX_PICTURES:
+    if count > validation.MAX_IMAGES:
         raise SettingError(
-            f"{len(seeds)} seeds make {len(parts)} pictures each",
-            expected=f"at most {validation.MAX_PICTURES} pictures in all",
+            f"{len(seeds)} seeds make {len(parts)} images each",
+            expected=f"at most {validation.MAX_IMAGES} images in all",
         )
 
 
@@ -226,7 +226,7 @@ def output_paths(
     parts: Sequence[str] = (),
     option: str = "--out",
 ) -> list[Path]:
-    """One file name a picture: in the folder `out`, or made from the name `out`."""
+    """One file name an image: in the folder `out`, or made from the name `out`."""
     folder = out.is_dir()
     if not folder and out.suffix.lower() != ".png":
         raise OutputError(
@@ -235,7 +235,7 @@ def output_paths(
             if option == "--out"
             else "a name that ends in .png, or a folder that exists",
         )
-    # A name says what tells the pictures apart; in a folder, where more will come, all.
+    # A name says what tells the images apart; in a folder, where more will come, all.
     words = [
         ([str(seed)] if folder or len(seeds) > 1 else [])
         + ([part] if part and (folder or len(parts) > 1) else [])
@@ -297,11 +297,11 @@ def use_threads(given: Mapping[str, Any]) -> None:
 
 
 def warn_of_size(pipe: Pipeline, size: tuple[int, int], remedy: str) -> None:
-    """Say so if a picture is far larger than what the model has seen: slow, and repetitive."""
+    """Say so if an image is far larger than what the model has seen: slow, and repetitive."""
     (width, height), (trained_width, trained_height) = size, pipe.trained_size
     if width * height > 8 * trained_width * trained_height:
         warnings.warn(
-            f"the picture is {width} x {height}, and the model was trained at "
+            f"the image is {width} x {height}, and the model was trained at "
             f"{trained_width} x {trained_height}: this will be slow and may repeat things; "
             f"{remedy}",
             stacklevel=2,

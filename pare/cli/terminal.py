@@ -26,7 +26,7 @@ TERMINATED = 143  # 128 + SIGTERM
 
 EXIT_CODES = {
     0: "done, with warnings or without",
-    1: "`verify` or `bench` found a broken bound, or `rerun` another picture; or a bug in pare, "
+    1: "`verify` or `bench` found a broken bound, or `rerun` another image; or a bug in pare, "
     "which prints its traceback",
     2: "something that you can mend, said in one sentence; nothing is left half written",
     INTERRUPTED: "Ctrl-C",
@@ -161,7 +161,7 @@ def out_of_memory_sentence(error: Exception) -> str:
     asked = re.search(r"[Tt]ried to allocate ([0-9.]+ \w+)", str(error))
     amount = f" ({asked[1]} more were asked for)" if asked else ""
     return (
-        f"there is not enough memory{amount}; make a smaller picture (--size), fewer at once "
+        f"there is not enough memory{amount}; make a smaller image (--size), fewer at once "
         "(--batch, --count), let the VAE work in tiles (--tile), or use a smaller --dtype"
     )
 
@@ -228,7 +228,7 @@ def warnings_in_words() -> Iterator[None]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
         warnings.simplefilter("default", RuntimeWarning)
-        # Pillow's own: of large pictures, where pare's limit is lower and an error; of tags
+        # Pillow's own: of large images, where pare's limit is lower and an error; of tags
         # that make no sense, which are passed over.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.showwarning = show

@@ -1,7 +1,7 @@
-"""Pictures and masks: from files to PIL, from PIL to tensors in [-1, 1], and back.
+"""Images and masks: from files to PIL, from PIL to tensors in [-1, 1], and back.
 
 Files come from people, so they come in every mode and orientation, and broken.  What a
-picture is: RGB, 8 bits, upright.  What a mask is: one 8-bit channel, where white (128
+image is: RGB, 8 bits, upright.  What a mask is: one 8-bit channel, where white (128
 and more) is to be edited and black is to be kept.
 """
 
@@ -39,20 +39,20 @@ DECODER_ERRORS = (
 
 
 class ImageWarning(UserWarning):
-    """Something about a picture that its owner should know, and that stops nothing."""
+    """Something about an image that its owner should know, and that stops nothing."""
 
 
 # --- reading ---------------------------------------------------------------------------
 
 
 def load_image(path: Path | str) -> Image.Image:
-    """The picture in `path`: RGB, upright as its EXIF orientation says.
+    """The image in `path`: RGB, upright as its EXIF orientation says.
 
     16-bit channels are brought to 8, CMYK and palettes to RGB; transparency is laid on
     white; of an animation the first frame is taken, with an ImageWarning.
 
     Raises:
-        ImageError: not a picture, damaged, cut off, or larger than 50 megapixels.
+        ImageError: not an image, damaged, cut off, or larger than 50 megapixels.
         OSError: the file cannot be opened.
     """
     with open_image(path) as image:
@@ -89,7 +89,7 @@ def check_mask(mask: Image.Image, name: str = "the mask") -> Image.Image:
     if high < MASK_THRESHOLD:
         raise ImageError(
             f"{name} marks nothing to edit (its brightest pixel is {high} of 255)",
-            expected="white where the picture is to change",
+            expected="white where the image is to change",
             fix="invert it if black marks the edit (--invert-mask)",
         )
     if low >= MASK_THRESHOLD:
@@ -99,36 +99,36 @@ def check_mask(mask: Image.Image, name: str = "the mask") -> Image.Image:
 
 
 def match_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The mask at a picture's size (width, height): NEAREST, so that no new greys appear.
+    """The mask at an image's size (width, height): NEAREST, so that no new greys appear.
 
     Raises:
-        ImageError: the mask has another shape than the picture, so that stretching it
+        ImageError: the mask has another shape than the image, so that stretching it
             would move its parts; a difference of rounding (one pixel) is none.
     """
     if mask.size == size:
         return mask
     (mask_width, mask_height), (width, height) = mask.size, size
-    # Scaled to the picture's width, the height must be right but for the rounding of
-    # either size: half a pixel of the mask, or one of the picture.
+    # Scaled to the image's width, the height must be right but for the rounding of
+    # either size: half a pixel of the mask, or one of the image.
     slack = max(1.0, 0.5 * width / mask_width)
     if abs(mask_height * width / mask_width - height) > slack:
         raise ImageError(
-            f"the mask is {mask_width} x {mask_height} and the picture {width} x {height}",
-            expected="a mask of the picture's shape, at any scale",
+            f"the mask is {mask_width} x {mask_height} and the image {width} x {height}",
+            expected="a mask of the image's shape, at any scale",
         )
     return check_mask(mask.resize(size, Image.Resampling.NEAREST))
 
 
 @contextlib.contextmanager
 def open_image(path: Path | str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
-    """The picture file, its header read and its pixels not yet.
+    """The image file, its header read and its pixels not yet.
 
     Raises:
         ImageError: not a regular file, of none of the `formats`, or too large.
     """
     if not stat.S_ISREG(Path(path).stat().st_mode):
         kind = "a folder" if Path(path).is_dir() else "not a regular file"
-        raise ImageError(f"{path} is {kind}", expected="a picture file")
+        raise ImageError(f"{path} is {kind}", expected="an image file")
     with open(path, "rb") as file:
         with readable(path):
             image = Image.open(file, formats=formats)
@@ -165,7 +165,7 @@ def to_8_bits(image: Image.Image, path: Path | str) -> Image.Image:
 
 
 def lay_on_white(image: Image.Image) -> Image.Image:
-    """The picture as RGB, with white where it is transparent."""
+    """The image as RGB, with white where it is transparent."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -192,7 +192,7 @@ def readable(path: Path | str) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{path} is not a picture that pare reads", expected="PNG, JPEG, WebP, TIFF, GIF or BMP"
+            f"{path} is not an image that pare reads", expected="PNG, JPEG, WebP, TIFF, GIF or BMP"
         ) from error
     except Image.DecompressionBombError as error:
         raise too_large(path, "enormous") from error
@@ -225,7 +225,7 @@ Restore = Callable[[Image.Image], Image.Image]
 
 
 def fit(image: Image.Image, size: tuple[int, int] | None = None) -> tuple[Image.Image, Restore]:
-    """The picture at a size that a model can work on, and the way back to its own size.
+    """The image at a size that a model can work on, and the way back to its own size.
 
     With a `size` (width, height) it is resampled, there and back; without one it is only
     brought to multiples of 8, and no pixel changes.
@@ -240,10 +240,10 @@ def fit(image: Image.Image, size: tuple[int, int] | None = None) -> tuple[Image.
 
 
 def fit_to_multiple(image: Image.Image, multiple: int = 8) -> tuple[Image.Image, Restore]:
-    """The picture at the next multiple of `multiple` in both directions, and the way back.
+    """The image at the next multiple of `multiple` in both directions, and the way back.
 
     The right and lower edges are repeated, so no pixel is resampled; `restore` cuts a
-    picture of the larger size back to the given one's.  For masks as well.
+    image of the larger size back to the given one's.  For masks as well.
     """
     width, height = image.size
     right, below = -width % multiple, -height % multiple
@@ -262,7 +262,7 @@ def fit_to_multiple(image: Image.Image, multiple: int = 8) -> tuple[Image.Image,
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """The picture as a tensor (1, 3, H, W), float32 on the CPU, in [-1, 1]."""
+    """The image as a tensor (1, 3, H, W), float32 on the CPU, in [-1, 1]."""
     import torch
 
     pixels = np.asarray(image.convert("RGB")).astype(np.float32) / 255.0  # (H, W, 3)
@@ -270,7 +270,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Pictures (B, 3, H, W) in [-1, 1], clipped to that, as 8-bit RGB.
+    """Images (B, 3, H, W) in [-1, 1], clipped to that, as 8-bit RGB.
 
     Raises:
         ImageError: a value is not a number, as when a model overflows in half precision.
@@ -278,18 +278,18 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     images = images.detach().float().cpu()
     if not images.isfinite().all():
         raise ImageError(
-            "the picture holds values that are not numbers (the model overflowed)",
+            "the image holds values that are not numbers (the model overflowed)",
             fix="use --dtype float32, or bfloat16 on a GPU",
         )
     pixels = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()  # (B, H, W, 3)
-    return [Image.fromarray(picture) for picture in (pixels * 255).round().astype(np.uint8)]
+    return [Image.fromarray(image) for image in (pixels * 255).round().astype(np.uint8)]
 
 
 def mask_to_latents(mask: Image.Image, h: int, w: int) -> Tensor:
     """The mask on the latent grid: (1, 1, h, w), float32, 1 = edit and 0 = keep.
 
     NEAREST, because a blurred edge would mix two latents that belong to different
-    pictures.  A stroke thinner than a latent pixel can vanish: the caller must look.
+    images.  A stroke thinner than a latent pixel can vanish: the caller must look.
     """
     import torch
 
@@ -299,7 +299,7 @@ def mask_to_latents(mask: Image.Image, h: int, w: int) -> Tensor:
 
 
 def feathered(mask: Image.Image, radius: float) -> NDArray[np.float32]:
-    """Weights (H, W) in [0, 1] for the edited picture: a ramp *inside* the mask's edge.
+    """Weights (H, W) in [0, 1] for the edited image: a ramp *inside* the mask's edge.
 
     Outside the mask the weight is exactly 0, so that pasting keeps those pixels exactly;
     from the edge inwards it rises to 1 over `radius` pixels (0: a hard seam).

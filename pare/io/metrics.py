@@ -1,6 +1,6 @@
-"""How two pictures differ: mean squared error, PSNR, SSIM, and the distance of their structure.
+"""How two images differ: mean squared error, PSNR, SSIM, and the distance of their structure.
 
-Pictures are (H, W, 3) uint8.  Every measure may be taken over a mask (H, W) alone.
+Images are (H, W, 3) uint8.  Every measure may be taken over a mask (H, W) alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Array = npt.NDArray[np.float64]
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 SSIM_SIGMA = 1.5  # pixels; the Gaussian window of Wang et al., section III.B
-SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # its stabilisers for pictures in [0, 1]
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # its stabilisers for images in [0, 1]
 EDGE_SIGMA = 1.0  # pixels; lets an edge count as the same when it moved by one
 
 
@@ -34,7 +34,7 @@ def psnr(error: float) -> float:
 
 
 def ssim(a: Pixels, b: Pixels, mask: Mask) -> float:
-    """Mean structural similarity of the luma over the mask's pixels; 1 for equal pictures.
+    """Mean structural similarity of the luma over the mask's pixels; 1 for equal images.
 
     Wang, Bovik, Sheikh, Simoncelli: Image Quality Assessment, IEEE TIP 13(4), 2004, eq. 13,
     with their Gaussian window.  What lies beyond the mask is taken from `a` in both, so that
@@ -53,7 +53,7 @@ def ssim(a: Pixels, b: Pixels, mask: Mask) -> float:
 
 
 def structure_distance(a: Pixels, b: Pixels) -> float:
-    """1 - cosine between the two pictures' edge maps: 0 the same drawing, 1 none in common.
+    """1 - cosine between the two images' edge maps: 0 the same drawing, 1 none in common.
 
     An edge map is the strength of the luma's gradient, slightly blurred.  It knows contours,
     not colours, so that a road under snow can have the structure of the road in the sun.
@@ -63,9 +63,9 @@ def structure_distance(a: Pixels, b: Pixels) -> float:
     return 1 - float((edges_a * edges_b).sum()) / norm if norm else 0.0
 
 
-def edge_map(picture: Pixels) -> Array:
+def edge_map(image: Pixels) -> Array:
     """(H, W): how strong an edge is there, blurred."""
-    luma = unit(picture) @ LUMA
+    luma = unit(image) @ LUMA
     strength = np.hypot(sobel(luma, axis=0), sobel(luma, axis=1))
     blurred: Array = gaussian_filter(strength, EDGE_SIGMA)
     return blurred
@@ -76,6 +76,6 @@ def window(values: Array) -> Array:
     return averaged
 
 
-def unit(picture: Pixels) -> Array:
+def unit(image: Pixels) -> Array:
     """Channels in [0, 1]."""
-    return picture.astype(np.float64) / 255
+    return image.astype(np.float64) / 255

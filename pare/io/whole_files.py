@@ -143,6 +143,6 @@ def sha256(path: Path) -> str:
     """
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder says what it is
-        raise ImageError(f"{path} is not a regular file", expected="a picture's file")
+        raise ImageError(f"{path} is not a regular file", expected="an image's file")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

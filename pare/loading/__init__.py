@@ -1,1 +1,1 @@
-"""From a model's name to its tensors: where it is, which files it has, what is in them, the modules they fill."""
+"""From a model's name to its tensors: resolve, read the folder or file, fill the modules."""

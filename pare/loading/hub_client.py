@@ -231,14 +231,13 @@ LEFT_OUT = ("safety_checker", "feature_extractor")
 
 
 def say_what_is_left_out(repo_id: str, folder: Path) -> None:
-    """Say, of a folder or when a model is first fetched, that pare checks no picture."""
+    """Say, of a folder or when a model is first fetched, that pare checks no image."""
     index = read_json(folder / hub_folder.INDEX)
     entries = {part: index.get(part) for part in LEFT_OUT}
     named = [part for part, entry in entries.items() if isinstance(entry, list) and any(entry)]
     if named:
         warnings.warn(
-            f"{repo_id} has a {' and a '.join(named)}, which pare leaves out: "
-            "no picture is checked",
+            f"{repo_id} has a {' and a '.join(named)}, which pare leaves out: no image is checked",
             stacklevel=2,
         )
 

@@ -54,7 +54,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
-# Parts that look at finished pictures or at nothing; pare does not load them.  The
+# Parts that look at finished images or at nothing; pare does not load them.  The
 # scheduler is described by its own file.
 SKIPPED = frozenset({"scheduler", "safety_checker", "feature_extractor"})
 
@@ -430,7 +430,7 @@ def weight_files(path: Path) -> list[Path]:
 def fingerprint(path: Path) -> str:
     """SHA-256 of the file's size and content; of large files, of 256 blocks spread evenly.
 
-    Hashing all of a model would take longer than making a picture with it; any two
+    Hashing all of a model would take longer than making an image with it; any two
     trainings of one model differ in every block.
     """
     size, blocks, block = path.stat().st_size, 256, 2**16
@@ -446,7 +446,7 @@ def fingerprint(path: Path) -> str:
 
 
 def config_fingerprints(folder: Path) -> dict[str, str]:
-    """The fingerprints of a model's small files: they decide about a picture as weights do."""
+    """The fingerprints of a model's small files: they decide about an image as weights do."""
     names = (*hub_folder.CONFIGS, *hub_folder.TOKENIZER_EXTRAS)
     return {name: fingerprint(folder / name) for name in names if (folder / name).is_file()}
 

@@ -55,11 +55,11 @@ OTHER_MODELS = (
     (r"model\.diffusion_model\.label_emb\.0\.0\.", "Stable Diffusion XL or unCLIP"),
     (r"label_emb\.0\.0\.", "Stable Diffusion XL's or unCLIP's UNet"),
     (r"(model\.diffusion_model\.)?label_emb\.weight", "the x4 upscaler"),
-    (r"(embedder|cc_projection)\.", "a model that is conditioned on pictures"),
+    (r"(embedder|cc_projection)\.", "a model that is conditioned on images"),
     (r"(clip_txt_mapper|.*\bchannelwise)\b", "Stable Cascade"),
     (r"(encoder\.block\.0\.layer\.0\.SelfAttention|model\.layers\.\d+\.self_attn)\.",
      "a language model"),
-    (r"(conv_first|body\.0\.rdb1|model\.0\.weight|params_ema)", "a picture upscaler"),
+    (r"(conv_first|body\.0\.rdb1|model\.0\.weight|params_ema)", "an image upscaler"),
     (r"vision_model\.|visual\.", "a CLIP image encoder"),
     (r"(down_blocks\.0\.resnets|mid_block\.attentions)\.",
      "the UNet of a model's folder on the Hub; name the folder"),
@@ -75,8 +75,8 @@ NOT_NEEDED = (
     (r"model_ema\.(decay|num_updates)$", "the moving average's own counters"),
     (r"(first_stage_model\.)?loss\.", "the loss that the VAE was trained with"),
     (r"(first_stage_model\.)?model_ema\.", "the VAE's other copy"),
-    (r"cond_stage_model\.(model\.)?logit_scale$", "CLIP's temperature, for comparing pictures"),
-    (r"cond_stage_model\.model\.text_projection$", "CLIP's head, for comparing pictures"),
+    (r"cond_stage_model\.(model\.)?logit_scale$", "CLIP's temperature, for comparing images"),
+    (r"cond_stage_model\.model\.text_projection$", "CLIP's head, for comparing images"),
     (r"cond_stage_model\.model\.attn_mask$", "the causal mask, made anew"),
     (r"cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids$",
      "the numbers 0 to 76"),
@@ -189,7 +189,7 @@ def load_single_file(
     parts = trained_size(parts, 768 if chosen == "v_prediction" else 512)
     found = f"the model predicts {chosen}: {reason}"
     other = "eps" if chosen == "v_prediction" else "v"
-    advice = f"if its pictures are noise, `pare convert --prediction {other}`"
+    advice = f"if its images are noise, `pare convert --prediction {other}`"
     guess = "" if sure else f"{found}; {advice}"
     notes = (*plan.notes, guess or found, *schedule_notes)
     return SingleFile(path, plan.kind, parts, scheduler, notes, guess)
@@ -452,7 +452,7 @@ def ask_unet(part: Part) -> tuple[str, str]:
 
     At t = 999, alpha_bar is 0.0047, so x_t is nearly eps.  A UNet that predicts eps
     answers nearly its input; one that predicts v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar)
-    x0 (arXiv:2202.00512, appendix D) answers a picture, which the noise does not resemble.
+    x0 (arXiv:2202.00512, appendix D) answers an image, which the noise does not resemble.
     """
     with torch.device("meta"):
         unet = UNet(UNetConfig.read(part.config, "the checkpoint's UNet"))
@@ -463,7 +463,7 @@ def ask_unet(part: Part) -> tuple[str, str]:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((1, unet.config.out_channels, 16, 16), generator=generator)
     inputs = noise
-    if unet.config.inpaints:  # all is to be painted, and of the picture nothing is to be seen
+    if unet.config.inpaints:  # all is to be painted, and of the image nothing is to be seen
         inputs = torch.cat([noise, torch.ones_like(noise[:, :1]), torch.zeros_like(noise)], dim=1)
     text = torch.zeros(1, 77, unet.config.cross_attention_dim, dtype=dtype)
     answer = unet.eval()(inputs.to(dtype), 999, text).float()
@@ -505,7 +505,7 @@ def scheduler_config(checkpoint: Checkpoint, prediction: str) -> tuple[dict[str,
 
 
 def trained_size(parts: Mapping[str, Part], pixels: int) -> dict[str, Part]:
-    """The parts, with the size of the pictures that the model was trained on."""
+    """The parts, with the size of the images that the model was trained on."""
     sizes = {"vae": pixels, "unet": pixels // 8}
     return {
         name: Part({**part.config, "sample_size": sizes[name]}, part.tensors)

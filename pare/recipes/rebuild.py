@@ -1,4 +1,4 @@
-"""A picture made again from its recipe: what it was made from is found, what differs is said.
+"""An image made again from its recipe: what it was made from is found, what differs is said.
 
 A recipe is a stranger's word.  What *it* names is used only if it is still what it was
 (inputs by their SHA-256, models by their fingerprints), and nothing is fetched from a
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 MAX_INPUT = 2**30  # bytes that are hashed because a recipe says so
 
 
-# --- finding what a picture was made from -----------------------------------------------
+# --- finding what an image was made from -----------------------------------------------
 
 
-def find_input(name: str, recorded: Mapping[str, str], picture: Path) -> Path:
-    """The file that was the input `name`: where it was, or near the picture that it became.
+def find_input(name: str, recorded: Mapping[str, str], image: Path) -> Path:
+    """The file that was the input `name`: where it was, or near the image that it became.
 
     Args:
         recorded: its "path", as it was typed then, and its "sha256".
-        picture: the file with the recipe.
+        image: the file with the recipe.
 
     Raises:
         RecipeError: no such file, or it has changed.
         OSError: a file of that name cannot be opened.
     """
     typed = Path(recorded["path"])
-    places = (typed, picture.parent / typed, picture.parent / typed.name)
+    places = (typed, image.parent / typed, image.parent / typed.name)
     there = [path for path in dict.fromkeys(places) if worth_hashing(path)]
     for path in there:
         if sha256(path) == recorded["sha256"]:
             return path
     raise RecipeError(
-        f"the {name} that {picture} was made from, {short(typed, 200)}, "
+        f"the {name} that {image} was made from, {short(typed, 200)}, "
         + ("has changed since" if there else "is not there"),
         fix=f"name the file to use: --input {name}=PATH",
     )
@@ -178,7 +178,7 @@ def find_scheduler(description: Mapping[str, Any]) -> Scheduler:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a picture is made again, and what cannot be as it was."""
+    """Where an image is made again, and what cannot be as it was."""
 
     device: str
     dtype: str
@@ -208,10 +208,10 @@ def find_machine(
 
 
 def batch_of(recipe: Recipe) -> list[int]:
-    """The seeds of the pictures that went through the model together with this one.
+    """The seeds of the images that went through the model together with this one.
 
     Their number matters, as matrix products of another shape round differently; what they
-    show does not.  The pictures of a run may be more: they go in batches of `batch`, seed by
+    show does not.  The images of a run may be more: they go in batches of `batch`, seed by
     seed and part by part, so that a seed's parts may lie in two batches.  The seeds from one
     seam between two batches to the next make the same batches by themselves.
     """
@@ -223,14 +223,14 @@ def batch_of(recipe: Recipe) -> list[int]:
 
 
 def batch_size(recipe: Recipe) -> int:
-    """How many pictures went through the model together, at most."""
-    pictures = len(recipe.seeds) * max(1, len(recipe.parts))
+    """How many images went through the model together, at most."""
+    images = len(recipe.seeds) * max(1, len(recipe.parts))
     size = recipe.arguments.get("batch")
-    return size if isinstance(size, int) and 1 <= size <= pictures else pictures
+    return size if isinstance(size, int) and 1 <= size <= images else images
 
 
 def batch_length(recipe: Recipe) -> int:
-    """How many pictures this one's batch had, itself included; the run's last may be short."""
+    """How many images this one's batch had, itself included; the run's last may be short."""
     size, parts = batch_size(recipe), max(1, len(recipe.parts))
     place = recipe.index * parts + (recipe.parts.index(recipe.part) if recipe.parts else 0)
     return min(size, len(recipe.seeds) * parts - place // size * size)
@@ -239,7 +239,7 @@ def batch_length(recipe: Recipe) -> int:
 # --- two recipes --------------------------------------------------------------------------
 
 # Arguments whose effect a recipe tells elsewhere (`model`, `scheduler`, `seeds`, …), or that
-# have none on the picture.
+# have none on the image.
 MODEL = ("model", "revision", "tokenizer", "device", "dtype", "threads")
 TOLD_ELSEWHERE = frozenset(
     (*MODEL, "scheduler", "karras", "eta", "seed", "count", "batch", "out", "force", "as_json")
@@ -248,14 +248,14 @@ TOLD_ELSEWHERE = frozenset(
 
 @dataclass(frozen=True)
 class Change:
-    """A fact about two pictures' making in which they differ; None where one has none."""
+    """A fact about two images' making in which they differ; None where one has none."""
 
     name: str
     one: Any
     other: Any
 
     def in_words(self) -> str:
-        """For a picture and its second making."""
+        """For an image and its second making."""
         kind, _, name = self.name.partition(".")
         if kind == "input":
             return f"the {name} is another file"
@@ -323,12 +323,12 @@ def short(value: Any, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-# --- two pictures -------------------------------------------------------------------------
+# --- two images -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class PixelDifference:
-    """How far two 8-bit pictures are apart; of unequal sizes nothing else is known."""
+    """How far two 8-bit images are apart; of unequal sizes nothing else is known."""
 
     sizes: tuple[tuple[int, int], tuple[int, int]]  # (width, height) of each
     pixels: int | None = None  # how many differ in any channel
@@ -353,7 +353,7 @@ class PixelDifference:
 
 
 def compare_pixels(one: Image.Image, other: Image.Image) -> PixelDifference:
-    """The difference of two RGB pictures."""
+    """The difference of two RGB images."""
     sizes = (one.size, other.size)
     if one.size != other.size:
         return PixelDifference(sizes)

@@ -1,4 +1,4 @@
-"""A picture carries the recipe that made it, as JSON in the PNG's text under "pare".
+"""An image carries the recipe that made it, as JSON in the PNG's text under "pare".
 
 Reading one is reading what a stranger wrote: every size and type is checked.  Whether
 the settings make sense is seen by whoever runs them again (`pare.recipes.rebuild`).
@@ -22,27 +22,27 @@ from PIL import Image, PngImagePlugin
 import pare
 from pare.errors import RecipeError
 from pare.io.images import open_image, readable
-from pare.runtime.validation import MAX_PICTURES, MAX_SEED
+from pare.runtime.validation import MAX_IMAGES, MAX_SEED
 
 KEY = "pare"
 FORMAT = 1  # raised when a reader of the old format would misunderstand the new one
 MAX_TEXT = 1_000_000  # characters
 MAX_DEPTH = 16  # objects and lists inside each other; pare writes 4
-MAX_FILE = 500_000_000  # bytes of the picture's file; the largest picture is 150 MB, unpacked
+MAX_FILE = 500_000_000  # bytes of the image's file; the largest image is 150 MB, unpacked
 RECORDED = ("torch", "transformers", "numpy", "pillow", "scipy")  # what can change a pixel
 DEVICE = re.compile(r"(cpu|cuda|mps)(:[0-9]{1,3})?")
 DTYPES = ("float32", "float16", "bfloat16")
 PART = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-MAX_PARTS = 64  # pictures of one seed
+MAX_PARTS = 64  # images of one seed
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that it takes to make the picture again, and to say why it differs.
+    """Everything that it takes to make the image again, and to say why it differs.
 
-    The picture's own seed is `seeds[index]`: a picture depends on the size of its batch
+    The image's own seed is `seeds[index]`: an image depends on the size of its batch
     (matrix products of other shapes round differently), so the batch is recorded whole.
-    Where a seed makes several pictures, as a source and its edits, `part` says which of
+    Where a seed makes several images, as a source and its edits, `part` says which of
     `parts` this one is; so its place in the run is a seed and a part.
     """
 
@@ -58,7 +58,7 @@ class Recipe:
     threads: int
     versions: Mapping[str, str]
     format: int = FORMAT
-    parts: Sequence[str] = ()  # the names of the pictures that each seed makes, if several
+    parts: Sequence[str] = ()  # the names of the images that each seed makes, if several
     part: str = ""
 
     @property
@@ -90,22 +90,22 @@ def current_versions(device: str = "cpu") -> dict[str, str]:
 
 
 def save_png(image: Image.Image, recipe: Recipe, file: BinaryIO) -> None:
-    """Write the picture with its recipe into an open file (see `pare.io.whole_files.write_whole`)."""
+    """Write the image with its recipe into an open file (see `pare.io.whole_files.write_whole`)."""
     text = PngImagePlugin.PngInfo()
     text.add_text(KEY, recipe.to_json())
     image.save(file, format="PNG", pnginfo=text)
 
 
 def read_recipe(path: Path | str) -> Recipe:
-    """The recipe of the picture in `path`.
+    """The recipe of the image in `path`.
 
     Raises:
-        RecipeError: the picture carries none, or one that pare did not write.
+        RecipeError: the image carries none, or one that pare did not write.
         ImageError: not a PNG.
         OSError: the file cannot be opened.
     """
     if Path(path).stat().st_size > MAX_FILE:  # of a text Pillow would read all
-        raise RecipeError(f"{path} is larger than any picture that pare makes")
+        raise RecipeError(f"{path} is larger than any image that pare makes")
     with open_image(path, formats=("PNG",)) as image, readable(path):
         text = image.info.get(KEY)
     if text is None:
@@ -152,7 +152,7 @@ def check_fields(raw: Mapping[str, Any], where: str) -> None:
     inputs = raw["inputs"]
     require(isinstance(inputs, dict) and all(map(is_input, inputs.values())), "inputs", where)
     seeds = raw["seeds"]
-    good = isinstance(seeds, list) and 1 <= len(seeds) <= MAX_PICTURES
+    good = isinstance(seeds, list) and 1 <= len(seeds) <= MAX_IMAGES
     require(good and all(whole(seed, 0, MAX_SEED) for seed in seeds), "seeds", where)
     require(whole(raw["index"], 0, len(seeds) - 1), "index", where)
     if "parts" in raw:

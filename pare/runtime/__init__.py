@@ -1,1 +1,1 @@
-"""What a run needs of the machine: device, memory, numbers that go wrong, settings that make sense."""
+"""What a run needs of the machine: device, memory, numerics, and settings that are valid."""

@@ -6,7 +6,7 @@ width of that level, for every latent or pixel, is what a part needs.  How many 
 measured (`tests/runtime/test_memory_plan.py` measures again); attention needs little, as the fused
 kernels never hold its scores.
 
-An estimate is enough for what it decides: how many pictures go through the UNet together,
+An estimate is enough for what it decides: how many images go through the UNet together,
 whether the VAE works in tiles, and whether to begin at all on a CPU, where the system
 answers too large a request not with an error but by ending the process.
 """
@@ -31,7 +31,7 @@ from pare.vae.tiling import SMALLEST
 UNET_COPIES = 40  # of the first level, for every latent: the feed-forward's alone are 16
 DECODER_COPIES = 5  # of the second level, for every pixel: what the last upsampling returns
 ENCODER_COPIES = 5  # of the first level, for every pixel
-PICTURE_COPIES = 3  # of a finished picture in float32, on its way to 8 bits
+IMAGE_COPIES = 3  # of a finished image in float32, on its way to 8 bits
 
 USABLE = 0.8
 """How much of the free memory is planned with: the rest is for what was not counted."""
@@ -50,19 +50,19 @@ def unet_bytes(config: UNetConfig, h: int, w: int, dtype: torch.dtype) -> int:
 
 
 def decoder_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype) -> int:
-    """What the VAE needs beside its weights to decode one picture of height x width pixels."""
+    """What the VAE needs beside its weights to decode one image of height x width pixels."""
     channels = config.block_out_channels[:2][-1]
     return DECODER_COPIES * channels * height * width * dtype.itemsize
 
 
 def encoder_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype) -> int:
-    """What the VAE needs beside its weights to encode one picture of height x width pixels."""
+    """What the VAE needs beside its weights to encode one image of height x width pixels."""
     return ENCODER_COPIES * config.block_out_channels[0] * height * width * dtype.itemsize
 
 
-def picture_bytes(height: int, width: int) -> int:
-    """What one finished picture needs on the CPU until it is written."""
-    return PICTURE_COPIES * 3 * height * width * torch.float32.itemsize
+def image_bytes(height: int, width: int) -> int:
+    """What one finished image needs on the CPU until it is written."""
+    return IMAGE_COPIES * 3 * height * width * torch.float32.itemsize
 
 
 # --- what there is ------------------------------------------------------------------------
@@ -147,11 +147,11 @@ class Plan:
     """How a run fits into memory."""
 
     count: int
-    """Pictures in all."""
+    """Images in all."""
     batch: int
-    """Pictures that go through the UNet together."""
+    """Images that go through the UNet together."""
     tile: int | None
-    """Side of the VAE's tiles in pixels; None: it works on the whole picture."""
+    """Side of the VAE's tiles in pixels; None: it works on the whole image."""
 
     @property
     def batches(self) -> list[slice]:
@@ -171,22 +171,22 @@ def plan_run(
     batch: int | None = None,
     tile: int | None = None,
 ) -> Plan:
-    """Fit a run of `count` pictures into the memory that is free; see `Pipeline.plan`.
+    """Fit a run of `count` images into the memory that is free; see `Pipeline.plan`.
 
     Args:
         grid: latents, h and w.
-        rows: of the UNet's batch for each picture: 2 under guidance.
+        rows: of the UNet's batch for each image: 2 under guidance.
     """
     height, width = (vae.factor * side for side in grid)
     need = rows * unet_bytes(unet, *grid, dtype)
-    check_room(f"a picture of {width} x {height}", need, device, "make it smaller (--size)")
-    finished = count * picture_bytes(height, width)
-    many = f"holding {count} pictures of {width} x {height} until they are written"
+    check_room(f"an image of {width} x {height}", need, device, "make it smaller (--size)")
+    finished = count * image_bytes(height, width)
+    many = f"holding {count} images of {width} x {height} until they are written"
     check_room(many, finished, torch.device("cpu"), "make fewer at once (--count)")
     if batch is None:
         batch = fitting_count(need, free_bytes(device), count)
         if batch < count:
-            warn(f"{batch} of {count} pictures are made at a time, as more would not fit memory")
+            warn(f"{batch} of {count} images are made at a time, as more would not fit memory")
     if tile is None:
         tile = decoder_tile(vae, height, width, device, dtype)
     return Plan(count, min(validation.check_batch(batch), count), tile)
@@ -195,7 +195,7 @@ def plan_run(
 def decoder_tile(
     vae: VAEConfig, height: int, width: int, device: torch.device, dtype: torch.dtype
 ) -> int | None:
-    """The tiles in which a picture has to be decoded, with a warning; None: whole."""
+    """The tiles in which an image has to be decoded, with a warning; None: whole."""
     need = decoder_bytes(vae, height, width, dtype)
     return choose_tile("decoded", need, device, height, width, vae.factor)
 
@@ -203,7 +203,7 @@ def decoder_tile(
 def encoder_tile(
     vae: VAEConfig, height: int, width: int, device: torch.device, dtype: torch.dtype
 ) -> int | None:
-    """The tiles in which a picture has to be encoded, with a warning; None: whole."""
+    """The tiles in which an image has to be encoded, with a warning; None: whole."""
     need = encoder_bytes(vae, height, width, dtype)
     return choose_tile("encoded", need, device, height, width, vae.factor)
 
@@ -215,7 +215,7 @@ def choose_tile(
     tile = fitting_tile(need, free, height, width, factor)
     if tile is not None:
         warn(
-            f"the picture of {width} x {height} is {done} in tiles of {tile} pixels, as the whole "
+            f"the image of {width} x {height} is {done} in tiles of {tile} pixels, as the whole "
             f"needs about {in_gib(need)} of memory and {in_gib(free or 0)} are free: tiles do not "
             "see each other, and their colours may differ a little"
         )
@@ -230,12 +230,12 @@ def fitting_count(need: int, free: int | None, most: int) -> int:
 
 
 def fitting_tile(need: int, free: int | None, height: int, width: int, factor: int) -> int | None:
-    """The side in pixels of the largest tile that fits; None: the whole picture does.
+    """The side in pixels of the largest tile that fits; None: the whole image does.
 
     In latents it is a power of two, so that machines of about the same memory choose alike.
 
     Args:
-        need: bytes for the whole picture, of height x width pixels.
+        need: bytes for the whole image, of height x width pixels.
         factor: pixels along a side of one latent.
     """
     if free is None or need <= USABLE * free:

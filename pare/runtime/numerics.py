@@ -1,6 +1,6 @@
 """Numbers that go wrong: a NaN or an infinity, noticed where it first shows, and why.
 
-One such number in a tensor spreads to all of the picture within a layer or two, so what a
+One such number in a tensor spreads to all of the image within a layer or two, so what a
 whole part of the model answers is all that has to be looked at: the text encoder's
 embeddings, the UNet's answer at each step, the VAE's at either end.  That is one look a
 step, and nothing is looked at inside.

@@ -15,7 +15,7 @@ from pare.errors import PromptError, SettingError
 
 MAX_STEPS = 1000  # the length of the training schedule
 MAX_SEED = 2**63 - 1  # what every JSON reader and every generator can hold
-MAX_PICTURES = 256  # in one run
+MAX_IMAGES = 256  # in one run
 MAX_SIDE = 8192  # pixels
 MAX_PROMPT = 20_000  # characters; 77 tokens are never more than a few hundred
 MAX_WEIGHT = 100.0  # of a word; papers take -2 to 2
@@ -45,7 +45,7 @@ def check_eta(eta: float) -> float:
 
 
 def check_strength(strength: float) -> float:
-    """How much of the trajectory is run on a given picture: above 0, at most 1."""
+    """How much of the timestep schedule is run on a given image: above 0, at most 1."""
     value = check_number("strength", strength, 0.0, 1.0)
     if value == 0.0:
         raise SettingError(
@@ -70,25 +70,23 @@ def check_seed(seed: int) -> int:
 
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:
-    """Seeds of one batch: at least one, none twice (equal seeds make equal pictures)."""
+    """Seeds of one batch: at least one, none twice (equal seeds make equal images)."""
     checked = [check_seed(seed) for seed in seeds]
-    if not 1 <= len(checked) <= MAX_PICTURES:
-        raise SettingError(f"{len(checked)} seeds are given", expected=f"1 to {MAX_PICTURES}")
+    if not 1 <= len(checked) <= MAX_IMAGES:
+        raise SettingError(f"{len(checked)} seeds are given", expected=f"1 to {MAX_IMAGES}")
     for seed in checked:
         if checked.count(seed) > 1:
             raise SettingError(
                 f"seed {seed} is given {checked.count(seed)} times",
-                fix="give each once: equal seeds make equal pictures",
+                fix="give each once: equal seeds make equal images",
             )
     return checked
 
 
 def consecutive_seeds(seeds: Sequence[int], count: int) -> list[int]:
     """The seeds of a run: those given, or `count` consecutive ones from a single one."""
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_PICTURES:
-        raise SettingError(
-            f"count is {count!r}", expected=f"a whole number from 1 to {MAX_PICTURES}"
-        )
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_IMAGES:
+        raise SettingError(f"count is {count!r}", expected=f"a whole number from 1 to {MAX_IMAGES}")
     if count > 1 and len(seeds) > 1:
         raise SettingError(
             f"{len(seeds)} seeds and a count of {count} are given",
@@ -100,7 +98,7 @@ def consecutive_seeds(seeds: Sequence[int], count: int) -> list[int]:
 
 
 def check_batch(batch: int) -> int:
-    """How many pictures may go through the model together."""
+    """How many images may go through the model together."""
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise SettingError(f"batch is {batch!r}", expected="a whole number, at least 1")
     return batch

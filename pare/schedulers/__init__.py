@@ -1,6 +1,6 @@
-"""The noise schedule, trajectories, and one file a solver.
+"""The noise schedule, timestep schedules, and one file a solver.
 
-Read `schedule.py` (what noise is), `trajectory.py` (which levels a run visits),
+Read `schedule.py` (what noise is), `timesteps.py` (which levels a run visits),
 `scheduler.py` (what a step is), then any solver; `ddim.py` is the simplest.
 """
 
@@ -20,7 +20,7 @@ from pare.schedulers.lms import LMS
 from pare.schedulers.pndm import PNDM
 from pare.schedulers.schedule import (
     CLEAN,
-    Level,
+    NoiseLevel,
     NoiseSchedule,
     Prediction,
     add_noise,
@@ -28,18 +28,18 @@ from pare.schedulers.schedule import (
     velocity,
 )
 from pare.schedulers.scheduler import History, Scheduler
-from pare.schedulers.timesteps import Trajectory, start_index
+from pare.schedulers.timesteps import Timesteps, start_index
 
 __all__ = [
     "CLEAN",
     "SCHEDULERS",
     "History",
-    "Level",
+    "NoiseLevel",
     "NoiseSchedule",
     "Prediction",
     "Scheduler",
     "SchedulerConfig",
-    "Trajectory",
+    "Timesteps",
     "add_noise",
     "build_scheduler",
     "interpret",

@@ -1,4 +1,4 @@
-"""DDIM (arXiv:2010.02502): split x_t into picture and noise, put them together less noisy."""
+"""DDIM (arXiv:2010.02502): split x_t into image and noise, put them together less noisy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pare.config import Pin, boolean, number
 from pare.schedulers.hub_config import NO_THRESHOLDING, SOLVER_KEYS, SchedulerConfig
-from pare.schedulers.schedule import CLEAN, Level, NoiseSchedule, Prediction
+from pare.schedulers.schedule import CLEAN, NoiseLevel, NoiseSchedule, Prediction
 from pare.schedulers.scheduler import History, Scheduler
-from pare.schedulers.timesteps import Trajectory, spaced_timesteps
+from pare.schedulers.timesteps import Timesteps, spaced_timesteps
 
 
 @dataclass(frozen=True)
@@ -71,19 +71,19 @@ class DDIM(Scheduler):
     def stochastic(self) -> bool:
         return self.eta > 0
 
-    def levels(self, steps: int) -> tuple[Level, ...]:
+    def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
         return whole_levels(self.config, self.schedule, self.config.set_alpha_to_one, steps)
 
     def step(
         self,
-        trajectory: Trajectory,
+        timesteps: Timesteps,
         i: int,
         x_t: Tensor,
         prediction: Prediction,
         history: History,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, History]:
-        here, there = trajectory.levels[i], trajectory.levels[i + 1]
+        here, there = timesteps.levels[i], timesteps.levels[i + 1]
         # sigma_t of the paper: the standard deviation of the fresh noise, eq. 16
         fresh = self.eta * math.sqrt(
             (there.noise_rate / here.noise_rate) ** 2 * (1 - here.alpha_bar / there.alpha_bar)
@@ -98,7 +98,7 @@ class DDIM(Scheduler):
 
 def whole_levels(
     config: SchedulerConfig, schedule: NoiseSchedule, to_clean: bool, steps: int
-) -> tuple[Level, ...]:
+) -> tuple[NoiseLevel, ...]:
     """Levels at whole timesteps, ending clean or at the level of timestep 0."""
     timesteps = spaced_timesteps(config, steps, whole=True)
     return *map(schedule.level, timesteps), CLEAN if to_clean else schedule.level(0)

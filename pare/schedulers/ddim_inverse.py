@@ -1,4 +1,4 @@
-"""DDIM run backwards (arXiv:2010.02502, section 4.3): from a picture to its noise."""
+"""DDIM run backwards (arXiv:2010.02502, section 4.3): from an image to its noise."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pare.schedulers.ddim import DDIMConfig, clipped, whole_levels
 from pare.schedulers.hub_config import SchedulerConfig
-from pare.schedulers.schedule import Level, Prediction
+from pare.schedulers.schedule import NoiseLevel, Prediction
 from pare.schedulers.scheduler import History, Scheduler
-from pare.schedulers.timesteps import Trajectory
+from pare.schedulers.timesteps import Timesteps
 
 
 @dataclass(frozen=True)
@@ -27,25 +27,25 @@ class DDIMInverse(Scheduler):
     name: ClassVar[str] = "ddim-inverse"
     hub_class: ClassVar[str] = "DDIMInverseScheduler"
     config_type: ClassVar[type[SchedulerConfig]] = DDIMConfig
-    makes_pictures: ClassVar[bool] = False
+    makes_images: ClassVar[bool] = False
 
     config: DDIMConfig
 
-    def levels(self, steps: int) -> tuple[Level, ...]:
+    def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
         """The `steps` levels of a whole run, cleanest first, and the noisiest at the end."""
         rising = whole_levels(self.config, self.schedule, self.config.set_alpha_to_one, steps)[::-1]
-        asked = [Level(there.t, here.sigma) for here, there in pairwise(rising)]
+        asked = [NoiseLevel(there.t, here.sigma) for here, there in pairwise(rising)]
         return *asked, rising[-1]
 
     def step(
         self,
-        trajectory: Trajectory,
+        timesteps: Timesteps,
         i: int,
         x_t: Tensor,
         prediction: Prediction,
         history: History,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, History]:
-        there = trajectory.levels[i + 1]
+        there = timesteps.levels[i + 1]
         x0 = clipped(prediction.x0, self.config)
         return there.signal_rate * x0 + there.noise_rate * prediction.eps, ()  # eq. 12, eta = 0

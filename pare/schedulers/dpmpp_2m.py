@@ -17,9 +17,9 @@ from pare.schedulers.hub_config import (
     SOLVER_KEYS,
     SchedulerConfig,
 )
-from pare.schedulers.schedule import CLEAN, Level, Prediction
+from pare.schedulers.schedule import CLEAN, NoiseLevel, Prediction
 from pare.schedulers.scheduler import History, Scheduler
-from pare.schedulers.timesteps import Trajectory, karras_sigmas, spaced_timesteps
+from pare.schedulers.timesteps import Timesteps, karras_sigmas, spaced_timesteps
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class DPMPlusPlus2M(Scheduler):
 
     config: DPMPlusPlusConfig
 
-    def levels(self, steps: int) -> tuple[Level, ...]:
+    def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
         schedule = self.schedule
         end = CLEAN if self.config.final_sigmas_type == "zero" else schedule.level(0)
         if not self.config.use_karras_sigmas:
@@ -100,28 +100,28 @@ class DPMPlusPlus2M(Scheduler):
         # The whole range of the training, whatever the spacing; the model is told the nearest
         # whole timestep, so that with many steps the same t comes back at another sigma.
         sigmas = karras_sigmas(steps, schedule.largest_sigma, schedule.sigmas[0])
-        return *(Level(float(round(schedule.timestep(s))), s) for s in sigmas), end
+        return *(NoiseLevel(float(round(schedule.timestep(s))), s) for s in sigmas), end
 
     def step(
         self,
-        trajectory: Trajectory,
+        timesteps: Timesteps,
         i: int,
         x_t: Tensor,
         prediction: Prediction,
         history: History,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, History]:
-        here, there = trajectory.levels[i], trajectory.levels[i + 1]
+        here, there = timesteps.levels[i], timesteps.levels[i + 1]
         x0 = prediction.x0
         h = there.half_log_snr - here.half_log_snr
         decay = math.expm1(-h)  # e^-h - 1
         # Order 1: x0 stays what it is for the step (the first step of algorithm 2).
         x_next = (there.noise_rate / here.noise_rate) * x_t - there.signal_rate * decay * x0
 
-        if history and not self.ends_with_order_1(trajectory, i):
+        if history and not self.ends_with_order_1(timesteps, i):
             # Order 2: x0 goes on changing as it did in the step before (algorithm 2's others).
             (earlier_x0,) = history
-            h_before = here.half_log_snr - trajectory.levels[i - 1].half_log_snr
+            h_before = here.half_log_snr - timesteps.levels[i - 1].half_log_snr
             change = (h / h_before) * (x0 - earlier_x0)
             if self.config.solver_type == "midpoint":
                 x_next = x_next - 0.5 * there.signal_rate * decay * change
@@ -129,11 +129,11 @@ class DPMPlusPlus2M(Scheduler):
                 x_next = x_next + there.signal_rate * (decay / h + 1) * change
         return x_next, (x0,) if self.config.solver_order == 2 else ()
 
-    def ends_with_order_1(self, trajectory: Trajectory, i: int) -> bool:
+    def ends_with_order_1(self, timesteps: Timesteps, i: int) -> bool:
         """Whether step `i` is a last one that must not extrapolate."""
-        if i + 1 < len(trajectory):
+        if i + 1 < len(timesteps):
             return False
-        steps = trajectory.first + len(trajectory)
+        steps = timesteps.first + len(timesteps)
         few = self.config.lower_order_final and steps < 15
         # At the clean level log SNR is infinite: there is no slope to follow to it.
-        return few or self.config.euler_at_final or trajectory.levels[-1].sigma == 0
+        return few or self.config.euler_at_final or timesteps.levels[-1].sigma == 0

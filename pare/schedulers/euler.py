@@ -11,9 +11,9 @@ from torch import Tensor
 from pare.config import Pin, one_of
 from pare.schedulers.hub_config import FINAL_SIGMAS, SchedulerConfig
 from pare.schedulers.k_diffusion import KDiffusionConfig, KDiffusionScheduler, sigma_levels
-from pare.schedulers.schedule import CLEAN, Level, Prediction
+from pare.schedulers.schedule import CLEAN, NoiseLevel, Prediction
 from pare.schedulers.scheduler import History, Scheduler
-from pare.schedulers.timesteps import Trajectory
+from pare.schedulers.timesteps import Timesteps
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,21 @@ class Euler(KDiffusionScheduler):
 
     config: EulerConfig
 
-    def levels(self, steps: int) -> tuple[Level, ...]:
+    def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
         karras = self.config.use_karras_sigmas
         end = CLEAN if self.config.final_sigmas_type == "zero" else self.schedule.level(0)
         return *sigma_levels(self.config, self.schedule, steps, karras=karras), end
 
     def step(
         self,
-        trajectory: Trajectory,
+        timesteps: Timesteps,
         i: int,
         x_t: Tensor,
         prediction: Prediction,
         history: History,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, History]:
-        there = trajectory.levels[i + 1]
+        there = timesteps.levels[i + 1]
         # x_hat + (there.sigma - here.sigma) * eps with x_hat = x0 + here.sigma * eps: here's
         # sigma cancels, so that it may be infinite.
         x_hat = prediction.x0 + there.sigma * prediction.eps

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pare.schedulers.hub_config import SOLVER_KEYS, SchedulerConfig
 from pare.schedulers.k_diffusion import KDiffusionScheduler, sigma_levels
-from pare.schedulers.schedule import CLEAN, Level, Prediction
+from pare.schedulers.schedule import CLEAN, NoiseLevel, Prediction
 from pare.schedulers.scheduler import History
-from pare.schedulers.timesteps import Trajectory
+from pare.schedulers.timesteps import Timesteps
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,19 @@ class EulerAncestral(KDiffusionScheduler):
     def stochastic(self) -> bool:
         return True
 
-    def levels(self, steps: int) -> tuple[Level, ...]:
+    def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
         return *sigma_levels(self.config, self.schedule, steps, karras=False), CLEAN
 
     def step(
         self,
-        trajectory: Trajectory,
+        timesteps: Timesteps,
         i: int,
         x_t: Tensor,
         prediction: Prediction,
         history: History,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, History]:
-        here, there = trajectory.levels[i], trajectory.levels[i + 1]
+        here, there = timesteps.levels[i], timesteps.levels[i + 1]
         # The noise of the two parts adds up to there's: down^2 + up^2 = sigma^2.
         ratio = there.sigma / here.sigma
         down = there.sigma * ratio

@@ -1,6 +1,6 @@
-"""The trajectory that LMS, Euler and Euler ancestral share (arXiv:2206.00364, section 3).
+"""The timestep schedule that LMS, Euler and Euler ancestral share (arXiv:2206.00364, section 3).
 
-In sigma, the noise per unit of signal, the picture's way from noise is the plain equation
+In sigma, the noise per unit of signal, the image's way from noise is the plain equation
 
     d x_hat / d sigma = eps,        x_hat = x_t / sqrt(alpha_bar) = x0 + sigma * eps
 
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from pare.config import Pin, boolean
 from pare.schedulers.hub_config import KARRAS_OR_PLAIN, SOLVER_KEYS, SchedulerConfig
-from pare.schedulers.schedule import Level, NoiseSchedule
+from pare.schedulers.schedule import NoiseLevel, NoiseSchedule
 from pare.schedulers.scheduler import Scheduler
 from pare.schedulers.timesteps import karras_sigmas, spaced_timesteps
 
@@ -48,7 +48,7 @@ class KDiffusionConfig(SchedulerConfig):
 class KDiffusionScheduler(Scheduler):
     """Base of the solvers in sigma."""
 
-    def initial_scale(self, level: Level) -> float:
+    def initial_scale(self, level: NoiseLevel) -> float:
         # The leading spacing starts below the noisiest level and yet takes noise of full
         # strength; the others start with as much noise as their first level has.
         return 1.0 if self.config.timestep_spacing == "leading" else level.noise_rate
@@ -56,7 +56,7 @@ class KDiffusionScheduler(Scheduler):
 
 def sigma_levels(
     config: SchedulerConfig, schedule: NoiseSchedule, steps: int, *, karras: bool
-) -> tuple[Level, ...]:
+) -> tuple[NoiseLevel, ...]:
     """Levels at timesteps that may be fractional, without the one where the run ends.
 
     `karras` spreads sigma anew over the same range; t follows from it.
@@ -67,4 +67,4 @@ def sigma_levels(
         return levels
     largest = min(levels[0].sigma, schedule.largest_sigma)
     sigmas = karras_sigmas(steps, largest, levels[-1].sigma)
-    return tuple(Level(schedule.timestep(sigma), sigma) for sigma in sigmas)
+    return tuple(NoiseLevel(schedule.timestep(sigma), sigma) for sigma in sigmas)

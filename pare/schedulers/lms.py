@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pare.schedulers.hub_config import SchedulerConfig
 from pare.schedulers.k_diffusion import KDiffusionConfig, KDiffusionScheduler, sigma_levels
-from pare.schedulers.schedule import CLEAN, Level, Prediction
+from pare.schedulers.schedule import CLEAN, NoiseLevel, Prediction
 from pare.schedulers.scheduler import History, Scheduler
-from pare.schedulers.timesteps import Trajectory
+from pare.schedulers.timesteps import Timesteps
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,22 @@ class LMS(KDiffusionScheduler):
     config: KDiffusionConfig
     order: int = 4
 
-    def levels(self, steps: int) -> tuple[Level, ...]:
+    def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
         karras = self.config.use_karras_sigmas
         return *sigma_levels(self.config, self.schedule, steps, karras=karras), CLEAN
 
     def step(
         self,
-        trajectory: Trajectory,
+        timesteps: Timesteps,
         i: int,
         x_t: Tensor,
         prediction: Prediction,
         history: History,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, History]:
-        there = trajectory.levels[i + 1]
+        there = timesteps.levels[i + 1]
         slopes = (prediction.eps, *history)[: self.order]  # newest first
-        sigmas = [trajectory.levels[i - k].sigma for k in range(len(slopes))]
+        sigmas = [timesteps.levels[i - k].sigma for k in range(len(slopes))]
         weights = adams_bashforth(sigmas, there.sigma)
         # x_hat + sum of weights * slopes, where x_hat = x0 + sigma * slopes[0] and the weights
         # add up to the change of sigma; in this form sigma itself may be infinite.

@@ -4,7 +4,7 @@ The first steps lack the earlier eps that four-step Adams-Bashforth needs.  The 
 three steps of the Runge-Kutta kind, with four evaluations each; Stable Diffusion's files
 say `skip_prk_steps`, and take one step of Heun's kind with two evaluations instead, then
 as many earlier eps as there are.  In both, a step is evaluated several times from one
-x_t, which the history keeps, and the trajectory has one entry for each evaluation.
+x_t, which the history keeps, and the timestep schedule has one entry for each evaluation.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pare.config import boolean
 from pare.errors import SchedulerError
 from pare.schedulers.ddim import whole_levels
 from pare.schedulers.hub_config import SOLVER_KEYS, SchedulerConfig
-from pare.schedulers.schedule import Level, Prediction
+from pare.schedulers.schedule import NoiseLevel, Prediction
 from pare.schedulers.scheduler import History, Scheduler
-from pare.schedulers.timesteps import Trajectory
+from pare.schedulers.timesteps import Timesteps
 
 # Adams-Bashforth by order, newest first: arXiv:2202.09778, eq. 12 is the last.
 MULTISTEP_WEIGHTS = {
@@ -67,16 +67,16 @@ class PNDM(Scheduler):
 
     config: PNDMConfig
 
-    def levels(self, steps: int) -> tuple[Level, ...]:
+    def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
         return whole_levels(self.config, self.schedule, self.config.set_alpha_to_one, steps)
 
-    def trajectory(self, steps: int, start: int = 0) -> Trajectory:
+    def timesteps(self, steps: int, start: int = 0) -> Timesteps:
         """One entry for each evaluation: t0, t1, t1, t2, t3, ... with `skip_prk_steps`.
 
-        A run that starts midway warms up where it starts.  Raises as every trajectory does,
+        A run that starts midway warms up where it starts.  Raises as every timestep schedule does,
         and a SchedulerError for a start at a level without signal.
         """
-        plain = super().trajectory(steps, start)
+        plain = super().timesteps(steps, start)
         first, *rest = plain.levels
         if first.alpha_bar == 0:
             raise SchedulerError(
@@ -89,13 +89,13 @@ class PNDM(Scheduler):
             levels = (first, rest[0], *rest)
         else:
             levels = plain.levels
-        return Trajectory(levels, plain.initial_scale, first=start)
+        return Timesteps(levels, plain.initial_scale, first=start)
 
-    def with_runge_kutta(self, levels: tuple[Level, ...]) -> tuple[Level, ...]:
+    def with_runge_kutta(self, levels: tuple[NoiseLevel, ...]) -> tuple[NoiseLevel, ...]:
         """t0, mid, mid, t1 | t1, mid, mid, t2 | t2, mid, mid, t3 | t3, t4, ..."""
         # Three steps, each of which ends where the model can be asked: fewer in a short run.
         steps = min(3, len(levels) - 2)
-        evaluated: list[Level] = []
+        evaluated: list[NoiseLevel] = []
         for here, there in pairwise(levels[: steps + 1]):
             middle = self.schedule.level((here.t + there.t) / 2)
             evaluated += [here, middle, middle, there]
@@ -103,7 +103,7 @@ class PNDM(Scheduler):
 
     def step(
         self,
-        trajectory: Trajectory,
+        timesteps: Timesteps,
         i: int,
         x_t: Tensor,
         prediction: Prediction,
@@ -111,23 +111,23 @@ class PNDM(Scheduler):
         noise: Tensor | None = None,
     ) -> tuple[Tensor, History]:
         if self.config.skip_prk_steps:
-            warming_up = i < min(2, len(trajectory) - 1)
+            warming_up = i < min(2, len(timesteps) - 1)
             take = heun_step if warming_up else multistep
         else:
             # One, two or three Runge-Kutta steps make 5, 9 or at least 13 evaluations.
-            warming_up = i < 4 * min(3, len(trajectory) // 4)
+            warming_up = i < 4 * min(3, len(timesteps) // 4)
             take = runge_kutta_step if warming_up else multistep
-        return take(trajectory.levels, i, x_t, prediction.eps, history)
+        return take(timesteps.levels, i, x_t, prediction.eps, history)
 
 
-def transfer(x_t: Tensor, eps: Tensor, here: Level, there: Level) -> Tensor:
+def transfer(x_t: Tensor, eps: Tensor, here: NoiseLevel, there: NoiseLevel) -> Tensor:
     """From `here` to `there` along any eps, as DDIM does: arXiv:2202.09778, eq. 11."""
     onward = there.noise_rate - there.signal_rate * here.sigma
     return (there.signal_rate / here.signal_rate) * x_t + onward * eps
 
 
 def multistep(
-    levels: tuple[Level, ...], i: int, x_t: Tensor, eps: Tensor, history: History
+    levels: tuple[NoiseLevel, ...], i: int, x_t: Tensor, eps: Tensor, history: History
 ) -> tuple[Tensor, History]:
     """A step along a weighted sum of eps and up to three earlier ones (newest first)."""
     slopes = (eps, *history)
@@ -137,7 +137,7 @@ def multistep(
 
 
 def heun_step(
-    levels: tuple[Level, ...], i: int, x_t: Tensor, eps: Tensor, history: History
+    levels: tuple[NoiseLevel, ...], i: int, x_t: Tensor, eps: Tensor, history: History
 ) -> tuple[Tensor, History]:
     """The first step, tried with the eps of its start and taken with the mean of both ends'."""
     if i == 0:
@@ -148,7 +148,7 @@ def heun_step(
 
 
 def runge_kutta_step(
-    levels: tuple[Level, ...], i: int, x_t: Tensor, eps: Tensor, history: History
+    levels: tuple[NoiseLevel, ...], i: int, x_t: Tensor, eps: Tensor, history: History
 ) -> tuple[Tensor, History]:
     """One of a step's four evaluations: arXiv:2202.09778, eq. 13.
 

@@ -22,7 +22,7 @@ from pare.schedulers.hub_config import SchedulerConfig
 
 
 @dataclass(frozen=True)
-class Level:
+class NoiseLevel:
     """One level of noise: `t` is what the model is told, `sigma` is the noise in x_t.
 
     `t` may be fractional.  The two belong together, with two exceptions that have their
@@ -55,7 +55,7 @@ class Level:
 
 
 # alpha_bar[t] is a product of t + 1 factors: the empty product, 1, stands at t = -1.
-CLEAN = Level(t=-1.0, sigma=0.0)
+CLEAN = NoiseLevel(t=-1.0, sigma=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class NoiseSchedule:
         alpha_bar = torch.cumprod(1.0 - betas(config), dim=0)
         if alpha_bar[-1] < 1e-30:
             raise ConfigError(
-                f"the noise schedule's betas leave nothing of the picture after "
+                f"the noise schedule's betas leave nothing of the image after "
                 f"{config.num_train_timesteps} timesteps",
                 expected="an alpha_bar of at least 1e-30",
             )
@@ -96,7 +96,7 @@ class NoiseSchedule:
             return last
         return 2.0**12 if before < 2.0**12 else 2 * before
 
-    def level(self, t: float) -> Level:
+    def level(self, t: float) -> NoiseLevel:
         """The level at timestep `t` in [0, T-1]; between two timesteps sigma is linear in t.
 
         Raises:
@@ -111,7 +111,7 @@ class NoiseSchedule:
         sigma = self.sigmas[below]
         if t > below:
             sigma += (t - below) * (self.sigmas[below + 1] - sigma)
-        return Level(float(t), sigma)
+        return NoiseLevel(float(t), sigma)
 
     def timestep(self, sigma: float) -> float:
         """The fractional timestep at which the model met `sigma`, linear in log sigma.
@@ -156,7 +156,7 @@ def rescale_to_zero_snr(alpha_bar: Tensor) -> Tensor:
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: float | Tensor) -> Tensor:
-    """x_t at the level `alpha_bar`: one for all, or a tensor (B,), one a picture.
+    """x_t at the level `alpha_bar`: one for all, or a tensor (B,), one an image.
 
     `x0` and `noise` (B, C, h, w), `noise` of unit variance; x_t has their shape.
     """
@@ -171,7 +171,7 @@ def velocity(x0: Tensor, noise: Tensor, alpha_bar: float | Tensor) -> Tensor:
 
 
 def rates(alpha_bar: float | Tensor, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
-    """sqrt(alpha_bar) and sqrt(1 - alpha_bar), ready to multiply pictures like `like`."""
+    """sqrt(alpha_bar) and sqrt(1 - alpha_bar), ready to multiply images like `like`."""
     if isinstance(alpha_bar, float | int):
         return math.sqrt(alpha_bar), math.sqrt(1.0 - alpha_bar)
     # The roots are taken in float64 on the CPU: 1 - alpha_bar loses digits, and MPS has no float64.
@@ -190,7 +190,7 @@ class Prediction:
     eps: Tensor
 
 
-def interpret(output: Tensor, x_t: Tensor, level: Level, prediction_type: str) -> Prediction:
+def interpret(output: Tensor, x_t: Tensor, level: NoiseLevel, prediction_type: str) -> Prediction:
     """The model's `output` for `x_t` at `level` as x0 and eps; all of one shape.
 
     `prediction_type` is 'epsilon', 'v_prediction' (arXiv:2202.00512, appendix D) or 'sample'.

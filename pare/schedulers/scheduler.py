@@ -1,10 +1,10 @@
-"""What every solver has in common: it lays out a trajectory and takes pure steps along it.
+"""What every solver has in common: it lays out a timestep schedule and takes pure steps along it.
 
     history = ()
-    for i in range(len(trajectory)):
-        level = trajectory.levels[i]
+    for i in range(len(timestep schedule)):
+        level = timesteps.levels[i]
         prediction = interpret(unet(x_t, level.t, text), x_t, level, scheduler.prediction_type)
-        x_t, history = scheduler.step(trajectory, i, x_t, prediction, history)
+        x_t, history = scheduler.step(timestep schedule, i, x_t, prediction, history)
 
 A scheduler keeps no state: two runs that share one cannot meet, and the same inputs give
 the same outputs.  What a solver remembers of earlier steps is the `history` in your hands.
@@ -23,8 +23,8 @@ from torch import Tensor
 from pare.errors import SchedulerError, SettingError
 from pare.runtime.validation import check_steps
 from pare.schedulers.hub_config import PREDICTION_TYPES, SPACINGS, SchedulerConfig
-from pare.schedulers.schedule import Level, NoiseSchedule, Prediction
-from pare.schedulers.timesteps import Trajectory, check_start
+from pare.schedulers.schedule import NoiseLevel, NoiseSchedule, Prediction
+from pare.schedulers.timesteps import Timesteps, check_start
 
 History = tuple[Tensor, ...]
 
@@ -43,7 +43,7 @@ class Scheduler(ABC):
         "prediction_type": "prediction_type",
     }
     highest_order: ClassVar[int] = 1
-    makes_pictures: ClassVar[bool] = True  # from noise; else it goes from a picture to its noise
+    makes_images: ClassVar[bool] = True  # from noise; else it goes from an image to its noise
 
     config: SchedulerConfig
     schedule: NoiseSchedule
@@ -57,7 +57,7 @@ class Scheduler(ABC):
         """Whether `step` wants fresh unit noise of x_t's shape."""
         return False
 
-    def trajectory(self, steps: int, start: int = 0) -> Trajectory:
+    def timesteps(self, steps: int, start: int = 0) -> Timesteps:
         """The levels of a run of `steps` steps, from step index `start` to its end.
 
         Raises:
@@ -66,27 +66,27 @@ class Scheduler(ABC):
         check_steps(steps, self.config.num_train_timesteps)
         check_start(start, steps)
         levels = self.levels(steps)[start:]
-        return Trajectory(levels, self.initial_scale(levels[0]), first=start)
+        return Timesteps(levels, self.initial_scale(levels[0]), first=start)
 
     @abstractmethod
-    def levels(self, steps: int) -> tuple[Level, ...]:
+    def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
         """The `steps` levels of a whole run, noisiest first, and the one where it ends."""
 
-    def initial_scale(self, level: Level) -> float:
-        """What unit noise is multiplied by to start a picture from nothing at `level`."""
+    def initial_scale(self, level: NoiseLevel) -> float:
+        """What unit noise is multiplied by to start an image from nothing at `level`."""
         return 1.0
 
     @abstractmethod
     def step(
         self,
-        trajectory: Trajectory,
+        timesteps: Timesteps,
         i: int,
         x_t: Tensor,
         prediction: Prediction,
         history: History,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, History]:
-        """x_t at `trajectory.levels[i]` moved to `levels[i + 1]`, and the new history.
+        """x_t at `timesteps.levels[i]` moved to `levels[i + 1]`, and the new history.
 
         `x_t` (B, C, h, w) is variance-preserving, before and after; `prediction` is the
         model's word on it; `history` is what the step before returned, () at the first;

@@ -1,4 +1,4 @@
-"""The levels that a run visits, from noise to picture, as a value that can be looked at."""
+"""The levels that a run visits, from noise to image, as a value that can be looked at."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 from pare.errors import SettingError
 from pare.runtime.validation import check_strength
 from pare.schedulers.hub_config import SchedulerConfig
-from pare.schedulers.schedule import Level
+from pare.schedulers.schedule import NoiseLevel
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Timesteps:
     """The levels of a run: the model is asked at all but the last, where the run ends.
 
-    Step `i` takes x_t at `levels[i]` to `levels[i + 1]`.  `len(trajectory)` is the number
+    Step `i` takes x_t at `levels[i]` to `levels[i + 1]`.  `len(timesteps)` is the number
     of model evaluations.  Index by `i`, never by t: timesteps may repeat.
     """
 
-    levels: tuple[Level, ...]
+    levels: tuple[NoiseLevel, ...]
     initial_scale: float  # unit noise times this is a start at levels[0] from nothing
     first: int = 0  # the step index that levels[0] stands at; above 0 when started midway
 
@@ -70,7 +70,7 @@ def karras_sigmas(steps: int, largest: float, smallest: float) -> list[float]:
 
 
 def start_index(steps: int, strength: float) -> int:
-    """The step index at which a run of `steps` starts to change a picture by `strength`.
+    """The step index at which a run of `steps` starts to change an image by `strength`.
 
     Strength 1 starts at index 0, with the most noise; at least one step is always left.
 

@@ -1,6 +1,6 @@
 """Words that a model was taught later, by textual inversion (arXiv:2208.01618).
 
-A few pictures of a thing, or of a style, teach one or several vectors that go into the text
+A few images of a thing, or of a style, teach one or several vectors that go into the text
 encoder where a token's embedding would.  They are passed on as small files of four kinds:
 
     learned_embeds.bin / .safetensors     {"<cat-toy>": (C,) or (n, C)}, as diffusers trains them
@@ -8,7 +8,8 @@ encoder where a token's embedding would.  They are passed on as small files of f
                                           of AUTOMATIC1111, and the paper's own code
     NAME.safetensors                      {"emb_params": (n, C)}, as kohya's scripts do
 
-Nothing in a file is run (`pare.loading.checkpoint`), and what is no embedding is refused in a sentence.
+Nothing in a file is run (`pare.loading.checkpoint`), and what is no embedding is refused in
+a sentence.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The UNet: noisy latents, how noisy, and the prompt -> what the noise is.
 
-Down the left side of a U the picture shrinks and deepens, at the bottom every pixel
+Down the left side of a U the image shrinks and deepens, at the bottom every pixel
 knows of every other, and up the right side each level gets back what the left side saw
 at that resolution (arXiv:1505.04597; for diffusion arXiv:2006.11239, app. B; with text
 through cross-attention arXiv:2112.10752, sec. 3.3).

@@ -1,4 +1,4 @@
-"""The variational autoencoder: pictures to latents, an eighth of the side, and back.
+"""The variational autoencoder: images to latents, an eighth of the side, and back.
 
 A diffusion model on 512 x 512 x 3 numbers is slow.  This one works on 64 x 64 x 4, and
 the VAE (arXiv:1312.6114; as a latent space for diffusion arXiv:2112.10752, sec. 3.1)
@@ -71,10 +71,10 @@ class AutoencoderKL(nn.Module):
     def encode(self, image: Tensor, *, sliced: bool = False, tile: int | None = None) -> Posterior:
         """image (B, 3, H, W) in [-1, 1], H and W multiples of 8 -> posterior over (B, 4, H/8, W/8).
 
-        Two ways to need less memory: `sliced` works one picture of the batch at a time;
-        `tile` is the side of overlapping tiles, in pixels of the picture (a multiple of 8, at
+        Two ways to need less memory: `sliced` works one image of the batch at a time;
+        `tile` is the side of overlapping tiles, in pixels of the image (a multiple of 8, at
         least 64).  Tiles do not see each other, so the result differs a little from the
-        whole picture's.
+        whole image's.
 
         Raises:
             SettingError: a `tile` that is not so.
@@ -93,7 +93,7 @@ class AutoencoderKL(nn.Module):
     def decode(self, latents: Tensor, *, sliced: bool = False, tile: int | None = None) -> Tensor:
         """latents (B, 4, h, w), unscaled -> image (B, 3, 8h, 8w), about [-1, 1].
 
-        `sliced` and `tile` as in `encode`; `tile` counts pixels of the picture here, too.
+        `sliced` and `tile` as in `encode`; `tile` counts pixels of the image here, too.
         """
         factor = self.config.factor
         side = None if tile is None else tile_in_latents(tile, factor)
@@ -110,7 +110,7 @@ class AutoencoderKL(nn.Module):
 def piecewise(
     function: Callable[[Tensor], Tensor], x: Tensor, sliced: bool, tile: int | None, scale: float
 ) -> Tensor:
-    """`function(x)`, all at once, picture by picture, or tile by tile.
+    """`function(x)`, all at once, image by image, or tile by tile.
 
     `tile` counts pixels of `x`, each of which becomes `scale` x `scale`.
     """

@@ -1,4 +1,4 @@
-"""The VAE's decoder: latents become a picture."""
+"""The VAE's decoder: latents become an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The VAE's encoder: a picture becomes the mean and log-variance of its latents."""
+"""The VAE's encoder: an image becomes the mean and log-variance of its latents."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The VAE in float16: what overflows is computed once more in float32.
 
 The activations of SD 1's VAE come close to float16's end (65504) and beyond it in some
-pictures, which then are black: NaN.  bfloat16 reaches as far as float32 but has 8 bits
-for a number, as many as a picture has, and rounds them through dozens of layers.  So
-that one picture is worked in float32; the VAE keeps its weights as they are.
+images, which then are black: NaN.  bfloat16 reaches as far as float32 but has 8 bits
+for a number, as many as an image has, and rounds them through dozens of layers.  So
+that one image is worked in float32; the VAE keeps its weights as they are.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Large pictures piece by piece: overlapping tiles, cross-faded where they overlap.
+"""Large images piece by piece: overlapping tiles, cross-faded where they overlap.
 
-The VAE's memory grows with the picture (and its attention's with the square of it).
+The VAE's memory grows with the image (and its attention's with the square of it).
 Tiles bound both.  Neighbours overlap by a quarter of a tile, and each tile's weight
 falls linearly towards its edges, so that a seam is a gradual change from one tile's
 answer to the other's.
@@ -21,7 +21,7 @@ SMALLEST = 8  # latents along the side of a tile
 
 
 def tile_in_latents(tile: int, factor: int) -> int:
-    """The side in latents of a tile of `tile` pixels of the picture.
+    """The side in latents of a tile of `tile` pixels of the image.
 
     Raises:
         SettingError: no whole number of latents, or less than 8 of them.
@@ -38,7 +38,7 @@ def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, *, tile: int, scal
     """Apply `function` to overlapping tiles of `x` (B, C, H, W) and cross-fade the answers.
 
     `tile` is the side of a tile in pixels of `x`; `scale` is how many pixels of the
-    answer one pixel of `x` becomes (8 for decoding, 1/8 for encoding).  A picture that
+    answer one pixel of `x` becomes (8 for decoding, 1/8 for encoding).  An image that
     fits into one tile gets exactly `function(x)`.
     """
     height, width = x.shape[-2:]

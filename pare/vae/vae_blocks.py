@@ -72,7 +72,7 @@ def resnets(in_channels: int, out_channels: int, layers: int, groups: int) -> nn
 class PixelAttention(Attention):
     """Self-attention with one head over all pixels, with its own norm and residual.
 
-    The only place where a distant part of the picture can speak to another.
+    The only place where a distant part of the image can speak to another.
     """
 
     def __init__(self, channels: int, groups: int, part: str) -> None:

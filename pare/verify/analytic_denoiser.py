@@ -1,4 +1,4 @@
-"""A denoiser that is known exactly: pictures drawn from a mixture of two Gaussians.
+"""A denoiser that is known exactly: images drawn from a mixture of two Gaussians.
 
 Every number of x0 is drawn from  1/2 N(LOW, SPREAD^2) + 1/2 N(HIGH, SPREAD^2).  Then x_t is
 a mixture as well, and E[x0 | x_t] is a weighted mean of each component's own (Tweedie's

@@ -98,7 +98,7 @@ def load_reference(source: ModelSource, device: torch.device, dtype: torch.dtype
         folder,
         torch_dtype=dtype,
         variant="fp16" if half else None,
-        # The checker blanks pictures, which is no question of parity.
+        # The checker blanks images, which is no question of parity.
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -264,7 +264,7 @@ def generate(
     negative: str,
     latent_shape: tuple[int, int, int],
 ) -> Tensor:
-    """diffusers' pipeline as every user calls it -> picture (1, 3, H, W) in [0, 1], CPU."""
+    """diffusers' pipeline as every user calls it -> image (1, 3, H, W) in [0, 1], CPU."""
     reference.scheduler = scheduler
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((1, *latent_shape), generator=generator)
@@ -291,7 +291,7 @@ def img2img(
     guidance: float,
     negative: str,
 ) -> Tensor:
-    """Noise a PIL picture to the run's first level and denoise it -> (1, 3, H, W) in [0, 1]."""
+    """Noise a PIL image to the run's first level and denoise it -> (1, 3, H, W) in [0, 1]."""
     model = guided_model(reference, prompt, negative, guidance)
     generator = torch.Generator().manual_seed(seed)
     source = encode(reference, image)
@@ -312,7 +312,7 @@ def blend(
     guidance: float,
     negative: str,
 ) -> tuple[Tensor, Tensor]:
-    """Blended latent diffusion on diffusers' parts: the edited picture, and the unedited one
+    """Blended latent diffusion on diffusers' parts: the edited image, and the unedited one
     after its way through the VAE, both (1, 3, H, W) in [0, 1].
 
     `image` and `mask` are PIL's; white is repainted.  The background has its own noise, one
@@ -335,21 +335,21 @@ def blend(
 
 
 def encode(reference: Any, image: Any) -> Tensor:
-    """A PIL picture -> scaled latents, the posterior's mode."""
+    """A PIL image -> scaled latents, the posterior's mode."""
     pixels = reference.image_processor.preprocess(image).to(reference.device, reference.dtype)
     latents: Tensor = reference.vae.encode(pixels).latent_dist.mode()
     return latents * reference.vae.config.scaling_factor
 
 
 def decode(reference: Any, latents: Tensor) -> Tensor:
-    """Scaled latents -> pictures in [0, 1] on the CPU."""
+    """Scaled latents -> images in [0, 1] on the CPU."""
     pixels = reference.vae.decode(latents / reference.vae.config.scaling_factor).sample
     images: Tensor = reference.image_processor.postprocess(pixels, output_type="pt")
     return images.float().cpu()
 
 
 def to_8_bits(reference: Any, images: Tensor) -> list[Any]:
-    """Pictures in [0, 1] -> PIL, as diffusers rounds."""
+    """Images in [0, 1] -> PIL, as diffusers rounds."""
     processor = reference.image_processor
-    pictures: list[Any] = processor.numpy_to_pil(processor.pt_to_numpy(images))
-    return pictures
+    pil_images: list[Any] = processor.numpy_to_pil(processor.pt_to_numpy(images))
+    return pil_images

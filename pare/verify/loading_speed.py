@@ -1,4 +1,4 @@
-"""How long a model takes to be ready for pictures, and how much memory, beside diffusers.
+"""How long a model takes to be ready for images, and how much memory, beside diffusers.
 
 `pare bench load` runs this.  Each loading has a process of its own, which imports
 everything, reads the model's files once so that the system has them in memory, and then
@@ -259,7 +259,7 @@ def their_modules(path: Path, configs: Path, dtype: torch.dtype) -> list[nn.Modu
 
 
 def touch(modules: list[nn.Module]) -> int:
-    """Read a byte of every page of the weights, as the first picture would; their bytes."""
+    """Read a byte of every page of the weights, as the first image would; their bytes."""
     weights = 0
     for module in modules:
         for tensor in module.state_dict().values():

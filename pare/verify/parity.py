@@ -1,11 +1,11 @@
-"""The comparisons of `pare verify`: from single layers to finished pictures.
+"""The comparisons of `pare verify`: from single layers to finished images.
 
 Bounds:
 
 - text encoder, UNet and VAE: in float32 on the CPU the same bits; on a GPU 1e-5; in half
   precision no farther from diffusers than diffusers is from its own float32.
 - solvers, rolled out on a denoiser that is known exactly: 1e-5.
-- pictures: no channel of any pixel off by more than 1 of 255.  In half precision: no
+- images: no channel of any pixel off by more than 1 of 255.  In half precision: no
   farther from diffusers', at that precision or in float32, than those two are apart.
 - techniques that enlarge rounding (gates that decide pixel by pixel, training): by PSNR, and
   by the loss that is reached (`techniques.py`).
@@ -83,12 +83,12 @@ class Subject:
 
     @property
     def inpaints(self) -> bool:
-        """Whether the UNet wants a mask and a masked picture beside the latents."""
+        """Whether the UNet wants a mask and a masked image beside the latents."""
         return self.pipe.unet.config.in_channels != self.pipe.vae.config.latent_channels
 
     @cached_property
-    def picture(self) -> Image.Image:
-        """A picture of the model's own world to edit: made by diffusers, for both."""
+    def image(self) -> Image.Image:
+        """An image of the model's own world to edit: made by diffusers, for both."""
         if self.inpaints:
             return soft_colours()
         scheduler = diffusers_side.build_scheduler("ddim", self.pipe.scheduler_config)
@@ -102,8 +102,8 @@ class Subject:
             negative="",
             latent_shape=self.latent_shape,
         )
-        picture: Image.Image = diffusers_side.to_8_bits(self.theirs, images)[0]
-        return picture
+        image: Image.Image = diffusers_side.to_8_bits(self.theirs, images)[0]
+        return image
 
     def bound(self, theirs: Tensor, run_exact: Callable[[Any], Tensor]) -> Bound:
         """What one call of a model has to keep; `theirs` is what diffusers gave."""
@@ -132,7 +132,7 @@ def run_verify(
         dtype: "auto" is float32, in which the comparison is strictest.
         revision: a branch, a tag or a commit's hash of a repository.
         only: some of `GROUPS`; None: all of them.
-        steps: of the runs that make pictures.
+        steps: of the runs that make images.
         progress: is told what is compared next, in a few words.
 
     Raises:
@@ -237,7 +237,7 @@ def unet_rows(subject: Subject) -> Iterator[Found]:
     height, width = (min(side, EDGE) for side in unet.config.sample_size)
     cond, uncond = diffusers_side.embeddings(subject.theirs, PROMPT, "")
     text = torch.cat([uncond, cond])
-    # Two pictures, each at a timestep of its own.
+    # Two images, each at a timestep of its own.
     t = torch.tensor([981, 17], device=subject.device)
     for h, w in ((height, width), (max(1, height // 2 - 1), max(1, width // 2 + 1))):
         x_t = unit_noise((2, unet.config.in_channels, h, w)).to(text)
@@ -260,8 +260,8 @@ def vae_rows(subject: Subject) -> Iterator[Found]:
     vae = subject.pipe.vae
     height, width = (min(side, EDGE) for side in subject.latent_shape[1:])
     factor = vae.config.factor
-    picture = subject.picture.resize((width * factor, height * factor))
-    image = to_tensor(picture).to(subject.device, subject.pipe.dtype)
+    resized = subject.image.resize((width * factor, height * factor))
+    image = to_tensor(resized).to(subject.device, subject.pipe.dtype)
     latents = subject.theirs.vae.encode(image).latent_dist.mode()
 
     def our_encoding() -> Tensor:
@@ -279,7 +279,7 @@ def vae_rows(subject: Subject) -> Iterator[Found]:
         decoded: Tensor = pipeline.vae.decode(latents.to(pipeline.dtype)).sample
         return decoded
 
-    size = f"{picture.height} x {picture.width}"
+    size = f"{resized.height} x {resized.width}"
     yield model_row(subject, "vae", f"encoder {size}", "vae", our_encoding, their_encoding)
     yield model_row(subject, "vae", f"decoder {size}", "vae", our_decoding, their_decoding)
 
@@ -348,15 +348,15 @@ def scheduler_rows(subject: Subject) -> Iterator[Found]:
 
 
 def our_rollout(scheduler: Scheduler, model: Denoiser, steps: int, start: int) -> Tensor:
-    trajectory = scheduler.trajectory(steps, start)
+    timesteps = scheduler.timesteps(steps, start)
     noise = Noise([SEED])
-    x_t = noise.draw((4, 8, 8)) * (trajectory.initial_scale if start == 0 else 1.0)
+    x_t = noise.draw((4, 8, 8)) * (timesteps.initial_scale if start == 0 else 1.0)
     history: tuple[Tensor, ...] = ()
-    for i in range(len(trajectory)):
-        level = trajectory.levels[i]
+    for i in range(len(timesteps)):
+        level = timesteps.levels[i]
         prediction = interpret(model(x_t, level.t), x_t, level, scheduler.prediction_type)
         fresh = noise.draw((4, 8, 8)) if scheduler.stochastic else None
-        x_t, history = scheduler.step(trajectory, i, x_t, prediction, history, fresh)
+        x_t, history = scheduler.step(timesteps, i, x_t, prediction, history, fresh)
     return x_t
 
 
@@ -367,11 +367,11 @@ def their_rollout(run: diffusers_side.Run, model: Denoiser, eta: float) -> Tenso
     return run.to_the_end(x, lambda x_t, t: model(x_t, float(t)), generator, eta)
 
 
-# --- pictures -----------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------
 
 
 def generate_rows(subject: Subject) -> Iterator[Found]:
-    """A prompt to a picture under every solver; diffusers' side is its own pipeline call."""
+    """A prompt to an image under every solver; diffusers' side is its own pipeline call."""
 
     def theirs(pipeline: Any, name: str, karras: bool) -> Tensor:
         config = subject.pipe.scheduler_config
@@ -391,18 +391,18 @@ def generate_rows(subject: Subject) -> Iterator[Found]:
             PROMPT, [SEED], steps=subject.steps, guidance=GUIDANCE, negative=NEGATIVE
         )
 
-    yield from picture_rows(subject, "generate", ours, theirs)
+    yield from image_rows(subject, "generate", ours, theirs)
 
 
 def img2img_rows(subject: Subject) -> Iterator[Found]:
-    """A picture repainted from mid-trajectory under every solver."""
+    """An image repainted from mid-timestep schedule under every solver."""
     strength = 0.6
 
     def theirs(pipeline: Any, name: str, karras: bool) -> Tensor:
         return diffusers_side.img2img(
             pipeline,
             their_run(subject, name, karras, strength),
-            subject.picture,
+            subject.image,
             PROMPT,
             seed=SEED,
             guidance=GUIDANCE,
@@ -411,7 +411,7 @@ def img2img_rows(subject: Subject) -> Iterator[Found]:
 
     def ours(pipe: Pipeline) -> Tensor:
         return pipe.img2img(
-            to_tensor(subject.picture),
+            to_tensor(subject.image),
             PROMPT,
             [SEED],
             strength=strength,
@@ -420,37 +420,37 @@ def img2img_rows(subject: Subject) -> Iterator[Found]:
             negative=NEGATIVE,
         )
 
-    yield from picture_rows(subject, "img2img", ours, theirs)
+    yield from image_rows(subject, "img2img", ours, theirs)
 
 
 def blend_rows(subject: Subject) -> Iterator[Found]:
     """Blended latent diffusion under every solver, its background as the VAE decodes it.
 
-    Both sides hand over finished 8-bit pictures, so that the errors are whole 255ths.
+    Both sides hand over finished 8-bit images, so that the errors are whole 255ths.
     """
     from techniques.blended import blend
 
     strength = 0.8
-    mask = middle_mask(subject.picture.size)
+    mask = middle_mask(subject.image.size)
 
     def theirs(pipeline: Any, name: str, karras: bool) -> Tensor:
         edited, _ = diffusers_side.blend(
             pipeline,
             their_run(subject, name, karras, strength),
-            subject.picture,
+            subject.image,
             mask,
             PROMPT,
             seed=SEED,
             guidance=GUIDANCE,
             negative=NEGATIVE,
         )
-        picture = diffusers_side.to_8_bits(pipeline, edited)[0]
-        return to_tensor(picture) / 2 + 0.5
+        image = diffusers_side.to_8_bits(pipeline, edited)[0]
+        return to_tensor(image) / 2 + 0.5
 
     def ours(pipe: Pipeline) -> Tensor:
         blended = blend(
             pipe,
-            subject.picture,
+            subject.image,
             mask,
             PROMPT,
             [SEED],
@@ -462,7 +462,7 @@ def blend_rows(subject: Subject) -> Iterator[Found]:
         )
         return to_tensor(blended.images[0])
 
-    yield from picture_rows(subject, "blend", ours, theirs)
+    yield from image_rows(subject, "blend", ours, theirs)
 
 
 def their_run(subject: Subject, name: str, karras: bool, strength: float) -> diffusers_side.Run:
@@ -472,7 +472,7 @@ def their_run(subject: Subject, name: str, karras: bool, strength: float) -> dif
     return diffusers_side.Run(name, scheduler, subject.steps, start, subject.device)
 
 
-def picture_rows(
+def image_rows(
     subject: Subject,
     group: str,
     ours: Callable[[Pipeline], Tensor],
@@ -512,14 +512,14 @@ def picture_rows(
 
 
 def apart(subject: Subject, ours: Tensor, theirs: Tensor) -> int:
-    """The largest difference of two pictures in 8-bit levels, each rounded by its own side."""
+    """The largest difference of two images in 8-bit levels, each rounded by its own side."""
     one = np.asarray(to_pil(ours)[0]).astype(int)
     other = np.asarray(diffusers_side.to_8_bits(subject.theirs, theirs)[0]).astype(int)
     return int(np.abs(one - other).max())
 
 
 def middle_mask(size: tuple[int, int]) -> Image.Image:
-    """White in the middle half of the picture, black around it."""
+    """White in the middle half of the image, black around it."""
     width, height = size
     mask = Image.new("L", size, 0)
     box = (width // 4, height // 4, width * 3 // 4 - 1, height * 3 // 4 - 1)
@@ -528,7 +528,7 @@ def middle_mask(size: tuple[int, int]) -> Image.Image:
 
 
 def soft_colours() -> Image.Image:
-    """A picture of nothing, for models that cannot make one from a prompt alone."""
+    """An image of nothing, for models that cannot make one from a prompt alone."""
     colours = np.random.default_rng(SEED).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(colours).resize((256, 256), Image.Resampling.BICUBIC)
 

@@ -74,12 +74,12 @@ class Row:
     distance: Distance
     bound: Bound
     levels: int | None = None
-    """Of pictures: by how much any 8-bit channel of any pixel differs at most."""
+    """Of images: by how much any 8-bit channel of any pixel differs at most."""
     time_ratio: float | None = None
     """pare's time / diffusers', measured in turns; None where there is nothing to time."""
     note: str = ""
     psnr: float | None = None
-    """Of pictures, in dB, where the technique enlarges rounding; inf if they are equal."""
+    """Of images, in dB, where the technique enlarges rounding; inf if they are equal."""
 
     @property
     def measured(self) -> float:

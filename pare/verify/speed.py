@@ -40,7 +40,7 @@ from pare.verify.paired_timing import in_turns
 from pare.verify.parity_table import aligned
 from pare.verify.peak_memory import peak_memory
 
-BATCH = 2  # a picture under guidance
+BATCH = 2  # an image under guidance
 SPEED_BOUND = 1.03
 MEMORY_BOUND = 1.0
 

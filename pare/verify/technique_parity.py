@@ -1,7 +1,7 @@
 """The techniques of `pare verify`, each against the published loop on diffusers' components.
 
-Latents are compared, and the pictures that each side's own VAE makes of them.  A technique
-whose steps are smooth has to give the same picture within 1 of 255; one that enlarges rounding
+Latents are compared, and the images that each side's own VAE makes of them.  A technique
+whose steps are smooth has to give the same image within 1 of 255; one that enlarges rounding
 is held by PSNR, and null-text inversion by the loss that it reaches, too.
 """
 
@@ -24,9 +24,7 @@ from pare.verify import diffusers_side
 from pare.verify.paired_timing import in_turns
 from pare.verify.parity import GUIDANCE, PROMPT, SEED, Found, Subject
 from pare.verify.parity_table import Bound, Distance, Row
-from pare.verify.published import published_erasure
-from pare.verify.published import published_inversion
-from pare.verify.published import published_p2p
+from pare.verify.published import published_erasure, published_inversion, published_p2p
 
 ONE_LEVEL = Bound("levels", 1)
 FEW_FLIPS = Bound("psnr", 45)  # dB; a gate that falls on the other side changes its own place
@@ -47,10 +45,10 @@ def row_of(
 ) -> Row:
     """Compare latents (B, 4, h, w) and what each side's VAE makes of them."""
     duel = in_turns(ours, theirs, subject.device, pairs=1)
-    our_pictures = to_pil(subject.pipe.decode(duel.ours))
+    our_images = to_pil(subject.pipe.decode(duel.ours))
     decoded = diffusers_side.decode(subject.theirs, duel.theirs)
-    their_pictures = diffusers_side.to_8_bits(subject.theirs, decoded)
-    apart = np.abs(stacked(our_pictures) - stacked(their_pictures))
+    their_images = diffusers_side.to_8_bits(subject.theirs, decoded)
+    apart = np.abs(stacked(our_images) - stacked(their_images))
     error = float(np.square(apart / 255).mean())
     return Row(
         group,
@@ -64,8 +62,8 @@ def row_of(
     )
 
 
-def stacked(pictures: list[Any]) -> Any:
-    return np.stack([np.asarray(picture) for picture in pictures]).astype(np.float64)
+def stacked(images: list[Any]) -> Any:
+    return np.stack([np.asarray(image) for image in images]).astype(np.float64)
 
 
 def not_compared(subject: Subject) -> str | None:
@@ -95,7 +93,7 @@ def unit(subject: Subject) -> Tensor:
 
 
 def erase_rows(subject: Subject) -> Iterator[Found]:
-    """A picture repainted while a concept is pushed away, ungated and with published gates."""
+    """An image repainted while a concept is pushed away, ungated and with published gates."""
     from techniques.erasure import PRESETS
 
     reason = not_compared(subject)
@@ -135,14 +133,14 @@ def erase_row(
         return f"erase, {label}", reason
     pipe = subject.pipe.with_scheduler(solver, **({"karras": True} if karras else {}))
     start = start_index(subject.steps, 0.7)
-    trajectory = pipe.scheduler.trajectory(subject.steps, start)
-    source, noise = diffusers_side.encode(subject.theirs, subject.picture), unit(subject)
+    timesteps = pipe.scheduler.timesteps(subject.steps, start)
+    source, noise = diffusers_side.encode(subject.theirs, subject.image), unit(subject)
 
     def ours() -> Tensor:
         return erase_latents(
             pipe,
-            add_noise(source, noise, trajectory.levels[0].alpha_bar),
-            trajectory,
+            add_noise(source, noise, timesteps.levels[0].alpha_bar),
+            timesteps,
             pipe.encode_prompts([PROMPT]),
             [Concept(CONCEPT, 5.0)],
             guidance=guidance,
@@ -168,7 +166,7 @@ def erase_row(
 
 
 def invert_rows(subject: Subject) -> Iterator[Found]:
-    """DDIM to the noise and back; null-text by its losses and by the picture it gives back."""
+    """DDIM to the noise and back; null-text by its losses and by the image it gives back."""
     from techniques.inversion import ddim
 
     reason = not_compared(subject) or diffusers_side.known_deviation(
@@ -181,7 +179,7 @@ def invert_rows(subject: Subject) -> Iterator[Found]:
     fixed = {"set_alpha_to_one": False, "clip_sample": False}
     inverse = partial(scheduler_for, subject, "ddim-inverse", **fixed)
     forward = partial(scheduler_for, subject, "ddim", **fixed)
-    source = diffusers_side.encode(subject.theirs, subject.picture)
+    source = diffusers_side.encode(subject.theirs, subject.image)
     prompts, (cond,) = pipe.encode_prompts([PROMPT]), texts_of(subject, PROMPT)
     unet, steps = subject.theirs.unet, subject.steps
 
@@ -239,7 +237,7 @@ def null_text_rows(
             subject.theirs.unet, forward(), pivot[:1], learnt, cond, guidance=GUIDANCE
         )
 
-    yield row_of(subject, "invert", "null-text, the picture", ours, theirs, TRAINED)
+    yield row_of(subject, "invert", "null-text, the image", ours, theirs, TRAINED)
     reached = Distance.between(torch.tensor(our_losses), torch.tensor(their_losses))
     note = f"last losses {our_losses[-1]:.2e} and {their_losses[-1]:.2e}"
     yield Row("invert", "null-text, the losses", reached, Bound("relative", 0.02), note=note)

@@ -1,6 +1,6 @@
 """Do attention maps lie where things are?  Checked against the masks of the renderer.
 
-    python -m roads.benchmark.attention_accuracy                        # the built-in model, as Markdown
+    python -m roads.benchmark.attention_accuracy         # the built-in model, as Markdown
     python -m roads.benchmark.attention_accuracy --into docs/attention.md --sheet truth.png
 
 Held-out scenes with their true captions are noised to several levels, and the model looks at
@@ -10,7 +10,7 @@ covers:
 
 - AUC: how likely a cell of the thing is hotter than one beside it; 0.5 is chance.
 - elsewhere: the same map against the same thing of *another* scene.  Clouds are always high
-  up, and a map may have learnt that alone: what it knows of this picture is AUC above this.
+  up, and a map may have learnt that alone: what it knows of this image is AUC above this.
 - pointing: how often the hottest cell is one of the thing's.
 - IoU: of the hottest cells, as many as the thing has, with the thing's.
 
@@ -47,7 +47,7 @@ from pare.study.record.heatmap import overlay
 from pare.study.record.image_grid import gallery
 from pare.text.words import read
 from roads.train.scene_data import VISIBLE
-from roads.world.canvas import Picture
+from roads.world.canvas import Rendering
 from roads.world.captions import full_caption
 from roads.world.render import render
 from roads.world.scene import HELD_OUT_SEEDS, OBJECTS, Scene, draw_scene
@@ -90,9 +90,9 @@ def named(scene: Scene, unseen: Sequence[str]) -> dict[str, tuple[str, str]]:
     return words
 
 
-def hidden(picture: Picture) -> list[str]:
+def hidden(image: Rendering) -> list[str]:
     """Objects of which too little is seen to be made out."""
-    return [name for name in OBJECTS if picture.masks[name].sum() < VISIBLE]
+    return [name for name in OBJECTS if image.masks[name].sum() < VISIBLE]
 
 
 def cells(mask: Cells, grid: tuple[int, int]) -> Cells:
@@ -106,10 +106,10 @@ def cells(mask: Cells, grid: tuple[int, int]) -> Cells:
 def look(pipe: Pipeline, numbers: Sequence[int], levels: Sequence[int]) -> Iterator[Look]:
     """Let the model look at some of the held-out scenes, each once at every noise level."""
     scenes = [draw_scene(FIRST_SCENE + number) for number in numbers]
-    pictures = [render(scene) for scene in scenes]
-    unseen = [hidden(picture) for picture in pictures]
+    images = [render(scene) for scene in scenes]
+    unseen = [hidden(image) for image in images]
     captions = [full_caption(scene, out) for scene, out in zip(scenes, unseen, strict=True)]
-    x0 = pipe.encode(torch.cat([to_tensor(Image.fromarray(p.pixels)) for p in pictures]))
+    x0 = pipe.encode(torch.cat([to_tensor(Image.fromarray(p.pixels)) for p in images]))
     prompts = pipe.encode_prompts(captions)
     recorder = WordRecorder({"cond": [read(pipe.tokenizer, caption) for caption in captions]})
     noise = pipe.noise([FIRST_SCENE + n for n in numbers]).draw(tuple(x0.shape[1:]))
@@ -124,7 +124,7 @@ def look(pipe: Pipeline, numbers: Sequence[int], levels: Sequence[int]) -> Itera
     grid = int(x0.shape[2]), int(x0.shape[3])
     for k, maps in by_scene.items():
         for thing, (word, owner) in named(scenes[k], unseen[k]).items():
-            truth = cells(pictures[k].masks[owner], grid)
+            truth = cells(images[k].masks[owner], grid)
             yield Look(numbers[k], thing, truth, heats(maps, word, grid, len(levels)))
 
 
@@ -276,7 +276,7 @@ COLUMNS = ("AUC", "pointing", "IoU")
 
 
 def best_layer(layers: Mapping[str, Score]) -> str:
-    """The one that knows most of this picture, beyond where such things are wont to be."""
+    """The one that knows most of this image, beyond where such things are wont to be."""
     return max(layers, key=lambda name: layers[name].auc - layers[name].elsewhere)
 
 
@@ -321,7 +321,7 @@ def sheet(looks: Sequence[Look], layer: int, name: str) -> Image.Image:
     shown: dict[str, Image.Image] = {}
     for one in [one for one in looks if one.thing != "colour"][:SHOWN]:
         pixels = render(draw_scene(FIRST_SCENE + one.scene)).pixels
-        picture = Image.fromarray(pixels)
+        image = Image.fromarray(pixels)
         of_words = torch.from_numpy(one.heat[AMONG.index("words")])
         maps: dict[str, Tensor] = {
             "its cells": torch.from_numpy(one.truth).float(),
@@ -329,8 +329,8 @@ def sheet(looks: Sequence[Look], layer: int, name: str) -> Image.Image:
             name: of_words[layer].mean(0),
         }
         title = f"scene {one.scene}: {one.thing}\n"
-        shown[title] = picture
-        shown |= {title + k: overlay(picture, heat) for k, heat in maps.items()}
+        shown[title] = image
+        shown |= {title + k: overlay(image, heat) for k, heat in maps.items()}
     return gallery(shown, columns=8)
 
 
@@ -381,8 +381,8 @@ def run(options: argparse.Namespace) -> int:
         write_text(options.json, json.dumps(as_json(tables), indent=2) + "\n")
     if options.sheet is not None:
         best = best_layer(tables["words"]["layers"])
-        picture = sheet(looks, layers.index(best), best)
-        save = functools.partial(picture.save, format="PNG")
+        image = sheet(looks, layers.index(best), best)
+        save = functools.partial(image.save, format="PNG")
         write_whole(options.sheet, save, force=True)
     print(page)
     return 0

@@ -47,11 +47,11 @@ def truth_through_vae(pipe: Pipeline, task: Task, _seed: int) -> Image.Image:
 
 
 def img2img(pipe: Pipeline, task: Task, seed: int, *, strength: float) -> Image.Image:
-    """The picture, noised and denoised under the new prompt: no technique at all."""
-    pictures = pipe.img2img(
+    """The image, noised and denoised under the new prompt: no technique at all."""
+    images = pipe.img2img(
         to_tensor(task.image), task.target_prompt, [seed], strength=strength, steps=STEPS
     )
-    return to_pil(pictures)[0]
+    return to_pil(images)[0]
 
 
 def blended(pipe: Pipeline, task: Task, seed: int, **choices: Any) -> Image.Image:
@@ -81,7 +81,7 @@ def replayed(pipe: Pipeline, task: Task, _seed: int) -> Image.Image:
     solver = pipe.with_scheduler("ddim")
     inverted = inversion.invert(solver, task.image, task.source_prompt, steps=STEPS_BACK)
     _, latents = p2p.replay_latents(
-        solver, inverted.trace.x_T.to(solver.device), solver.scheduler.trajectory(STEPS_BACK),
+        solver, inverted.trace.x_T.to(solver.device), solver.scheduler.timesteps(STEPS_BACK),
         solver.encode_prompts([task.source_prompt]), solver.encode_prompts([task.target_prompt]),
         guidance=7.5,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
     pare bench edits --split held-out --out edits.png
 
-A technique is a function of a pipeline, a task and a seed that returns a picture
+A technique is a function of a pipeline, a task and a seed that returns an image
 (`roads.benchmark.compared_methods`).  Three
 rows frame the others: no edit at all, the rendered truth, and the truth after its way
 through the VAE, which is the best that any technique working on latents can do.
@@ -46,7 +46,7 @@ class Measured:
     kind: str
     success: bool  # the judge finds the attribute that was asked for
     unchanged: float  # share of all other attributes that the judge finds as they were
-    inside_mse: float  # to the truth, where the true edit touches the picture
+    inside_mse: float  # to the truth, where the true edit touches the image
     inside_ssim: float
     outside_mse: float  # to the source, where it touches nothing (`Task.untouched`)
     outside_ssim: float
@@ -61,13 +61,13 @@ class Measured:
 def measure(
     name: str, technique: Technique, task: Task, pipe: Pipeline, judge: Judge, seed: int
 ) -> tuple[Measured, Pixels]:
-    """Run one technique on one task; the picture that it made."""
+    """Run one technique on one task; the image that it made."""
     with counted_evaluations(pipe) as evaluations:
         started, worked = time.perf_counter(), time.process_time()
-        picture = technique(pipe, task, seed)
+        image = technique(pipe, task, seed)
         seconds, processor = time.perf_counter() - started, time.process_time() - worked
-    pixels = np.asarray(picture.convert("RGB"))
-    verdict = judge([picture])[0]
+    pixels = np.asarray(image.convert("RGB"))
+    verdict = judge([image])[0]
     touched = task.touched
     measured = Measured(
         technique=name,
@@ -154,13 +154,13 @@ class Row:
 
 @dataclass(frozen=True)
 class EditReport:
-    """Every measurement of a run of the benchmark, and its pictures."""
+    """Every measurement of a run of the benchmark, and its images."""
 
     split: Split
     model: str
     seed: int
     measured: Sequence[Measured]
-    pictures: Mapping[tuple[str, str], Pixels]  # by technique and task
+    images: Mapping[tuple[str, str], Pixels]  # by technique and task
 
     def rows(self, kind: str | None = None) -> list[Row]:
         """One row a technique, over all tasks or those of one kind."""
@@ -207,12 +207,12 @@ class EditReport:
             [:per_kind]
         ]  # fmt: skip
         techniques = [row.technique for row in self.rows() if row.technique not in FRAME]
-        pictures = []
+        images = []
         for name in shown:
             task = by_name[name]
-            pictures += [task.source_pixels, task.target_pixels]
-            pictures += [self.pictures[technique, name] for technique in techniques]
-        return contact_sheet(pictures, columns=2 + len(techniques))
+            images += [task.source_pixels, task.target_pixels]
+            images += [self.images[technique, name] for technique in techniques]
+        return contact_sheet(images, columns=2 + len(techniques))
 
 
 def finite(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,7 +277,7 @@ def run_edits(
         for kind in dict.fromkeys(task.kind for task in tasks(split))
         for task in [task for task in tasks(split) if task.kind == kind][:per_kind]
     ]
-    measured, pictures = [], {}
+    measured, images = [], {}
     for name, technique in {**FRAME, **techniques}.items():
         if progress:
             progress(name)
@@ -285,5 +285,5 @@ def run_edits(
             with torch.no_grad():
                 one, pixels = measure(name, technique, task, pipe, judge, seed + k)
             measured.append(one)
-            pictures[name, task.name] = pixels
-    return EditReport(split, str(pipe.source.path), seed, measured, pictures)
+            images[name, task.name] = pixels
+    return EditReport(split, str(pipe.source.path), seed, measured, images)

@@ -24,7 +24,7 @@ from scipy.ndimage import binary_dilation
 from pare.errors import SettingError
 from roads.photo import region
 from roads.train.scene_data import VISIBLE
-from roads.world.canvas import Picture
+from roads.world.canvas import Rendering
 from roads.world.captions import full_caption
 from roads.world.render import SIZE, render
 from roads.world.scene import CARS, HELD_OUT_SEEDS, OBJECTS, PLACES, WEATHERS, Scene, draw_scene
@@ -42,14 +42,14 @@ ATTRIBUTES = ("weather", "place", *OBJECTS)
 CLEARLY = 4 * VISIBLE
 BRUSH = 3  # pixels by which a person's mask goes beyond what it is meant to cover
 
-WHOLE_PICTURE = ("weather", "place")  # kinds of task
+WHOLE_IMAGE = ("weather", "place")  # kinds of task
 
 Change = tuple[str, str, Any, Any]  # kind, attribute, before, after
 
 
 @dataclass(frozen=True)
 class Task:
-    """One edit with its ground truth.  Pictures are (128, 128, 3) uint8, masks (128, 128)."""
+    """One edit with its ground truth.  Images are (128, 128, 3) uint8, masks (128, 128)."""
 
     name: str  # "remove-car-3"
     kind: str  # weather, place, add, remove, recolour, clouds
@@ -59,33 +59,33 @@ class Task:
 
     @property
     def source_pixels(self) -> Pixels:
-        return picture(self.source).pixels
+        return image(self.source).pixels
 
     @property
     def target_pixels(self) -> Pixels:
-        return picture(self.target).pixels
+        return image(self.target).pixels
 
     @functools.cached_property
     def touched(self) -> Mask:
-        """Where the true edit changes the picture, shadows and lamplight included."""
+        """Where the true edit changes the image, shadows and lamplight included."""
         return np.any(self.source_pixels != self.target_pixels, axis=-1)
 
     @property
     def untouched(self) -> Mask:
-        """Where the edit must change nothing.  Weather and place are of the whole picture, and
+        """Where the edit must change nothing.  Weather and place are of the whole image, and
         the few pixels that happen to stay equal there are nobody's to keep: none."""
-        return ~self.touched & (self.kind not in WHOLE_PICTURE)
+        return ~self.touched & (self.kind not in WHOLE_IMAGE)
 
     @functools.cached_property
     def brushed(self) -> Mask:
         """What a person would paint over to ask for the edit; all of it for weather and place."""
-        if self.kind in WHOLE_PICTURE:
+        if self.kind in WHOLE_IMAGE:
             return np.ones((SIZE, SIZE), bool)
         if self.kind == "clouds":
             covered = region(self.source, "sky")
         else:
             with_it = self.source if self.source.has(self.attribute) else self.target
-            covered = picture(with_it).reach[self.attribute]
+            covered = image(with_it).reach[self.attribute]
         grown: Mask = binary_dilation(covered, iterations=BRUSH)
         return grown
 
@@ -100,7 +100,7 @@ class Task:
 
     @property
     def mask(self) -> Image.Image:
-        """`brushed` as a picture: white is to be edited."""
+        """`brushed` as an image: white is to be edited."""
         return Image.fromarray(self.brushed.astype(np.uint8) * 255)
 
     @property
@@ -112,7 +112,7 @@ class Task:
         return full_caption(self.target, self.hidden)
 
     def kept(self) -> list[str]:
-        """The attributes that the edit must leave alone, as far as a picture can show them."""
+        """The attributes that the edit must leave alone, as far as an image can show them."""
         return [name for name in ATTRIBUTES if name not in (self.attribute, *self.hidden)]
 
 
@@ -179,16 +179,16 @@ def fits(task: Task) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def picture(scene: Scene) -> Picture:
+def image(scene: Scene) -> Rendering:
     """The scene's rendering, remembered: a task asks for it again and again."""
     return render(scene)
 
 
 def visible_pixels(scene: Scene, thing: str) -> int:
-    return int(picture(scene).masks[thing].sum())
+    return int(image(scene).masks[thing].sum())
 
 
 def unseen(scene: Scene) -> frozenset[str]:
-    """The objects that are in the scene but cannot be made out in its picture."""
-    masks = picture(scene).masks
+    """The objects that are in the scene but cannot be made out in its image."""
+    masks = image(scene).masks
     return frozenset(name for name in OBJECTS if scene.has(name) and masks[name].sum() < VISIBLE)

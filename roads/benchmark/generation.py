@@ -3,8 +3,8 @@
     python -m roads.benchmark.generation                        # the built-in model
     python -m roads.benchmark.generation --model runs/out --prompts 128 --json figures.json
 
-Every prompt asks for something; the judge says what is in the picture.  The prompts are
-captions of scenes with held-out layouts; the pictures, one seed each.  Everything is a
+Every prompt asks for something; the judge says what is in the image.  The prompts are
+captions of scenes with held-out layouts; the images, one seed each.  Everything is a
 function of the options: the same command gives the same table.
 """
 
@@ -82,14 +82,14 @@ def worded(scene: Scene, group: str, rng: np.random.Generator) -> str:
     return caption(scene, rng, present=0.4, absent=0.8)
 
 
-# --- pictures and verdicts ----------------------------------------------------------------
+# --- images and verdicts ----------------------------------------------------------------
 
 
 @torch.no_grad()
 def generate(
     pipe: Pipeline, prompts: Sequence[str], *, steps: int, guidance: float, batch: int, seed: int
 ) -> Tensor:
-    """Pictures (N, 3, 128, 128) in [-1, 1]; that of prompt k has the seed `seed` + k."""
+    """Images (N, 3, 128, 128) in [-1, 1]; that of prompt k has the seed `seed` + k."""
     parts = []
     for start in range(0, len(prompts), batch):
         some = list(prompts[start : start + batch])
@@ -152,7 +152,7 @@ DIVERSITY_SCENE = draw_scene(HELD_OUT_SEEDS).replace(
 def layout_features(verdict: Verdict) -> Values:
     """Where the judge sees things: x and y of the middle of every object's cover (10,).
 
-    Fractions of the picture; nan for what is not there.  The car's foot and the house's
+    Fractions of the image; nan for what is not there.  The car's foot and the house's
     follow the horizon, so their y says where that is.
     """
     centres = (np.arange(GRID) + 0.5) / GRID
@@ -165,14 +165,14 @@ def layout_features(verdict: Verdict) -> Values:
 
 
 def layout_spread(verdicts: Sequence[Verdict]) -> Values:
-    """Standard deviation of every feature over the pictures that have it (10,)."""
+    """Standard deviation of every feature over the images that have it (10,)."""
     columns = np.stack([layout_features(verdict) for verdict in verdicts], axis=1)
     known = [column[~np.isnan(column)] for column in columns]
     return np.array([column.std() if len(column) > 1 else np.nan for column in known])
 
 
 def diversity(
-    pipe: Pipeline, judge: Judge, pictures: int, options: argparse.Namespace
+    pipe: Pipeline, judge: Judge, images: int, options: argparse.Namespace
 ) -> dict[str, float | None]:
     """Spread of the layout over seeds for one prompt a place, relative to the data's.
 
@@ -182,16 +182,16 @@ def diversity(
     ratios = []
     for place in PLACES:
         scene = DIVERSITY_SCENE.replace(place=place)
-        prompts = [full_caption(scene)] * pictures
+        prompts = [full_caption(scene)] * images
         made = sampled(pipe, prompts, options)
-        layouts = [draw_scene(FIRST_SCENE + k).layout for k in range(pictures)]
+        layouts = [draw_scene(FIRST_SCENE + k).layout for k in range(images)]
         pixels = np.stack([render(scene.replace(layout=layout)).pixels for layout in layouts])
         real = round_trip(pipe, pixels)
         ratios.append(layout_spread(judge(made)) / layout_spread(judge(real)))
     names = [f"{name} {axis}" for name in OBJECTS for axis in "xy"]
     report: dict[str, float | None] = {"mean": None}
     for name, column in zip(names, np.transpose(ratios), strict=True):
-        known = column[np.isfinite(column)]  # a thing that is in no picture has no spread
+        known = column[np.isfinite(column)]  # a thing that is in no image has no spread
         report[name] = round(float(known.mean()), 3) if len(known) else None
     known_means = [value for value in report.values() if value is not None]
     report["mean"] = round(float(np.mean(known_means)), 3) if known_means else None
@@ -199,7 +199,7 @@ def diversity(
 
 
 def sampled(pipe: Pipeline, prompts: Sequence[str], options: argparse.Namespace) -> Tensor:
-    """Pictures with the options' own steps, guidance, batch and first seed."""
+    """Images with the options' own steps, guidance, batch and first seed."""
     return generate(
         pipe, prompts, steps=options.steps, guidance=options.guidance,
         batch=options.batch, seed=options.seed,
@@ -212,7 +212,7 @@ def round_trip(pipe: Pipeline, pixels: npt.NDArray[np.uint8], batch: int = 16) -
     return torch.cat([pipe.decode(pipe.encode(pixels_to_tensor(part))) for part in parts])
 
 
-# --- distance to the training pictures ----------------------------------------------------
+# --- distance to the training images ----------------------------------------------------
 
 
 def nearest(points: Tensor, library: Tensor, chunk: int = 1000) -> Tensor:
@@ -227,7 +227,7 @@ def nearest(points: Tensor, library: Tensor, chunk: int = 1000) -> Tensor:
 
 
 def small(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """Pictures (N, 128, 128, 3) at a quarter of their side, as rows (N, 3072) in [0, 1]."""
+    """Images (N, 128, 128, 3) at a quarter of their side, as rows (N, 3072) in [0, 1]."""
     parts = [
         pixels[i : i + 500].reshape(-1, 32, 4, 32, 4, 3).mean(axis=(2, 4), dtype=np.float32)
         for i in range(0, len(pixels), 500)
@@ -236,7 +236,7 @@ def small(pixels: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def copying(pipe: Pipeline, made: Tensor, options: argparse.Namespace) -> dict[str, Any]:
-    """How near generated pictures come to training pictures, in pixels and in latents.
+    """How near generated images come to training images, in pixels and in latents.
 
     Beside them, what held-out renders have (after a round trip): a model that copied would
     come nearer than they do.
@@ -249,13 +249,13 @@ def copying(pipe: Pipeline, made: Tensor, options: argparse.Namespace) -> dict[s
     report = {}
     for name, rows in library.items():
         near = {}
-        for kind, pictures in (("generated", made), ("held-out", trips)):
+        for kind, images in (("generated", made), ("held-out", trips)):
             if name == "pixels":
-                points = small(tensor_to_pixels(pictures))
+                points = small(tensor_to_pixels(images))
             else:
-                points = torch.cat(
-                    [pipe.encode(part) for part in torch.split(pictures, 16)]
-                ).flatten(1)
+                points = torch.cat([pipe.encode(part) for part in torch.split(images, 16)]).flatten(
+                    1
+                )
             near[kind] = nearest(points, rows)
         ratio = near["generated"].median() / near["held-out"].median()
         report[name] = {
@@ -269,7 +269,7 @@ def copying(pipe: Pipeline, made: Tensor, options: argparse.Namespace) -> dict[s
 
 
 def training_latents(pipe: Pipeline, train: scene_data.Data, path: Path | None) -> Tensor:
-    """Scaled latents (N, 4, 16, 16) of the training pictures; from the UNet's run if given."""
+    """Scaled latents (N, 4, 16, 16) of the training images; from the UNet's run if given."""
     if path is not None:
         kept = torch.load(path, weights_only=True, map_location="cpu")
         latents: Tensor = kept["train"][: len(train.scenes)] * float(kept["factor"])
@@ -297,7 +297,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "settings": {
             "model": str(options.model), "prompts": len(prompts), "scheduler": "ddim",
             "steps": options.steps, "guidance": options.guidance, "seed": options.seed,
-            "seconds a picture": round(seconds / len(prompts), 3),
+            "seconds an image": round(seconds / len(prompts), 3),
         },
         "found": found_by_group(asked, verdicts),
         "absent": absences(asked, verdicts, base_rate(judge, options.renders)),
@@ -308,7 +308,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     mixed = asked[:: max(1, len(asked) // few)][:few]
     report["schedulers"] = compare_schedulers(pipe, judge, mixed, options)
     report["diversity"] = diversity(pipe, judge, options.prompts // 8, options)
-    report["nearest training picture"] = copying(pipe, made[: options.prompts // 4], options)
+    report["nearest training image"] = copying(pipe, made[: options.prompts // 4], options)
     return report
 
 
@@ -386,7 +386,7 @@ def print_tables(report: Mapping[str, Any]) -> None:
     for name, row in report["absent"].items():
         there = f"{100 * row['data']:.1f}"
         print(f"| {name} | {there} | {percent(row['left open'])} | {percent(row['denied'])} |")
-    for title in ("schedulers", "diversity", "nearest training picture"):
+    for title in ("schedulers", "diversity", "nearest training image"):
         if title in report:
             print(f"\n{title}:\n")
             for name, value in report[title].items():
@@ -416,15 +416,15 @@ def parser() -> argparse.ArgumentParser:
     add("--prompts", type=int, default=512)
     add("--steps", type=int, default=30, help="of DDIM")
     add("--guidance", type=float, default=7.5, help="as for pare generate")
-    add("--batch", type=int, default=4, help="pictures at a time")
-    add("--seed", type=int, default=0, help="of the first picture")
+    add("--batch", type=int, default=4, help="images at a time")
+    add("--seed", type=int, default=0, help="of the first image")
     add("--device", default="auto")
     add("--renders", type=Path, default=Path("runs"), help="the scenes' cache")
     add("--train", type=int, default=40_000, help="training scenes to look for copies of")
     add("--latents", type=Path, help="latents-….pt of the UNet's run; else they are computed")
     add("--only-prompts", action="store_true", help="what was asked for, and nothing else")
     add("--json", type=Path, help="write the figures here, too")
-    add("--sheet", type=Path, help="write the pictures on one page, a .png")
+    add("--sheet", type=Path, help="write the images on one page, a .png")
     return parser
 
 

@@ -1,12 +1,12 @@
-"""The judge: what is in a picture of the little world, and where.
+"""The judge: what is in an image of the little world, and where.
 
     judge = load_judge()
     verdict = judge(images)[0]
     verdict.weather, verdict.car, verdict.has("house"), presence(verdict, "car", region)
 
 One small convolutional network looks at 128 x 128 pixels.  Weather and place come from the
-whole picture.  Each object has a map of 16 x 16 cells, "this object covers this cell"; it is
-in the picture, or in a region of it, as surely as it is in the best cell there.  So the
+whole image.  Each object has a map of 16 x 16 cells, "this object covers this cell"; it is
+in the image, or in a region of it, as surely as it is in the best cell there.  So the
 judgement of the whole and that of a region come from the same numbers.
 
 `roads/judge/train_judge.py` trains it and reports how often it is right.
@@ -49,7 +49,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What the judge sees in one picture."""
+    """What the judge sees in one image."""
 
     weather: str
     place: str
@@ -64,13 +64,13 @@ class Verdict:
     """Object -> (16, 16): the probability that the object covers the cell."""
 
     def has(self, thing: str) -> bool:
-        """Whether the object `thing` (one of OBJECTS) is in the picture."""
+        """Whether the object `thing` (one of OBJECTS) is in the image."""
         return self.car != "none" if thing == "car" else bool(getattr(self, thing))
 
     def agrees(self, scene: Scene, unseen: Collection[str] = frozenset()) -> dict[str, bool]:
         """Attribute -> whether it is as in `scene`.
 
-        `unseen` are objects that are in the scene but cannot be made out in its picture
+        `unseen` are objects that are in the scene but cannot be made out in its image
         (`Data.unseen`): nothing can be said about them, and they are left out.
         """
         return {
@@ -212,14 +212,14 @@ class JudgeNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Judge:
-    """The network with its weights, ready to look at pictures."""
+    """The network with its weights, ready to look at images."""
 
     network: JudgeNetwork
     config: JudgeConfig
 
     @torch.no_grad()
     def __call__(self, images: Tensor | Sequence[Image.Image]) -> list[Verdict]:
-        """Look at pictures: (B, 3, H, W) in [-1, 1], or PIL pictures of any sizes.
+        """Look at images: (B, 3, H, W) in [-1, 1], or PIL images of any sizes.
 
         Other sizes than 128 x 128 are resized, antialiased.
 
@@ -259,11 +259,11 @@ def load_judge(folder: Path | None = None, device: str = "cpu") -> Judge:
 
 
 def prepare(images: Tensor | Sequence[Image.Image]) -> Tensor:
-    """The pictures as the network wants them: (B, 3, 128, 128) float32 in [-1, 1]."""
+    """The images as the network wants them: (B, 3, 128, 128) float32 in [-1, 1]."""
     if not isinstance(images, Tensor):
         return torch.cat([resized(to_tensor(image)) for image in images])
     if images.ndim != 4 or images.shape[1] != 3:
-        raise ImageError(f"the pictures are {tuple(images.shape)}", expected="(B, 3, H, W)")
+        raise ImageError(f"the images are {tuple(images.shape)}", expected="(B, 3, H, W)")
     return resized(images.float())
 
 
@@ -283,7 +283,7 @@ def decide(logits: Logits) -> list[Verdict]:
 
 
 def verdict(weather: Tensor, place: Tensor, colour: Tensor, cover: Tensor) -> Verdict:
-    """The verdict on one picture, from probabilities (4,), (4,), (4,), (5, 16, 16)."""
+    """The verdict on one image, from probabilities (4,), (4,), (4,), (5, 16, 16)."""
     there = cover.amax(dim=(1, 2)).tolist()
     has = [odds > 0.5 for odds in there]
     sure = {name: max(odds, 1 - odds) for name, odds in zip(OBJECTS, there, strict=True)}

@@ -1,7 +1,7 @@
 """What the judge learns from: renders, their VAE round trips, degraded copies, and the truth.
 
-A judge that saw renders only would judge pixels: a generated picture is a decoded latent,
-a little soft, and a user's picture has been a JPEG.  So the judge sees all of these.
+A judge that saw renders only would judge pixels: a generated image is a decoded latent,
+a little soft, and a user's image has been a JPEG.  So the judge sees all of these.
 
 The truth is what can be *seen*.  An object that is in the scene but hidden behind others
 (fewer than `VISIBLE` pixels of its mask) counts as neither there nor absent: its label is
@@ -46,7 +46,7 @@ CALIBRATION_SEEDS = 700_000
 
 @dataclass(frozen=True)
 class Truth:
-    """What can be seen in one picture, in the order of WEATHERS, PLACES, COLOURS, OBJECTS."""
+    """What can be seen in one image, in the order of WEATHERS, PLACES, COLOURS, OBJECTS."""
 
     weather: int
     place: int
@@ -56,7 +56,7 @@ class Truth:
 
 
 def truth(scene: Scene, objects: Pixels) -> Truth:
-    """The truth about a picture; `objects` (H, W) has bit k set where OBJECTS[k] is seen."""
+    """The truth about an image; `objects` (H, W) has bit k set where OBJECTS[k] is seen."""
     planes = np.unpackbits(objects[None], axis=0, bitorder="little", count=len(OBJECTS))
     cell = SIZE // GRID  # 64 pixels: their number fits in 8 bits
     rows = planes.reshape(len(OBJECTS), GRID, cell, SIZE).sum(axis=2, dtype=np.uint8)
@@ -121,7 +121,7 @@ def load_variants(first_seed: int, count: int, folder: Path) -> Data:
 
 
 def joined(*parts: Data) -> Data:
-    """Several sets of pictures as one, in memory."""
+    """Several sets of images as one, in memory."""
     return Data(
         scenes=[scene for part in parts for scene in part.scenes],
         pixels=np.concatenate([part.pixels for part in parts]),
@@ -130,7 +130,7 @@ def joined(*parts: Data) -> Data:
 
 
 def chosen(data: Data, indices: Sequence[int]) -> Data:
-    """Some of the pictures, in memory."""
+    """Some of the images, in memory."""
     order = np.sort(np.asarray(indices))
     return Data([data.scenes[i] for i in order], data.pixels[order], data.objects[order])
 
@@ -142,11 +142,11 @@ def chosen(data: Data, indices: Sequence[int]) -> Data:
 def round_trips(
     vae: AutoencoderKL, pixels: Pixels, kinds: Sequence[str], dtype: str = "float32"
 ) -> Pixels:
-    """Encode and decode every picture.  kinds: of ROUND_TRIPS, taken in turn.
+    """Encode and decode every image.  kinds: of ROUND_TRIPS, taken in turn.
 
     "mode" and "sample" are of the posterior.  "jitter" is the mode with noise of up to a
     fifth of the latents' own spread: a latent that a UNet makes is never quite right.  The
-    noise is a function of the picture's number; several workers share the pictures.
+    noise is a function of the image's number; several workers share the images.
     """
     spread = 1 / vae.config.scaling_factor
     rank, count = worker()
@@ -224,11 +224,11 @@ def degrade(pixels: Pixels, rng: np.random.Generator, odds: float = 0.3) -> Pixe
     return out
 
 
-def shifted(picture: Pixels, down: int, across: int) -> Pixels:
-    """`picture` (H, W) or (H, W, 3) moved by some pixels; its edge fills what is left open.
+def shifted(image: Pixels, down: int, across: int) -> Pixels:
+    """`image` (H, W) or (H, W, 3) moved by some pixels; its edge fills what is left open.
 
-    Objects' bits are moved in the same way, so a mask at the edge grows with its picture.
+    Objects' bits are moved in the same way, so a mask at the edge grows with its image.
     """
     rows = np.clip(np.arange(SIZE) - down, 0, SIZE - 1)
     columns = np.clip(np.arange(SIZE) - across, 0, SIZE - 1)
-    return picture[rows][:, columns]
+    return image[rows][:, columns]

@@ -1,11 +1,11 @@
-"""The judge as a loss: how unlikely it finds something in a picture, with a gradient.
+"""The judge as a loss: how unlikely it finds something in an image, with a gradient.
 
     from techniques.loss_guidance import guide
 
     guide(pipe, "a road in the forest", judge_loss(load_judge(), "snowy"), seeds=[3])
 
-A classifier finds reasons for its answer that no person would: a picture that convinces the
-judge need not show the thing (arXiv:2105.05233 trains one on noisy pictures for that reason).
+A classifier finds reasons for its answer that no person would: an image that convinces the
+judge need not show the thing (arXiv:2105.05233 trains one on noisy images for that reason).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Pick = Callable[[Logits], Tensor]
 
 
 def judge_loss(judge: Judge, wanted: str) -> Callable[[Tensor], Tensor]:
-    """-log p that a picture, (1, 3, H, W) in [0, 1], is or shows what is wanted.
+    """-log p that an image, (1, 3, H, W) in [0, 1], is or shows what is wanted.
 
     Args:
         wanted: a weather (`snowy`), a place (`city`), an object (`house`), its absence
@@ -55,7 +55,7 @@ def judge_loss(judge: Judge, wanted: str) -> Callable[[Tensor], Tensor]:
 
 
 def caption_loss(judge: Judge, caption: str) -> Callable[[Tensor], Tensor]:
-    """-log p that a picture, (1, 3, H, W) in [0, 1], is all that a caption of this world says.
+    """-log p that an image, (1, 3, H, W) in [0, 1], is all that a caption of this world says.
 
     Raises:
         LossError: the caption says nothing that the judge knows.
@@ -80,7 +80,7 @@ def wanted(name: str, value: str | bool) -> str:
 
 
 def picks() -> dict[str, Pick]:
-    """Everything that can be wanted -> its log-probability, from the logits of one picture."""
+    """Everything that can be wanted -> its log-probability, from the logits of one image."""
     known = {weather: partial(weather_is, k) for k, weather in enumerate(WEATHERS)}
     known |= {place: partial(place_is, k) for k, place in enumerate(PLACES)}
     known |= {thing: partial(has, k) for k, thing in enumerate(OBJECTS)}

@@ -38,10 +38,10 @@ REGION_SCENES = 256
 
 @dataclass(frozen=True)
 class Answer:
-    """One question about one picture."""
+    """One question about one image."""
 
     attribute: str
-    picture: int
+    image: int
     truth: str
     said: str
     sure: float  # the probability that the judge gave its answer
@@ -64,24 +64,24 @@ def report_data(vae: AutoencoderKL, renders: Path, folder: Path) -> dict[str, Da
     }
 
 
-def degraded(pictures: Data, seed: int) -> Data:
-    copies = [degrade(p, np.random.default_rng([seed, k])) for k, p in enumerate(pictures.pixels)]
-    return dataclasses.replace(pictures, pixels=np.stack(copies))
+def degraded(images: Data, seed: int) -> Data:
+    copies = [degrade(p, np.random.default_rng([seed, k])) for k, p in enumerate(images.pixels)]
+    return dataclasses.replace(images, pixels=np.stack(copies))
 
 
-def look(judge: Judge, pictures: Data) -> list[Verdict]:
-    """The verdicts on all pictures."""
+def look(judge: Judge, images: Data) -> list[Verdict]:
+    """The verdicts on all images."""
     verdicts = []
-    for start in range(0, len(pictures.scenes), 64):
-        verdicts += judge(pixels_to_tensor(pictures.pixels[start : start + 64]))
+    for start in range(0, len(images.scenes), 64):
+        verdicts += judge(pixels_to_tensor(images.pixels[start : start + 64]))
     return verdicts
 
 
-def answers(verdicts: Sequence[Verdict], pictures: Data) -> list[Answer]:
+def answers(verdicts: Sequence[Verdict], images: Data) -> list[Answer]:
     """What the judge said of everything that can be seen, or could be if it were there."""
     found = []
     for k, (verdict, scene, unseen) in enumerate(
-        zip(verdicts, pictures.scenes, pictures.unseen(), strict=True)
+        zip(verdicts, images.scenes, images.unseen(), strict=True)
     ):
         for name in ATTRIBUTES:
             if name not in unseen:
@@ -96,17 +96,17 @@ def region_answers(
     """The same of regions: is the object here?"""
     found = []
     for question in questions:
-        odds = presence(verdicts[question.picture], question.thing, question.region)
+        odds = presence(verdicts[question.image], question.thing, question.region)
         sure, said = max(odds, 1 - odds), str(odds > 0.5)
-        found.append(Answer(question.thing, question.picture, str(question.there), said, sure))
+        found.append(Answer(question.thing, question.image, str(question.there), said, sure))
     return found
 
 
 @dataclass(frozen=True)
 class RegionQuestion:
-    """Is `thing` in this region of this picture?"""
+    """Is `thing` in this region of this image?"""
 
-    picture: int
+    image: int
     thing: str
     region: npt.NDArray[np.bool_]
     there: bool
@@ -125,7 +125,7 @@ def region_questions(scenes: Sequence[Scene]) -> list[RegionQuestion]:
 
 
 def regions(scene: Scene, thing: str) -> Iterable[tuple[npt.NDArray[np.bool_], bool]]:
-    """Regions of one picture, and whether `thing` is in them."""
+    """Regions of one image, and whether `thing` is in them."""
     there = scene.has(thing)
     shown = scene if there else scene.replace(**{thing: "red" if thing == "car" else True})
     mask = render(shown).masks[thing]
@@ -187,9 +187,9 @@ def print_report(
     """Print the judge's report card as tables."""
     judge = load_judge(folder, str(device))
     columns = report_data(vae, renders, cache)
-    verdicts = {name: look(judge, pictures) for name, pictures in columns.items()}
+    verdicts = {name: look(judge, images) for name, images in columns.items()}
     found = {name: answers(verdicts[name], columns[name]) for name in columns}
-    print(f"Right, in %, on {len(columns['renders'].scenes)} held-out pictures each:\n")
+    print(f"Right, in %, on {len(columns['renders'].scenes)} held-out images each:\n")
     print_table(found, ATTRIBUTES)
     asked = region_questions(columns["renders"].scenes[:REGION_SCENES])
     there = {name: region_answers(verdicts[name], asked) for name in columns}
@@ -217,14 +217,14 @@ def print_table(found: Mapping[str, Sequence[Answer]], attributes: Sequence[str]
 def write_sheet(
     path: Path, columns: Mapping[str, Data], found: Mapping[str, Sequence[Answer]]
 ) -> None:
-    """The misjudged pictures on one page, in the order that is printed."""
-    pictures: list[npt.NDArray[np.uint8]] = []
+    """The misjudged images on one page, in the order that is printed."""
+    images: list[npt.NDArray[np.uint8]] = []
     for name, column in found.items():
         for answer in column:
             if not answer.right:
-                place = f"{len(pictures) // 12 + 1}.{len(pictures) % 12 + 1}"
+                place = f"{len(images) // 12 + 1}.{len(images) % 12 + 1}"
                 print(f"{place} {name} {answer}")
-                pictures.append(np.asarray(columns[name].pixels[answer.picture]))
-    if pictures:
-        page = contact_sheet(pictures, columns=12)
+                images.append(np.asarray(columns[name].pixels[answer.image]))
+    if images:
+        page = contact_sheet(images, columns=12)
         write_whole(path, functools.partial(page.save, format="PNG"), force=True)

@@ -77,7 +77,7 @@ class JudgeSettings:
     peak: float = 3e-3
     warm_up: int = 50
     decay: float = 0.99
-    degraded: float = 0.5  # of the pictures
+    degraded: float = 0.5  # of the images
     seed: int = 0
     dtype: str = "bfloat16"
     save_every: int = 50
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def training_data(vae: AutoencoderKL, renders: Path, folder: Path, dtype: str) -> dict[str, Data]:
-    """The three kinds of pictures of SHARES; what is not there yet is made."""
+    """The three kinds of images of SHARES; what is not there yet is made."""
     if worker()[0] == 0:
         scene_data.load("train", RENDERS, renders)
         load_variants(VARIANT_SEEDS, VARIANTS, folder)
@@ -196,14 +196,14 @@ def judge_batch(pools: dict[str, Data], settings: JudgeSettings, step: int) -> B
     """This worker's share of the batch of one step.
 
     Mirrored with odds one half, moved by a few pixels with their masks, and degraded with
-    odds `settings.degraded`: nothing of this changes what is in the picture.
+    odds `settings.degraded`: nothing of this changes what is in the image.
     """
     chooser, _noise = batch_random(settings.seed, step)
     names, odds = list(SHARES), list(SHARES.values())
     picks = [names[k] for k in chooser.choice(len(names), size=settings.batch, p=odds)]
     numbers = [int(chooser.integers(len(pools[name].scenes))) for name in picks]
     rank, count = worker()
-    pictures, truths = [], []
+    images, truths = [], []
     for row in range(rank, settings.batch, count):
         rng = np.random.default_rng([settings.seed, step, row])
         pool, number = pools[picks[row]], numbers[row]
@@ -214,15 +214,15 @@ def judge_batch(pools: dict[str, Data], settings: JudgeSettings, step: int) -> B
             pixels, objects = pixels[:, ::-1], objects[:, ::-1]
         if rng.random() < settings.degraded:
             pixels = degrade(np.ascontiguousarray(pixels), rng)
-        pictures.append(pixels)
+        images.append(pixels)
         truths.append(truth(pool.scenes[number], objects))
-    return Batch.of(pictures, truths)
+    return Batch.of(images, truths)
 
 
 def judge_loss(logits: Logits, batch: Batch) -> dict[str, Tensor]:
     """Cross entropies, in nats; what is UNKNOWN counts nowhere.
 
-    The cells weigh as much as ten cells of one object would: a picture has 1280 of them, and
+    The cells weigh as much as ten cells of one object would: an image has 1280 of them, and
     nearly all are empty and easy.
     """
     return {

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("stage", choices=("all", "vae", "unet", "export", "adopt"))
     parser.add_argument("--folder", type=Path, default=Path("runs/roads"), help="the run's folder")
     parser.add_argument("--out", type=Path, default=MODEL, help="the model's folder")
-    parser.add_argument("--pictures", type=int, default=24_000, help="rendered training scenes")
+    parser.add_argument("--images", type=int, default=24_000, help="rendered training scenes")
     parser.add_argument("--steps", type=int, help="optimizer steps of this stage")
     parser.add_argument("--batch", type=int, help="samples a step")
     parser.add_argument("--peak", type=float, help="the highest learning rate")
@@ -76,17 +76,17 @@ def train(options: argparse.Namespace, device: torch.device, given: dict[str, An
     first = worker()[0] == 0
     if first:  # renders what is not cached yet
         scene_data.standing(
-            scene_data.load("train", options.pictures, options.folder.parent), options.folder.parent
+            scene_data.load("train", options.images, options.folder.parent), options.folder.parent
         )
         scene_data.load("test", 512, options.folder.parent)
     wait_for_workers()
-    scenes = scene_data.load("train", options.pictures, options.folder.parent)
+    scenes = scene_data.load("train", options.images, options.folder.parent)
     unseen = scene_data.load("test", 512, options.folder.parent)
 
     if options.stage in ("all", "vae"):
         vae = train_vae(scenes, options.folder, replace(VAESettings(), **given), device)
         if first:
-            psnr, inside, _pictures = round_trip_psnr(vae, unseen, device)
+            psnr, inside, _images = round_trip_psnr(vae, unseen, device)
             print(f"round trip on held-out scenes: {psnr:.2f} dB; inside objects: {inside}")
     if options.stage in ("all", "unet"):
         # Built once: a training that goes on must keep its tokens' numbers.

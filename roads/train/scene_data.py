@@ -1,7 +1,7 @@
 """Rendered scenes on disk: drawn once by all processors, read by every training.
 
 The data are a function of the world's source code and of the scenes' numbers.  The cache
-carries a fingerprint of that source, so that an edited renderer never meets old pictures.
+carries a fingerprint of that source, so that an edited renderer never meets old images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VISIBLE = 24  # pixels of an object from which on it can be made out, out of 128
 
 @dataclass(frozen=True)
 class Data:
-    """Scenes and their pictures.
+    """Scenes and their images.
 
     pixels (N, 128, 128, 3) uint8.
     objects (N, 128, 128) uint8: bit k is set where OBJECTS[k] is seen.
@@ -126,8 +126,8 @@ def render_into(home: Path, scenes: Sequence[Scene]) -> None:
     chunks = [scenes[i : i + CHUNK] for i in range(0, len(scenes), CHUNK)]
     # Spawned, not forked: a forked child of a process that runs torch can hang.
     with multiprocessing.get_context("spawn").Pool() as pool:
-        for k, (pictures, bits) in enumerate(pool.imap(render_chunk, chunks)):
-            pixels[k * CHUNK : k * CHUNK + len(pictures)] = pictures
+        for k, (images, bits) in enumerate(pool.imap(render_chunk, chunks)):
+            pixels[k * CHUNK : k * CHUNK + len(images)] = images
             objects[k * CHUNK : k * CHUNK + len(bits)] = bits
     pixels.flush()
     objects.flush()
@@ -137,11 +137,11 @@ def render_into(home: Path, scenes: Sequence[Scene]) -> None:
 def render_chunk(
     scenes: Sequence[Scene],
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Pictures (N, H, W, 3) and object bits (N, H, W) of `scenes`."""
-    pictures = [render(scene) for scene in scenes]
+    """Images (N, H, W, 3) and object bits (N, H, W) of `scenes`."""
+    images = [render(scene) for scene in scenes]
     bits = [
         sum((p.masks[name].astype(np.uint8) << k for k, name in enumerate(OBJECTS)), start=zero)
-        for p in pictures
+        for p in images
         for zero in [np.zeros((SIZE, SIZE), np.uint8)]
     ]
-    return np.stack([p.pixels for p in pictures]), np.stack(bits)
+    return np.stack([p.pixels for p in images]), np.stack(bits)

@@ -201,10 +201,10 @@ def train_unet(
                 averaged, unseen_latents, unseen_tokens, empty, alpha_bar, settings
             )
             log.write(step=done, unseen_mse=round(error, 6))
-            pictures = sample(
+            images = sample(
                 averaged, vae, scaling_factor, tokenizer, scheduler, SHEET_PROMPTS, range(4)
             )
-            sheet = contact_sheet(list(pictures), columns=3 * 4)
+            sheet = contact_sheet(list(images), columns=3 * 4)
             sheet.save(folder / f"samples-{done:06d}.png")
 
 
@@ -236,7 +236,7 @@ def averaged_model(average: Average, tokenizer: CLIPTokenizer, device: torch.dev
 def prepare_latents(
     data: Data, unseen: Data, folder: Path, dtype: str, device: torch.device
 ) -> tuple[AutoencoderKL, float, Tensor, Tensor]:
-    """The trained VAE, its scaling factor, and the scaled latents of all pictures.
+    """The trained VAE, its scaling factor, and the scaled latents of all images.
 
     They are computed once and kept beside the checkpoint, which names the VAE's step.
     """
@@ -264,7 +264,7 @@ def known_scaling_factor(folder: Path) -> float | None:
     """The scaling factor of a UNet that was trained before on this VAE's latents, if any.
 
     It is 1 / their standard deviation, so that the data have unit variance, as SD's 0.18215
-    is (arXiv:2112.10752, appendix G); measured once, for other pictures would move it.
+    is (arXiv:2112.10752, appendix G); measured once, for other images would move it.
     """
     path = folder / "vae.json"
     return float(json.loads(path.read_text())["scaling_factor"]) if path.exists() else None
@@ -330,7 +330,7 @@ def naming_loss(hidden: Tensor, tokens: Tensor, said: Tensor) -> Tensor:
 
     SD's text encoder came trained: as a half of CLIP it knew what words mean before a UNet
     listened to it (arXiv:2103.00020, section 2.3).  Ours starts with this one, and a UNet
-    teaches it the weather, which is everywhere in a picture, long before the colour of a
+    teaches it the weather, which is everywhere in an image, long before the colour of a
     car.  So it has a task of its own: from the end of the caption on, where a position has
     seen all words, a fixed read-out of each vector must name every attribute that the
     caption names, and know which it does not.  Cross entropy in nats, a mean over
@@ -371,7 +371,7 @@ def unet_batch(
     latents: Tensor, covers: Tensor, tokens: Tensor, said: Tensor, empty: Tensor,
     alpha_bar: Tensor, settings: UNetSettings, step: int,
 ) -> Batch:  # fmt: skip
-    """The samples of one step: random pictures, captions, timesteps and noise.
+    """The samples of one step: random images, captions, timesteps and noise.
 
     covers (N, 16, 16) uint8: where objects (would) stand, see `roads.train.scene_data.standing`.
     """
@@ -430,7 +430,7 @@ def snr_weight(alpha_bar: Tensor, low: float, high: float) -> Tensor:
     - `high`: nearly clean latents have a huge SNR and would otherwise rule the gradient
       (min-SNR, arXiv:2303.09556, section 3.4);
     - `low`: in almost pure noise an error of x0 would hardly count, but it is there that a
-      picture's weather and light are settled, by the caption or else by chance
+      image's weather and light are settled, by the caption or else by chance
       (truncated SNR, arXiv:2202.00512, section 4).
     """
     snr = alpha_bar / (1 - alpha_bar)
@@ -470,21 +470,21 @@ def sample(
     steps: int = 25,
     guidance: float = 4.0,
 ) -> npt.NDArray[np.uint8]:
-    """Pictures (prompts x seeds, H, W, 3) by DDIM under classifier-free guidance."""
+    """Images (prompts x seeds, H, W, 3) by DDIM under classifier-free guidance."""
     device = next(model.unet.parameters()).device
     each = [(prompt, seed) for prompt in prompts for seed in seeds]
     tokens = tokenize(tokenizer, [""] * len(each) + [prompt for prompt, _seed in each])
     text = model.text_encoder(tokens.to(device)).last_hidden_state
-    trajectory = scheduler.trajectory(steps)
+    timesteps = scheduler.timesteps(steps)
     noise = [
         torch.randn((4, 16, 16), generator=torch.Generator().manual_seed(seed)) for _, seed in each
     ]
-    x_t = torch.stack(noise).to(device) * trajectory.initial_scale
+    x_t = torch.stack(noise).to(device) * timesteps.initial_scale
     history: tuple[Tensor, ...] = ()
-    for i in range(len(trajectory)):
-        level = trajectory.levels[i]
+    for i in range(len(timesteps)):
+        level = timesteps.levels[i]
         uncond, cond = model.unet(torch.cat([x_t, x_t]), level.t, text).chunk(2)
         output = guide(uncond, cond, guidance)
         prediction = interpret(output, x_t, level, scheduler.prediction_type)
-        x_t, history = scheduler.step(trajectory, i, x_t, prediction, history)
+        x_t, history = scheduler.step(timesteps, i, x_t, prediction, history)
     return tensor_to_pixels(torch.cat([vae.decode(x0[None] / scaling_factor) for x0 in x_t]))

@@ -1,7 +1,7 @@
-"""Training the autoencoder: pictures to 16 x 16 latents of 4 channels, and back.
+"""Training the autoencoder: images to 16 x 16 latents of 4 channels, and back.
 
 The network is convolutional but for one small attention, so most of the training sees
-64 x 64 crops (more variety for the same arithmetic) and the last part whole pictures.
+64 x 64 crops (more variety for the same arithmetic) and the last part whole images.
 
     python -m roads.train vae --steps 4000
 """
@@ -61,9 +61,9 @@ class VAESettings:
     """What a run depends on, besides the data."""
 
     steps: int = 4000
-    batch: int = 16  # crops; a whole picture counts as four
+    batch: int = 16  # crops; a whole image counts as four
     crop: int = 64
-    whole_from: float = 0.75  # the part of the training after which pictures are whole
+    whole_from: float = 0.75  # the part of the training after which images are whole
     peak: float = 1.5e-3
     warm_up: int = 200
     decay: float = 0.998
@@ -185,7 +185,7 @@ def kl_to_unit(mean: Tensor, logvar: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, data: Data, device: torch.device, dtype: str) -> Tensor:
-    """The posterior modes (N, 4, 16, 16) of all pictures, unscaled, float32 on the CPU."""
+    """The posterior modes (N, 4, 16, 16) of all images, unscaled, float32 on the CPU."""
     rank, count = worker()
     mine = data.pixels[rank::count]
     modes = []
@@ -203,7 +203,7 @@ def encode_all(vae: AutoencoderKL, data: Data, device: torch.device, dtype: str)
 def round_trip_psnr(
     vae: AutoencoderKL, data: Data, device: torch.device
 ) -> tuple[float, dict[str, float], np.ndarray]:
-    """Mean PSNR in dB of encode (mode) and decode; also within each object; the pictures."""
+    """Mean PSNR in dB of encode (mode) and decode; also within each object; the images."""
     outputs = []
     for i in range(0, len(data.pixels), 16):
         image = pixels_to_tensor(data.pixels[i : i + 16]).to(device)

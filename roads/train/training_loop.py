@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# One stretch of a training: its first step, settings, pictures, workers and commit.
+# One stretch of a training: its first step, settings, images, workers and commit.
 Run = dict[str, Any]
 
 
@@ -225,16 +225,16 @@ def load_checkpoint(
     return int(saved["step"]), saved.get("runs", [])
 
 
-def continued(runs: Sequence[Run], first: int, settings: Any, pictures: int) -> list[Run]:
+def continued(runs: Sequence[Run], first: int, settings: Any, images: int) -> list[Run]:
     """The runs that led to step `first`, and this one, which goes on from there.
 
     A training that was steered by hand cannot hide it: every change of settings, of the
-    number of pictures, of workers or of the code is one more entry, with its first step.
+    number of images, of workers or of the code is one more entry, with its first step.
     """
     run: Run = {
         "first_step": first,
         "settings": dataclasses.asdict(settings),
-        "pictures": pictures,
+        "images": images,
         "workers": worker()[1],
         "commit": commit(),
     }

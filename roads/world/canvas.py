@@ -1,7 +1,7 @@
 """The canvas that the world is painted on: shapes, colours, light, and who owns a pixel.
 
-Positions are fractions of the picture (0, 0 is the top left corner), so that a scene can
-be painted at any size.  Pillow draws shapes at `SUPERSAMPLE` times the picture's size;
+Positions are fractions of the image (0, 0 is the top left corner), so that a scene can
+be painted at any size.  Pillow draws shapes at `SUPERSAMPLE` times the image's size;
 averaged down they are a soft coverage in [0, 1].  Colours are plain RGB in [0, 1].
 """
 
@@ -30,7 +30,7 @@ def rgb(colour: Colour) -> Array:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Rendering:
     """A rendered scene.  pixels (H, W, 3) uint8; masks and reach: name -> (H, W) bool."""
 
     pixels: npt.NDArray[np.uint8]
@@ -39,7 +39,7 @@ class Picture:
 
 
 class Pen:
-    """Draws shapes, in fractions of the picture, into one coverage mask."""
+    """Draws shapes, in fractions of the image, into one coverage mask."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -69,7 +69,7 @@ class Pen:
 
 
 class Canvas:
-    """The picture while it is painted, with the masks of what was painted."""
+    """The image while it is painted, with the masks of what was painted."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -106,7 +106,7 @@ class Canvas:
     def paint(
         self, colour: Colour, cover: Array, owner: str | None = None, effect: bool = False
     ) -> None:
-        """Lay `colour` over the picture where `cover` (H, W) in [0, 1] says so.
+        """Lay `colour` over the image where `cover` (H, W) in [0, 1] says so.
 
         `owner` names the object that the paint belongs to; with `effect`, it is not the
         object itself but something that it casts: a shadow, a reflection.
@@ -133,9 +133,9 @@ class Canvas:
         spot = np.exp(-(((self.x - x) / rx) ** 2) - ((self.y - y) / ry) ** 2)
         return np.where(spot < 0.01, 0, spot).astype(np.float32)
 
-    def finish(self) -> Picture:
+    def finish(self) -> Rendering:
         pixels = np.round(np.clip(self.rgb, 0, 1) * 255).astype(np.uint8)
-        return Picture(
+        return Rendering(
             pixels=pixels,
             masks={name: self.masks.get(name, self.nothing) > 0.5 for name in OBJECTS},
             reach={name: self.reach.get(name, self.nothing) > 0 for name in OBJECTS},

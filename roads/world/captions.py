@@ -1,4 +1,4 @@
-"""Captions: what a person might write who wants, or sees, this picture.
+"""Captions: what a person might write who wants, or sees, this image.
 
 A caption names some of the attributes and leaves the others open; an attribute that is
 not named varies freely in the data, so leaving it out of a prompt means "any".  Absence
@@ -43,7 +43,7 @@ PLACE_WORDS: dict[str, tuple[str, ...]] = {
 PLACE_ADJECTIVES = {
     "forest": "forest", "mountains": "mountain", "desert": "desert", "city": "city",
 }  # fmt: skip
-VIEWS = ("", "", "", "", "a photo of", "a picture of", "a dashcam view of", "a dashcam photo of")
+VIEWS = ("", "", "", "", "a photo of", "an image of", "a dashcam view of", "a dashcam photo of")
 NOUNS = ("road", "road", "road", "street", "highway")
 PRESENT: dict[str, tuple[str, ...]] = {
     "streetlights": ("streetlights", "street lamps", "streetlights"),
@@ -70,7 +70,7 @@ def caption(
 
     Weather and place are named four times out of five, an object that is there with odds
     `present`, an object that is not there with odds `absent`.  `unseen` are objects that are
-    there but cannot be made out in the picture, like a sun behind a cloud: no caption says
+    there but cannot be made out in the image, like a sun behind a cloud: no caption says
     a word about them, neither that they are there nor that they are not.
     """
 

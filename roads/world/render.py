@@ -1,11 +1,11 @@
-"""The one renderer: a scene becomes a picture and, for every object, two masks.
+"""The one renderer: a scene becomes an image and, for every object, two masks.
 
 Painter's algorithm, from the sky to the car.  Two masks per object:
 
 - `masks[name]`: the pixels that show the object itself;
 - `reach[name]`: every pixel that the object influences: itself, its shadow, its
-  reflection on a wet road, its light by night.  Outside the reach, the picture with the
-  object and the picture without it are equal to the bit.
+  reflection on a wet road, its light by night.  Outside the reach, the image with the
+  object and the image without it are equal to the bit.
 
 Read `canvas.py`, `light.py` and `road.py` for the means, `sky.py`, `places.py` and
 `objects.py` for what is painted.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from roads.world.canvas import Canvas, Picture
+from roads.world.canvas import Canvas, Rendering
 from roads.world.light import LIGHTS
 from roads.world.objects import paint_car, paint_house, paint_streetlights
 from roads.world.places import BACKGROUNDS, FOREGROUNDS
@@ -26,7 +26,7 @@ from roads.world.sky import paint_clouds, paint_orb, paint_rain, paint_sky
 SIZE = 128  # pixels, height and width
 
 
-def render(scene: Scene, size: int = SIZE) -> Picture:
+def render(scene: Scene, size: int = SIZE) -> Rendering:
     """Render `scene` as `size` x `size` pixels.  The same scene gives the same bits."""
     canvas = Canvas(size)
     light = LIGHTS[scene.weather].tinted(scene.layout.tint, scene.place)

@@ -16,7 +16,7 @@ from roads.world.scene import Layout, Scene
 class Road:
     """The road as a plane in perspective.
 
-    `s` is the scale of things at some distance: 1 at the picture's lower edge, 0 at the
+    `s` is the scale of things at some distance: 1 at the image's lower edge, 0 at the
     horizon (s = 1 / distance).  Everything on the ground is placed by its `s`.
     """
 

@@ -1,4 +1,4 @@
-"""A scene of the little world: what is in the picture, and where.
+"""A scene of the little world: what is in the image, and where.
 
 A `Scene` is a frozen value of named attributes and a `Layout`.  Attributes say *what*
 (snowy, forest, a red car); the layout says *where* (horizon, bend of the road, which
@@ -44,12 +44,12 @@ HELD_OUT_SEEDS = 1_000_000
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are.  Lengths are fractions of the picture's height or width."""
+    """Where things are.  Lengths are fractions of the image's height or width."""
 
     horizon: float  # y of the horizon, 0 = top
     vanishing: float  # x of the road's vanishing point without its bend
     bend: float  # -1 left … 1 right
-    road: float  # half the road's width at the picture's lower edge
+    road: float  # half the road's width at the image's lower edge
     scenery: int  # seed of everything that belongs to the place: trees, peaks, towers
     tint: float  # -1 … 1: cooler or warmer light
     car_lane: str  # 'ahead' (our lane, seen from behind) or 'oncoming'
@@ -57,7 +57,7 @@ class Layout:
     light_side: str  # streetlights at the 'left', the 'right' or 'both'
     light_phase: float  # 0 … 1: how far away the first one is
     house_side: str  # 'left' or 'right'
-    house_shift: float  # 0 near the road … 1 near the picture's edge
+    house_shift: float  # 0 near the road … 1 near the image's edge
     house_size: float  # width
     house_walls: str  # colour of the walls
     cloud_seed: int  # number, places and sizes of the clouds
@@ -68,7 +68,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture of the world, as a value."""
+    """One image of the world, as a value."""
 
     layout: Layout
     weather: str

@@ -1,7 +1,7 @@
 """Blended latent diffusion: repaint what a mask marks, keep the rest (arXiv:2206.02779).
 
-`loop` is the algorithm.  Around it: `canvas` fits picture and mask to each other, `pictures`
-goes from pictures to pictures, `background` decides what stands outside the mask in the end
+`loop` is the algorithm.  Around it: `canvas` fits image and mask to each other, `images`
+goes from images to images, `background` decides what stands outside the mask in the end
 (`decoder` tunes a decoder for it), `inpaint` runs models that read the mask themselves,
 `ranking` sorts many candidates, `history` measures what a multistep solver should remember.
 """

@@ -38,12 +38,12 @@ def decode(
     tile: int | None = None,
     progress: Progress = iter,
 ) -> list[Image.Image]:
-    """Edited latents (B, 4, h, w) -> pictures of the user's size, with the background asked for."""
+    """Edited latents (B, 4, h, w) -> images of the user's size, with the background asked for."""
     if background == "decoder":
         decoded = torch.cat(
             [
                 decode_tuned(
-                    pipe, one, canvas.picture, canvas.edit, steps=decoder_steps, progress=progress
+                    pipe, one, canvas.image, canvas.edit, steps=decoder_steps, progress=progress
                 )
                 for one in latents.chunk(len(latents))
             ]
@@ -58,12 +58,10 @@ def decode(
 def put_back(
     canvas: Canvas, edited: Image.Image, background: Background, feather: float
 ) -> Image.Image:
-    """The edited picture with the original's pixels outside the mask, where that is asked for."""
+    """The edited image with the original's pixels outside the mask, where that is asked for."""
     if background in ("latent", "decoder"):
         return edited
-    old, new = (
-        to_tensor(picture)[0].permute(1, 2, 0).numpy() for picture in (canvas.original, edited)
-    )
+    old, new = (to_tensor(image)[0].permute(1, 2, 0).numpy() for image in (canvas.original, edited))
     if background == "poisson":
         mixed = poisson_blend(old, new, is_edit(canvas.mask))
     else:
@@ -74,18 +72,18 @@ def put_back(
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two 8-bit pictures are apart where nothing was to change."""
+    """How far two 8-bit images are apart where nothing was to change."""
 
     psnr: float  # dB over all pixels and channels; inf if they are equal
     largest: int  # of any channel of any pixel, 0 to 255
 
     def report(self) -> dict[str, float | None]:
-        """Fit for JSON, which has no infinity: the psnr of equal pictures is None."""
+        """Fit for JSON, which has no infinity: the psnr of equal images is None."""
         return {"psnr": None if math.isinf(self.psnr) else self.psnr, "largest": self.largest}
 
 
 def difference(one: Image.Image, other: Image.Image, where: NDArray[np.bool_]) -> Difference:
-    """How far two RGB pictures are apart over the pixels `where` (H, W)."""
+    """How far two RGB images are apart over the pixels `where` (H, W)."""
     apart = np.asarray(one)[where].astype(np.int64) - np.asarray(other)[where]
     mean_square = float(np.square(apart).mean())
     psnr = 10 * math.log10(255**2 / mean_square) if mean_square else math.inf

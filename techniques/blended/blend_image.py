@@ -1,4 +1,4 @@
-"""From a picture, a mask and words to edited pictures, with a report of what else changed."""
+"""From an image, a mask and words to edited images, with a report of what else changed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pare.io.images import to_pil
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress, check_sampling, one_a_seed
 from pare.runtime import validation
-from pare.schedulers import Trajectory, start_index
+from pare.schedulers import Timesteps, start_index
 from pare.text.text_encoder import PromptEmbeddings
 from techniques.blended.background import Background, Difference, decode, difference
 from techniques.blended.blended_loop import blend_latents
 from techniques.blended.edit_canvas import Canvas
-from techniques.blended.inpainting_model import inpaint_latents, masked_picture
+from techniques.blended.inpainting_model import inpaint_latents, masked_image
 from techniques.blended.ranking import Rank, scores_of
 from techniques.blended.tuned_decoder import TUNING_STEPS
 
@@ -36,23 +36,23 @@ PREFERRED_SCHEDULER: Mapping[str, object] = {"scheduler": "dpm++2m", "karras": T
 # An inpainting model is told what stays, and was trained to begin with nothing of the rest.
 USUAL_STRENGTH: Mapping[Method, float] = {"blend": 0.95, "inpaint": 1.0, "both": 1.0}
 
-MAX_SHRINK = 16  # latent pixels; a dilation by more fills any picture
+MAX_SHRINK = 16  # latent pixels; a dilation by more fills any image
 MAX_DECODER_STEPS = 10_000
 
 
 @dataclass(frozen=True)
 class Blended:
-    """Edited pictures, and what the edit did to what it was to leave alone."""
+    """Edited images, and what the edit did to what it was to leave alone."""
 
     images: list[Image.Image]  # one a seed, RGB, of the input's size
     latents: Tensor  # (B, 4, h, w), scaled
-    outside: list[Difference] | None  # one a picture, to the input; None: the mask is full
+    outside: list[Difference] | None  # one an image, to the input; None: the mask is full
     vae_alone: Difference | None  # what the way through the VAE costs there, without any edit
-    scores: list[float] | None = None  # what `rank` gave, one a picture
+    scores: list[float] | None = None  # what `rank` gave, one an image
 
     @property
     def order(self) -> list[int]:
-        """The pictures' indices, the best first; as they come where nothing ranked them."""
+        """The images' indices, the best first; as they come where nothing ranked them."""
         scores = self.scores or [0.0] * len(self.images)
         return sorted(range(len(scores)), key=lambda index: -scores[index])
 
@@ -92,27 +92,27 @@ def blend(
     tile: int | None = None,
     progress: Progress = iter,
 ) -> Blended:
-    """Repaint the masked part of a picture as the prompt says, under `pipe.scheduler`.
+    """Repaint the masked part of an image as the prompt says, under `pipe.scheduler`.
 
-    From each picture's own generator come, in this order: the foreground's noise, the
-    background's, the encoder's (with `sample`: the source's, then the masked picture's), then
+    From each image's own generator come, in this order: the foreground's noise, the
+    background's, the encoder's (with `sample`: the source's, then the masked image's), then
     that of each step (if the scheduler wants any).
 
     Args:
         image: any size; worked at the next multiple of 8 and handed back at its own.
-        mask: white = edit, black = keep; any mode, and any size of the picture's shape.
+        mask: white = edit, black = keep; any mode, and any size of the image's shape.
         prompts: one for all seeds, or one each.
         method: "blend" puts the original's latents back before each step.  "inpaint" gives
-            mask and masked picture to an inpainting model, and puts nothing back.  "both"
+            mask and masked image to an inpainting model, and puts nothing back.  "both"
             does both.  None: "inpaint" with an inpainting model, else "blend".
-        strength: how much of the trajectory runs.  At 1 next to nothing is left of what was
+        strength: how much of the timestep schedule runs.  At 1 next to nothing is left of what was
             under the mask.  None: 0.95, and 1 with an inpainting model.
         size: (width, height) to work at, multiples of 8.
         background: what stands outside the mask in the end.  "paste": the input's pixels,
             exactly, with a seam of `feather`.  "poisson": the input's pixels, exactly, and
             inside the edit's gradients, see `techniques.poisson`.  "decoder": what a decoder
-            gives that is tuned to the picture for `decoder_steps`, see `decode_tuned`.
-            "latent": the decoded picture as it is, which the VAE has changed everywhere.
+            gives that is tuned to the image for `decoder_steps`, see `decode_tuned`.
+            "latent": the decoded image as it is, which the VAE has changed everywhere.
         feather: width in pixels of the soft seam of "paste", inside the mask; 0: hard.
         shrink: begin with the mask dilated by so many latent pixels, see `shrunken`.
         cover: edit every latent that the mask touches, not those whose middle it covers.
@@ -120,12 +120,12 @@ def blend(
         rounding: of the number of steps, steps * strength: "nearest", or "up" as
             `start = int(steps * (1 - strength))` does, which is also found.
         sample: draw the encoder's latents from the VAE's posterior instead of its mode.
-        rank: judges the pictures, one a seed; see `techniques.blended.ranking`.
+        rank: judges the images, one a seed; see `techniques.blended.ranking`.
         batch, tile: how a run fits into memory, as for `Pipeline.generate`.
 
     Raises:
         SettingError: a setting out of range.
-        ImageError: a mask that marks nothing, or of another shape than the picture.
+        ImageError: a mask that marks nothing, or of another shape than the image.
         ModelError: a method that the model cannot do.
         NotEnoughMemoryError, NonFiniteError: as `Pipeline.generate`.
     """
@@ -135,10 +135,10 @@ def blend(
     check_choices(background, history, rounding)
     check_numbers(feather, shrink, decoder_steps)
     check_combination(pipe, method, history, shrink)
-    trajectory = pipe.scheduler.trajectory(steps, first_step(steps, strength, rounding))
+    timesteps = pipe.scheduler.timesteps(steps, first_step(steps, strength, rounding))
     prompts, noise = one_a_seed(prompts, seeds), pipe.noise(seeds)
     canvas = Canvas.prepare(image, mask, factor=pipe.vae.config.factor, size=size, cover=cover)
-    height, width = canvas.picture.shape[2:]
+    height, width = canvas.image.shape[2:]
     plan = pipe.plan(len(noise), height, width, guidance=guidance, batch=batch, tile=tile)
 
     start = Start.draw(pipe, canvas, noise, method, sample=sample, tile=tile)
@@ -146,7 +146,7 @@ def blend(
     latents = torch.cat(
         [
             edited_latents(
-                pipe, trajectory, embeddings[some], start[some], canvas.grid, method,
+                pipe, timesteps, embeddings[some], start[some], canvas.grid, method,
                 shrink=shrink, keep_history=history == "keep",
                 guidance=guidance, rescale=rescale, progress=progress,
             )
@@ -165,7 +165,7 @@ def blend(
 
 @dataclass(frozen=True)
 class Start:
-    """What the pictures of a run begin with: all that the seeds and the encoder decide."""
+    """What the images of a run begin with: all that the seeds and the encoder decide."""
 
     source: Tensor  # clean latents of the original, (B, 4, h, w)
     foreground_noise: Tensor  # (B, 4, h, w)
@@ -184,26 +184,26 @@ class Start:
         sample: bool,
         tile: int | None,
     ) -> Self:
-        """Draw from each picture's own generator; see `blend` for the order."""
+        """Draw from each image's own generator; see `blend` for the order."""
 
-        def encode(picture: Tensor) -> Tensor:
+        def encode(image: Tensor) -> Tensor:
             """(1, 3, H, W) -> (B, 4, h, w): the posterior's mode for all, or a sample each."""
             if not sample:
-                return pipe.encode(picture, tile=tile).expand(len(noise), -1, -1, -1)
-            each = [pipe.encode(picture, generator=g, tile=tile) for g in noise.generators]
+                return pipe.encode(image, tile=tile).expand(len(noise), -1, -1, -1)
+            each = [pipe.encode(image, generator=g, tile=tile) for g in noise.generators]
             return torch.cat(each)
 
         shape = pipe.vae.config.latent_channels, *canvas.grid.shape[2:]
         foreground_noise, background_noise = noise.draw(shape), noise.draw(shape)
-        source, extra = encode(canvas.picture), None
+        source, extra = encode(canvas.image), None
         if method != "blend":
-            masked = encode(masked_picture(canvas.picture, canvas.edit))
+            masked = encode(masked_image(canvas.image, canvas.edit))
             mask = canvas.grid.to(masked).expand(len(masked), -1, -1, -1)
             extra = torch.cat([mask, masked], dim=1)
         return cls(source, foreground_noise, background_noise, extra, noise)
 
     def __getitem__(self, some: slice) -> Start:
-        """That of some of the pictures."""
+        """That of some of the images."""
         extra = None if self.extra is None else self.extra[some]
         noises = self.foreground_noise[some], self.background_noise[some]
         return Start(self.source[some], *noises, extra, self.noise[some])
@@ -211,7 +211,7 @@ class Start:
 
 def edited_latents(
     pipe: Pipeline,
-    trajectory: Trajectory,
+    timesteps: Timesteps,
     prompts: PromptEmbeddings,
     start: Start,
     grid: Tensor,
@@ -224,11 +224,11 @@ def edited_latents(
     """Of one batch, by the chosen method."""
     if start.extra is not None and method == "inpaint":
         return inpaint_latents(
-            pipe, trajectory, prompts, start.source, start.foreground_noise,
+            pipe, timesteps, prompts, start.source, start.foreground_noise,
             extra=start.extra, noise=start.noise, **sampling,
         )  # fmt: skip
     return blend_latents(
-        pipe, trajectory, prompts, start.source, grid.to(start.source),
+        pipe, timesteps, prompts, start.source, grid.to(start.source),
         start.foreground_noise, start.background_noise,
         shrink=shrink, keep_history=keep_history,
         extra=start.extra, noise=start.noise, **sampling,
@@ -242,7 +242,7 @@ def errors_outside(
     images: Sequence[Image.Image],
     tile: int | None,
 ) -> tuple[list[Difference] | None, Difference | None]:
-    """Of the pictures, and of the way through the VAE alone; None if nothing is outside."""
+    """Of the images, and of the way through the VAE alone; None if nothing is outside."""
     keep = canvas.keep
     if not keep.any():
         return None, None

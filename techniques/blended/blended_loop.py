@@ -1,7 +1,7 @@
-"""The algorithm: denoise the whole picture, and put what is to stay back before every look.
+"""The algorithm: denoise the whole image, and put what is to stay back before every look.
 
 The foreground is denoised by the model, as ever.  Before each step, everything outside the
-mask is replaced by the *original* picture, noised to the very level at which the foreground
+mask is replaced by the *original* image, noised to the very level at which the foreground
 is.  So the model always sees the whole scene, and what it paints grows into it.
 """
 
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress
-from pare.schedulers import History, Trajectory, add_noise
+from pare.schedulers import History, Timesteps, add_noise
 from pare.text.text_encoder import PromptEmbeddings
 
 
 @torch.no_grad()
 def blend_latents(
     pipe: Pipeline,
-    trajectory: Trajectory,
+    timesteps: Timesteps,
     prompts: PromptEmbeddings,
     source: Tensor,
     mask: Tensor,
@@ -35,13 +35,13 @@ def blend_latents(
     extra: Tensor | None = None,
     progress: Progress = iter,
 ) -> Tensor:
-    """The latents of the edited picture: new inside the mask, exactly `source` outside.
+    """The latents of the edited image: new inside the mask, exactly `source` outside.
 
     Args:
-        trajectory: of `pipe.scheduler`; it may start midway, and then the foreground starts
+        timestep schedule: of `pipe.scheduler`; it may start midway, and then the foreground starts
             from the noised source and keeps something of it.
         prompts: what the foreground is to show.
-        source: clean latents of the original picture, (B, 4, h, w).
+        source: clean latents of the original image, (B, 4, h, w).
         mask: (1, 1, h, w), 1 = edit and 0 = keep.
         foreground_noise, background_noise: (B, 4, h, w), unit, independent of each other.
             The background keeps its noise for the whole run, so that from level to level it
@@ -57,14 +57,14 @@ def blend_latents(
     Returns:
         (B, 4, h, w)
     """
-    x_t = add_noise(source, foreground_noise, trajectory.levels[0].alpha_bar)
+    x_t = add_noise(source, foreground_noise, timesteps.levels[0].alpha_bar)
     history: History = ()
-    for i in progress(range(len(trajectory))):
-        level = trajectory.levels[i]
+    for i in progress(range(len(timesteps))):
+        level = timesteps.levels[i]
 
         # The whole idea.  algorithm 1 of arXiv:2206.02779
         background = add_noise(source, background_noise, level.alpha_bar)
-        edit = shrunken(mask, shrink, i, len(trajectory))
+        edit = shrunken(mask, shrink, i, len(timesteps))
         x_t = edit * x_t + (1 - edit) * background
         if not keep_history:
             history = ()
@@ -73,7 +73,7 @@ def blend_latents(
             x_t, level, prompts, guidance, rescale=rescale, step=i, extra=extra
         )
         fresh = pipe.fresh_noise(noise, x_t)
-        x_t, history = pipe.scheduler.step(trajectory, i, x_t, prediction, history, fresh)
+        x_t, history = pipe.scheduler.step(timesteps, i, x_t, prediction, history, fresh)
 
     # The last step has no blend behind it: pin the background to what it was.
     return mask * x_t + (1 - mask) * source

@@ -1,4 +1,4 @@
-"""What is edited, and where: the picture and its mask, at the user's size and at the model's."""
+"""What is edited, and where: the image and its mask, at the user's size and at the model's."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Canvas:
-    """A picture and a mask that fit each other, and what of them the model works on."""
+    """An image and a mask that fit each other, and what of them the model works on."""
 
     original: Image.Image
     """RGB, at the user's size."""
     mask: Image.Image
     """One channel, at the same size; from 128 on: edit."""
-    picture: Tensor
+    image: Tensor
     """At the size that is worked at: (1, 3, H, W) in [-1, 1]."""
     edit: Tensor
     """The mask there: (1, 1, H, W), 1 = edit and 0 = keep."""
     grid: Tensor
     """The mask on the latent grid: (1, 1, h, w), 1 = edit and 0 = keep."""
     restore: Restore
-    """From a picture of the size that is worked at to one of the user's."""
+    """From an image of the size that is worked at to one of the user's."""
 
     @classmethod
     def prepare(
@@ -62,12 +62,12 @@ class Canvas:
 
         Args:
             factor: pixels a latent, each way.
-            size: (width, height) to work at; None: the picture's own, to the next multiple.
+            size: (width, height) to work at; None: the image's own, to the next multiple.
             cover: see `mask_on_grid`.
 
         Raises:
             SettingError: a size that is no multiple of `factor`.
-            ImageError: a mask that marks nothing, or of another shape than the picture.
+            ImageError: a mask that marks nothing, or of another shape than the image.
         """
         if size is not None:
             validation.check_size(*size, factor)
@@ -96,10 +96,10 @@ def is_edit(mask: Image.Image) -> NDArray[np.bool_]:
 
 
 def fitting_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The mask as one channel at the picture's size.  Says when it is full or was resized.
+    """The mask as one channel at the image's size.  Says when it is full or was resized.
 
     Raises:
-        ImageError: it marks nothing, or has another shape than the picture.
+        ImageError: it marks nothing, or has another shape than the image.
     """
     if mask.mode != "L":
         mask = mask_channel(mask)
@@ -107,7 +107,7 @@ def fitting_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
         return check_mask(mask)
     fitting = match_mask(mask, size)
     warnings.warn(
-        f"the mask is {mask.width} x {mask.height}: scaled to the picture's "
+        f"the mask is {mask.width} x {mask.height}: scaled to the image's "
         f"{size[0]} x {size[1]} by the nearest pixel",
         ImageWarning,
         stacklevel=4,

@@ -1,4 +1,4 @@
-"""Inpainting models: a UNet that reads the mask and the masked picture at every step.
+"""Inpainting models: a UNet that reads the mask and the masked image at every step.
 
 Stable Diffusion's inpainting models are text-to-image models, trained on for a while with
 five more channels at the UNet's door, in this order (arXiv:2112.10752, sec. 4.5, has the
@@ -6,7 +6,7 @@ idea; the order is that of the published weights):
 
     x_t                  4   the noisy latents, as ever
     mask                 1   1 = paint, 0 = keep, on the latent grid
-    masked picture       4   its VAE latents, scaled; what is to be painted is mid-grey in it
+    masked image       4   its VAE latents, scaled; what is to be painted is mid-grey in it
 
 So the model is told at every step what stays, and has learnt to continue it: nothing needs
 to be put back between the steps.  What it makes of the outside is a copy, not the original,
@@ -19,18 +19,18 @@ from torch import Tensor
 
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress
-from pare.schedulers import Trajectory, add_noise
+from pare.schedulers import Timesteps, add_noise
 from pare.text.text_encoder import PromptEmbeddings
 
 
-def masked_picture(picture: Tensor, edit: Tensor) -> Tensor:
-    """picture (1, 3, H, W) in [-1, 1] with 0, mid-grey, where edit (1, 1, H, W) is 1."""
-    return picture * (1 - edit)
+def masked_image(image: Tensor, edit: Tensor) -> Tensor:
+    """image (1, 3, H, W) in [-1, 1] with 0, mid-grey, where edit (1, 1, H, W) is 1."""
+    return image * (1 - edit)
 
 
 def inpaint_latents(
     pipe: Pipeline,
-    trajectory: Trajectory,
+    timesteps: Timesteps,
     prompts: PromptEmbeddings,
     source: Tensor,
     foreground_noise: Tensor,
@@ -41,23 +41,23 @@ def inpaint_latents(
     noise: Noise | None = None,
     progress: Progress = iter,
 ) -> Tensor:
-    """The latents of the edited picture, (B, 4, h, w): the model's own answer everywhere.
+    """The latents of the edited image, (B, 4, h, w): the model's own answer everywhere.
 
     Args:
-        trajectory: from its full start on, the run begins with pure noise, as the model was
+        timestep schedule: from its full start on, the run begins with pure noise, as the model was
             trained; from midway on with the noised source.
-        source: clean latents of the original picture, (B, 4, h, w).
+        source: clean latents of the original image, (B, 4, h, w).
         foreground_noise: (B, 4, h, w), unit.
-        extra: mask and masked picture's latents, (B, 5, h, w) or (1, 5, h, w).
+        extra: mask and masked image's latents, (B, 5, h, w) or (1, 5, h, w).
         noise: needed by schedulers that are `stochastic`.
     """
-    if trajectory.first == 0:
-        x_t = foreground_noise * trajectory.initial_scale
+    if timesteps.first == 0:
+        x_t = foreground_noise * timesteps.initial_scale
     else:
-        x_t = add_noise(source, foreground_noise, trajectory.levels[0].alpha_bar)
+        x_t = add_noise(source, foreground_noise, timesteps.levels[0].alpha_bar)
     return pipe.denoise(
         x_t,
-        trajectory,
+        timesteps,
         prompts,
         guidance=guidance,
         rescale=rescale,

@@ -1,10 +1,10 @@
 """Many candidates, the best first.
 
-Noise decides what a run paints, and one seed in a few hits it.  So make several pictures and
+Noise decides what a run paints, and one seed in a few hits it.  So make several images and
 let something that can judge them say which (the paper takes CLIP's likeness of the masked
 region and the prompt).  What judges is a plain function of the caller's:
 
-    def rank(picture: Image.Image, prompt: str) -> float: ...      # higher is better
+    def rank(image: Image.Image, prompt: str) -> float: ...      # higher is better
 
     result = blend(pipe, image, mask, prompt, seeds=range(8), rank=at_mask(rank, mask))
     result.images[result.order[0]]
@@ -27,28 +27,28 @@ from techniques.blended.edit_canvas import is_edit
 from techniques.loss_guidance import Loss
 
 Rank = Callable[[Image.Image, str], float]
-"""How well a picture (RGB) shows what the prompt says; higher is better."""
+"""How well an image (RGB) shows what the prompt says; higher is better."""
 
 
 def by_loss(loss_of: Callable[[str], Loss]) -> Rank:
     """The ranking for which the smaller loss is better: the score is minus the loss.
 
     Args:
-        loss_of: prompt -> its loss, which takes a picture (1, 3, H, W) in [0, 1]; made once.
+        loss_of: prompt -> its loss, which takes an image (1, 3, H, W) in [0, 1]; made once.
     """
     losses: dict[str, Loss] = {}
 
     @torch.no_grad()
-    def rank(picture: Image.Image, prompt: str) -> float:
+    def rank(image: Image.Image, prompt: str) -> float:
         if prompt not in losses:
             losses[prompt] = loss_of(prompt)
-        return -float(losses[prompt](to_tensor(picture) / 2 + 0.5))
+        return -float(losses[prompt](to_tensor(image) / 2 + 0.5))
 
     return rank
 
 
 def scores_of(images: Sequence[Image.Image], prompts: Sequence[str], rank: Rank) -> list[float]:
-    """What `rank` gives each picture for its own prompt.
+    """What `rank` gives each image for its own prompt.
 
     Raises:
         SettingError: a score that is not a number, which nothing can be sorted by.
@@ -56,7 +56,7 @@ def scores_of(images: Sequence[Image.Image], prompts: Sequence[str], rank: Rank)
     scores = [float(rank(image, prompt)) for image, prompt in zip(images, prompts, strict=True)]
     for number, score in enumerate(scores, start=1):
         if math.isnan(score):
-            raise SettingError(f"the ranking gives picture {number} nan", expected="a number")
+            raise SettingError(f"the ranking gives image {number} nan", expected="a number")
     return scores
 
 
@@ -68,8 +68,8 @@ def at_mask(rank: Rank, mask: Image.Image, margin: float = 0.0) -> Rank:
 
     channel = mask if mask.mode == "L" else mask_channel(mask)
 
-    def rank_region(picture: Image.Image, prompt: str) -> float:
-        return rank(picture.crop(region(match_mask(channel, picture.size), margin)), prompt)
+    def rank_region(image: Image.Image, prompt: str) -> float:
+        return rank(image.crop(region(match_mask(channel, image.size), margin)), prompt)
 
     return rank_region
 

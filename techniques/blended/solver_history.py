@@ -57,14 +57,14 @@ def measure_history(
     canvas = Canvas.prepare(image, mask, factor=pipe.vae.config.factor)
     embeddings = pipe.encode_prompts(one_a_seed(prompts, seeds))
     noise = pipe.noise(seeds)
-    source = pipe.encode(canvas.picture).expand(len(noise), -1, -1, -1)
+    source = pipe.encode(canvas.image).expand(len(noise), -1, -1, -1)
     noises = [noise.draw(tuple(source.shape[1:])) for _ in range(2)]
     grid = canvas.grid.to(source)
 
     def run(number: int, keep: bool) -> Tensor:
         return blend_latents(
             pipe,
-            pipe.scheduler.trajectory(number),
+            pipe.scheduler.timesteps(number),
             embeddings,
             source,
             grid,

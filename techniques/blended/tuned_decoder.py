@@ -1,6 +1,6 @@
-"""A decoder of the picture's own ("background reconstruction" in arXiv:2206.02779).
+"""A decoder of the image's own ("background reconstruction" in arXiv:2206.02779).
 
-The VAE's decoder cannot give back every picture exactly: faces, letters and fine textures
+The VAE's decoder cannot give back every image exactly: faces, letters and fine textures
 come out as something similar.  But its weights can be tuned until it gives back *this* one:
 outside the mask the original's pixels, inside what it made of the edit before.  The seam is
 then the decoder's own work, and so invisible.
@@ -30,13 +30,13 @@ def decode_tuned(
     steps: int = TUNING_STEPS,
     progress: Progress = iter,
 ) -> Tensor:
-    """Decode one picture with a decoder that is tuned to it; the pipeline's is left as it is.
+    """Decode one image with a decoder that is tuned to it; the pipeline's is left as it is.
 
     The copy is trained in float32 with Adam, whatever the model's type.  It needs about four
-    times the decoder's weights and the activations of one picture.
+    times the decoder's weights and the activations of one image.
 
     Args:
-        latents: of the edited picture, (1, 4, h, w), scaled.
+        latents: of the edited image, (1, 4, h, w), scaled.
         original: (1, 3, H, W) in [-1, 1].
         edit: (1, 1, H, W), 1 = edit and 0 = keep.
         steps: of Adam.  0 is the decoder as it is.
@@ -54,13 +54,13 @@ def decode_tuned(
     optimiser = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)
     for _ in progress(range(steps)):
         with torch.enable_grad():
-            image = decoder(z)
-            inside = F.mse_loss(edit * image, edit * edited)
-            outside = F.mse_loss((1 - edit) * image, (1 - edit) * original)
+            output = decoder(z)
+            inside = F.mse_loss(edit * output, edit * edited)
+            outside = F.mse_loss((1 - edit) * output, (1 - edit) * original)
             loss = inside + OUTSIDE_WEIGHT * outside
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     with torch.no_grad():
-        picture: Tensor = decoder(z)
-    return picture.cpu()
+        image: Tensor = decoder(z)
+    return image.cpu()

@@ -1,8 +1,8 @@
-"""A real picture, edited by a prompt: an inversion, and an edit on the way back from it.
+"""A real image, edited by a prompt: an inversion, and an edit on the way back from it.
 
 `way` is what the inversion methods (`techniques.inversion`) do at each step of the way back.
 `loops` is the edits on that way: other words, prompt-to-prompt, a mask, concepts pushed away;
-each is a loop of its own.  `pictures` goes from a picture and words to the edited picture, and
+each is a loop of its own.  `images` goes from an image and words to the edited image, and
 says which method goes with which edit.
 """
 

@@ -1,4 +1,4 @@
-"""From a picture and two prompts, what it shows and what it is to show, to the edited picture.
+"""From an image and two prompts, what it shows and what it is to show, to the edited image.
 
 edited = edit(pipe, image, "a sunny road in the forest", "a snowy road in the forest")
 edited.image.save("snowy.png")
@@ -81,27 +81,27 @@ STRENGTH: Mapping[tuple[Kind, Method], float] = {
 # An inversion for which this guidance is also that of the edit: it was trained, or solved, for it.
 SAME_GUIDANCE = ("null-text", "edict")
 
-SAME_PICTURE = 0.1
-"""Root mean square of two latents, whose own is about 1, up to which they are one picture's:
-devices and number types round differently, and other pictures are further."""
+SAME_IMAGE = 0.1
+"""Root mean square of two latents, whose own is about 1, up to which they are one image's:
+devices and number types round differently, and other images are further."""
 
 
 @dataclass(frozen=True)
 class Edited:
-    """An edited picture, and how well the original was understood."""
+    """An edited image, and how well the original was understood."""
 
-    image: Image.Image  # RGB, of the size of the picture that was edited
+    image: Image.Image  # RGB, of the size of the image that was edited
     latents: Tensor  # (1, 4, h, w), scaled, float32
     inverted: Inverted
     reconstruction: Image.Image | None
     """What the inversion gives back under the source's prompt; None if it was not asked for."""
-    reconstructed: Likeness | None  # to the picture
+    reconstructed: Likeness | None  # to the image
     vae_alone: Likeness  # of the VAE's round trip: the most that any inversion can reach
-    outside: Difference | None  # to the picture, where the mask says keep; None without a mask
+    outside: Difference | None  # to the image, where the mask says keep; None without a mask
     tables: list[p2p.TokenMap]  # which word feeds which, of prompt-to-prompt
 
     def report(self) -> dict[str, Any]:
-        """Fit for JSON, which has no infinity: the psnr of equal pictures is None."""
+        """Fit for JSON, which has no infinity: the psnr of equal images is None."""
 
         def of(found: Likeness | None) -> dict[str, float | None] | None:
             if found is None:
@@ -141,7 +141,7 @@ def edit(
     reconstruct: bool = True,
     progress: Progress = iter,
 ) -> Edited:
-    """Invert a picture, and come back to another one.
+    """Invert an image, and come back to another one.
 
     Args:
         image: any size, worked at the next multiple of 8 and handed back at its own.
@@ -151,7 +151,7 @@ def edit(
         kind: the edit.  "p2p": with the source's attention.  "resample": nothing but the other
             words.  "blend": only inside the mask.  "erase": pushed away from `concepts`.
         method: the inversion, one of METHODS[kind]; None: the kind's usual one.
-        inverted: an inversion of this picture from before; `method`, `steps` and `seed` are its.
+        inverted: an inversion of this image from before; `method`, `steps` and `seed` are its.
         guidance: of the edit; None: the method's usual, or the one that `inverted` was made for
             where the two must be one.
         strength: how much of the way back is walked anew.  Less keeps more.
@@ -163,12 +163,12 @@ def edit(
             `decoder_steps` as in `techniques.blended.blend`.
         cover: every latent that the mask touches may change, not those whose middle it covers.
         concepts, gates: of "erase", as in `techniques.erasure.erase`.
-        reconstruct: also make the picture again.  (For "p2p" it is there anyway.)
+        reconstruct: also make the image again.  (For "p2p" it is there anyway.)
 
     Raises:
         SettingError: a setting out of range, or of another kind of edit.
-        InversionError: `inverted` is of another picture, model or prompt.
-        ImageError: a mask that marks nothing, or of another shape than the picture.
+        InversionError: `inverted` is of another image, model or prompt.
+        ImageError: a mask that marks nothing, or of another shape than the image.
         SchedulerError: a scheduler without an exact inverse.
         ModelError: an inpainting model.
     """
@@ -201,7 +201,7 @@ def edit(
     prompts = pipe.encode_prompts(words)
     injection = None
     if kind == "p2p":
-        shape = inverted.trace.trajectory.shape
+        shape = inverted.trace.latents.shape
         injection = p2p.prepare(
             tables, [target], steps, (shape[2], shape[3]), device=pipe.device,
             cross_sites=cross_sites, self_sites=self_sites, blend=masked(local_blend, grid),
@@ -226,27 +226,27 @@ def edit(
     original = image.convert("RGB")
     latents, given = latents[-1:].float(), inverted.trace.source.to(pipe.device).float()
     if canvas is None:
-        picture = decoded(pipe, latents, original)
+        result = decoded(pipe, latents, original)
     else:
-        picture = decode_on(
+        result = decode_on(
             pipe, canvas, latents, background,
             feather=feather, decoder_steps=decoder_steps, progress=progress,
         )[0]  # fmt: skip
     again = inversion.sample(pipe, inverted, progress=progress).image if reconstruct else None
     return Edited(
-        image=picture,
+        image=result,
         latents=latents,
         inverted=inverted,
         reconstruction=again,
         reconstructed=None if again is None else likeness(original, again),
         vae_alone=likeness(original, decoded(pipe, given, original)),
-        outside=outside(canvas, picture),
+        outside=outside(canvas, result),
         tables=tables,
     )
 
 
 def decoded(pipe: Pipeline, latents: Tensor, original: Image.Image) -> Image.Image:
-    """The picture of the latents (1, 4, h, w), of the original's size."""
+    """The image of the latents (1, 4, h, w), of the original's size."""
     return to_pil(pipe.decode(latents))[0].crop((0, 0, original.width, original.height))
 
 
@@ -262,10 +262,10 @@ def masked(local_blend: p2p.LocalBlend | None, grid: Tensor | None) -> p2p.Local
     return dataclasses.replace(local_blend, mask=grid)
 
 
-def outside(canvas: Canvas | None, picture: Image.Image) -> Difference | None:
+def outside(canvas: Canvas | None, image: Image.Image) -> Difference | None:
     if canvas is None or not canvas.keep.any():
         return None
-    return difference(canvas.original, picture, canvas.keep)
+    return difference(canvas.original, image, canvas.keep)
 
 
 def finite(value: float) -> float | None:
@@ -344,7 +344,7 @@ def check_options(
 
 
 def check_inverted(pipe: Pipeline, inverted: Inverted, image: Image.Image, source: str) -> None:
-    """Raise an InversionError unless the inversion is of this picture, prompt and model."""
+    """Raise an InversionError unless the inversion is of this image, prompt and model."""
     check_fit(pipe, inverted)
     if inverted.prompt != source:
         raise InversionError(
@@ -353,13 +353,13 @@ def check_inverted(pipe: Pipeline, inverted: Inverted, image: Image.Image, sourc
         )
     if image.size != (inverted.width, inverted.height):
         raise InversionError(
-            f"the picture is {image.width} x {image.height}, and the inversion's was "
+            f"the image is {image.width} x {image.height}, and the inversion's was "
             f"{inverted.width} x {inverted.height}"
         )
     worked, _ = fit_to_multiple(image.convert("RGB"), pipe.vae.config.factor)
     apart = rms(pipe.encode(to_tensor(worked)).cpu() - inverted.trace.source.cpu().float())
-    if apart > SAME_PICTURE:
+    if apart > SAME_IMAGE:
         raise InversionError(
-            f"the inversion is of another picture (its latents are {apart:.2f} from this one's)",
-            fix="give the picture that was inverted",
+            f"the inversion is of another image (its latents are {apart:.2f} from this one's)",
+            fix="give the image that was inverted",
         )

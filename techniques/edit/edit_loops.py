@@ -62,10 +62,10 @@ def prompt_to_prompt_latents(
 
 @torch.no_grad()
 def blend_latents(way: Way, mask: Tensor, *, progress: Progress = iter) -> Tensor:
-    """New inside the mask (1, 1, h, w), exactly the picture's latents outside.
+    """New inside the mask (1, 1, h, w), exactly the image's latents outside.
 
-    Blended latent diffusion noises the picture afresh for its background.  Here the inversion
-    knows what the picture was at each level, under the very noise that the inside comes from
+    Blended latent diffusion noises the image afresh for its background.  Here the inversion
+    knows what the image was at each level, under the very noise that the inside comes from
     (arXiv:2210.11427, sec. 3.2, step 3).
     """
     x_t = way.start()
@@ -91,7 +91,7 @@ def erase_latents(
     (arXiv:2311.16711).
 
     Args:
-        mask: (1, 1, h, w); outside, the picture stays, as in `blend_latents`.
+        mask: (1, 1, h, w); outside, the image stays, as in `blend_latents`.
     """
     pipe, guidance = way.pipe, way.guidance
     texts = branch_texts(pipe, way.prompts, concepts)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pare.attention import Control
 from pare.pipeline import Pipeline
-from pare.schedulers import Level, Prediction
+from pare.schedulers import NoiseLevel, Prediction
 from pare.text.text_encoder import PromptEmbeddings
 from techniques.inversion import Inverted, ddim, edit_friendly, negative
 
@@ -58,23 +58,23 @@ class Way:
         self.solver = ddim.solvers(pipe)[0]
         if self.method == "edit-friendly":
             self.solver = edit_friendly.with_fresh_noise(pipe)
-        self.trajectory = self.solver.trajectory(self.trace.steps, skip)
+        self.timesteps = self.solver.timesteps(self.trace.steps, skip)
         self.source_text = None
         if self.method in ("negative", "proximal"):
             self.source_text = pipe.encode_prompts([inverted.prompt]).cond
 
     def __len__(self) -> int:
-        return len(self.trajectory)
+        return len(self.timesteps)
 
-    def level(self, i: int) -> Level:
-        return self.trajectory.levels[i]
+    def level(self, i: int) -> NoiseLevel:
+        return self.timesteps.levels[i]
 
     def start(self) -> Tensor:
         """What sampling begins from, (B, 4, h, w)."""
         return self.trace.start(self.skip, len(self.prompts), self.pipe.device)
 
     def inverted_at(self, i: int) -> Tensor:
-        """Where the inversion was before step `i`; at len, the picture: (1, 4, h, w)."""
+        """Where the inversion was before step `i`; at len, the image: (1, 4, h, w)."""
         return self.trace.start(self.skip + i, 1, self.pipe.device)
 
     def uncond(self, i: int) -> Tensor:
@@ -106,9 +106,9 @@ class Way:
     def step(self, i: int, x_t: Tensor, prediction: Prediction) -> Tensor:
         """x_t after step `i`."""
         if self.trace.noise is None:
-            return self.solver.step(self.trajectory, i, x_t, prediction, ())[0]
+            return self.solver.step(self.timesteps, i, x_t, prediction, ())[0]
         still = torch.zeros_like(x_t)
-        mean, _ = self.solver.step(self.trajectory, i, x_t, prediction, (), noise=still)
+        mean, _ = self.solver.step(self.timesteps, i, x_t, prediction, (), noise=still)
         return mean + self.trace.noise[self.skip + i].to(x_t)
 
     def with_source(self, i: int, x_t: Tensor) -> Tensor:

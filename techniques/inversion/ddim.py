@@ -1,4 +1,4 @@
-"""DDIM inversion (arXiv:2010.02502, section 4.3): the noise that a picture would come from.
+"""DDIM inversion (arXiv:2010.02502, section 4.3): the noise that an image would come from.
 
 DDIM's steps are deterministic, so they can be walked back.  A step went from x_t to x_next
 with eps(x_t); on the way back x_t is what we look for, and eps(x_next) stands in for it.
@@ -7,9 +7,9 @@ other files of this folder are ways around them.
 
 `invert_latents` and `sample_latents` are the two loops.  What they start and end with:
 
-    trajectory[0]   the noisiest latents, where sampling starts    ("x_T")
-    trajectory[i]   the latents that sampling meets before its step i
-    trajectory[-1]  the picture's own latents
+    latents[0]   the noisiest latents, where sampling starts    ("x_T")
+    latents[i]   the latents that sampling meets before its step i
+    latents[-1]  the image's own latents
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from pare.attention import Control
 from pare.errors import SchedulerError
 from pare.pipeline import Pipeline, Progress
-from pare.schedulers import Trajectory
+from pare.schedulers import Timesteps
 from pare.schedulers.ddim import DDIM
 from pare.schedulers.ddim_inverse import DDIMInverse
 from pare.text.text_encoder import PromptEmbeddings
@@ -45,7 +45,7 @@ def invert(
     *,
     progress: Progress = iter,
 ) -> Trace:
-    """One picture's latents (1, 4, h, w) and its prompt -> the way to its noise."""
+    """One image's latents (1, 4, h, w) and its prompt -> the way to its noise."""
     return Trace(invert_latents(pipe, x0, prompts.cond, steps, progress=progress))
 
 
@@ -59,20 +59,20 @@ def invert_latents(
     progress: Progress = iter,
     watch: Watch | None = None,
 ) -> Tensor:
-    """The latents of a picture at every level, the noisiest first: (steps + 1, 4, h, w).
+    """The latents of an image at every level, the noisiest first: (steps + 1, 4, h, w).
 
     Args:
         x0: (1, 4, h, w), scaled; taken to stand at the level where sampling ends.
-        cond: the embedding of what the picture shows, (1, 77, C).
+        cond: the embedding of what the image shows, (1, 77, C).
     """
     _, inverse = solvers(pipe)
-    trajectory = inverse.trajectory(steps)
+    timesteps = inverse.timesteps(steps)
     only_cond = PromptEmbeddings(cond=cond, uncond=cond)
     x_t, visited = x0, [x0]
     for i in progress(range(steps)):
-        level = trajectory.levels[i]
+        level = timesteps.levels[i]
         prediction = pipe.predict(x_t, level, only_cond, guidance=1.0, step=i)
-        x_t, _ = inverse.step(trajectory, i, x_t, prediction, ())
+        x_t, _ = inverse.step(timesteps, i, x_t, prediction, ())
         visited.append(x_t)
         if watch:
             watch(i, x_t)
@@ -97,12 +97,12 @@ def sample_latents(
         skip: begin after so many steps, from the latents that the inversion met there.
     """
     ddim, _ = solvers(pipe)
-    trajectory = ddim.trajectory(trace.steps, skip)
+    timesteps = ddim.timesteps(trace.steps, skip)
     x_t = trace.start(skip, len(prompts), pipe.device)
-    for i in progress(range(len(trajectory))):
-        level = trajectory.levels[i]
+    for i in progress(range(len(timesteps))):
+        level = timesteps.levels[i]
         prediction = pipe.predict(x_t, level, prompts, guidance, control=control, step=skip + i)
-        x_t, _ = ddim.step(trajectory, i, x_t, prediction, ())
+        x_t, _ = ddim.step(timesteps, i, x_t, prediction, ())
         if watch:
             watch(skip + i, x_t)
     return x_t
@@ -129,11 +129,11 @@ def solvers(pipe: Pipeline) -> tuple[DDIM, DDIMInverse]:
     return DDIM(config, scheduler.schedule), DDIMInverse(config, scheduler.schedule)
 
 
-def check_signal(trajectory: Trajectory) -> None:
-    """Raise a SchedulerError if the noisiest level has forgotten the picture altogether."""
-    if math.isinf(trajectory.levels[0].sigma):
+def check_signal(timesteps: Timesteps) -> None:
+    """Raise a SchedulerError if the noisiest level has forgotten the image altogether."""
+    if math.isinf(timesteps.levels[0].sigma):
         raise SchedulerError(
             "the noisiest level has no signal (rescale_betas_zero_snr), so that nothing of a "
-            "picture can be found there",
+            "image can be found there",
             fix="use the leading spacing (spacing='leading')",
         )

@@ -42,12 +42,12 @@ def sample_latents(
 ) -> Tensor:
     """As `ddim.sample_latents`; the first of the prompts' rows is the source's."""
     ddim, _ = solvers(pipe)
-    trajectory = ddim.trajectory(trace.steps, skip)
+    timesteps = ddim.timesteps(trace.steps, skip)
     x_t = trace.start(skip, len(prompts), pipe.device)
-    for i in progress(range(len(trajectory))):
-        level = trajectory.levels[i]
+    for i in progress(range(len(timesteps))):
+        level = timesteps.levels[i]
         prediction = pipe.predict(x_t, level, prompts, guidance, control=control, step=skip + i)
-        x_t, _ = ddim.step(trajectory, i, x_t, prediction, ())
+        x_t, _ = ddim.step(timesteps, i, x_t, prediction, ())
         source = trace.start(skip + i + 1, 1, pipe.device)
         x_t = torch.cat([source, x_t[1:]])
         if watch:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pare.attention import Control
 from pare.pipeline import Pipeline, Progress
-from pare.schedulers import Level
+from pare.schedulers import NoiseLevel
 from pare.text.text_encoder import PromptEmbeddings
 from techniques.inversion.ddim import Watch, solvers
 from techniques.inversion.trace import Trace
@@ -40,9 +40,9 @@ def invert(
     p: float = P,
     progress: Progress = iter,
 ) -> Trace:
-    """Both trajectories, float64 on the CPU; at the picture they are one."""
+    """Both timestep schedules, float64 on the CPU; at the image they are one."""
     ddim, _ = solvers(pipe)
-    levels = ddim.trajectory(steps).levels
+    levels = ddim.timesteps(steps).levels
     x = y = x0.cpu().double()
     ways = [(x, y)]
     for i in progress(range(steps - 1, -1, -1)):  # sampling's steps, the last one first
@@ -79,11 +79,11 @@ def sample_latents(
     """
     assert trace.partner is not None
     ddim, _ = solvers(pipe)
-    trajectory = ddim.trajectory(trace.steps, skip)
-    levels, rows = trajectory.levels, len(prompts)
-    x = trace.trajectory[skip].cpu().double().expand(rows, -1, -1, -1)
+    timesteps = ddim.timesteps(trace.steps, skip)
+    levels, rows = timesteps.levels, len(prompts)
+    x = trace.latents[skip].cpu().double().expand(rows, -1, -1, -1)
     y = trace.partner[skip].cpu().double().expand(rows, -1, -1, -1)
-    for k in progress(range(len(trajectory))):
+    for k in progress(range(len(timesteps))):
         i = skip + k
         a, b = coefficients(levels[k], levels[k + 1])
         x, y = turned(i, x, y)
@@ -93,7 +93,7 @@ def sample_latents(
         y = p * y + (1 - p) * x
         x, y = turned(i, x, y)
         if mask is not None:
-            x = mask.cpu() * x + (1 - mask.cpu()) * trace.trajectory[i + 1].cpu()
+            x = mask.cpu() * x + (1 - mask.cpu()) * trace.latents[i + 1].cpu()
             y = mask.cpu() * y + (1 - mask.cpu()) * trace.partner[i + 1].cpu()
         if watch:
             watch(i, x)
@@ -105,7 +105,7 @@ def turned(i: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return (y, x) if i % 2 else (x, y)
 
 
-def coefficients(here: Level, there: Level) -> tuple[float, float]:
+def coefficients(here: NoiseLevel, there: NoiseLevel) -> tuple[float, float]:
     """a and b of DDIM's step x_next = a x_t + b eps (arXiv:2010.02502, eq. 12, sorted)."""
     a = there.signal_rate / here.signal_rate
     return a, there.noise_rate - a * here.noise_rate
@@ -114,7 +114,7 @@ def coefficients(here: Level, there: Level) -> tuple[float, float]:
 def eps(
     pipe: Pipeline,
     x_t: Tensor,
-    level: Level,
+    level: NoiseLevel,
     prompts: PromptEmbeddings,
     guidance: float,
     *,

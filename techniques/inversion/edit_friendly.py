@@ -1,12 +1,12 @@
-"""Edit-friendly DDPM inversion (arXiv:2304.06140): noise that carries the picture.
+"""Edit-friendly DDPM inversion (arXiv:2304.06140): noise that carries the image.
 
 DDPM draws fresh noise z in each step:
 
     x_next = mean(x_t) + sigma * z
 
-The picture is noised to every level, each time with noise of its own, so that neighbouring
+The image is noised to every level, each time with noise of its own, so that neighbouring
 levels are further apart than in any run of the model.  Then z is solved for.  It is far
-from white, holds the picture's structure, and gives the picture back exactly: from the
+from white, holds the image's structure, and gives the image back exactly: from the
 prompt and the guidance that it was solved with, rounding apart; another prompt changes the
 mean, and what z holds stays.
 """
@@ -42,19 +42,19 @@ def invert(
     noise: Noise,
     progress: Progress = iter,
 ) -> Trace:
-    """The picture at every level, and sigma * z of every step (the trace's `noise`).
+    """The image at every level, and sigma * z of every step (the trace's `noise`).
 
     `noise` is drawn from once for each level, the noisiest first.
     """
     ddpm = with_fresh_noise(pipe)
-    trajectory = ddpm.trajectory(steps)
-    levels = trajectory.levels[:-1]
+    timesteps = ddpm.timesteps(steps)
+    levels = timesteps.levels[:-1]
     shape = tuple(x0.shape[1:])
     way = [add_noise(x0, noise.draw(shape), level.alpha_bar) for level in levels] + [x0]
     solved = []
     for i in progress(range(steps)):
         prediction = pipe.predict(way[i], levels[i], prompts, guidance, step=i)
-        mean, _ = ddpm.step(trajectory, i, way[i], prediction, (), noise=torch.zeros_like(x0))
+        mean, _ = ddpm.step(timesteps, i, way[i], prediction, (), noise=torch.zeros_like(x0))
         solved.append(way[i + 1] - mean)
         # Where sampling really gets to: rounding is not to add up over the steps.
         way[i + 1] = mean + solved[i]
@@ -76,13 +76,13 @@ def sample_latents(
     """As `ddim.sample_latents`, under DDPM with the noise that was solved for."""
     assert trace.noise is not None
     ddpm = with_fresh_noise(pipe)
-    trajectory = ddpm.trajectory(trace.steps, skip)
+    timesteps = ddpm.timesteps(trace.steps, skip)
     noise = trace.noise.to(pipe.device)
     x_t = trace.start(skip, len(prompts), pipe.device)
-    for i in progress(range(len(trajectory))):
-        level = trajectory.levels[i]
+    for i in progress(range(len(timesteps))):
+        level = timesteps.levels[i]
         prediction = pipe.predict(x_t, level, prompts, guidance, control=control, step=skip + i)
-        mean, _ = ddpm.step(trajectory, i, x_t, prediction, (), noise=torch.zeros_like(x_t))
+        mean, _ = ddpm.step(timesteps, i, x_t, prediction, (), noise=torch.zeros_like(x_t))
         x_t = mean + noise[skip + i]
         if watch:
             watch(skip + i, x_t)

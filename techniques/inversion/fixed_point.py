@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pare.pipeline import Pipeline, Progress
-from pare.schedulers import Level
+from pare.schedulers import NoiseLevel
 from pare.text.text_encoder import PromptEmbeddings
 from techniques.inversion.ddim import solvers
 from techniques.inversion.trace import Trace
@@ -42,7 +42,7 @@ def invert(
     `iterations` 1 is plain inversion.
     """
     ddim, _ = solvers(pipe)
-    levels = ddim.trajectory(steps).levels
+    levels = ddim.timesteps(steps).levels
     only_cond = PromptEmbeddings(cond=prompts.cond, uncond=prompts.cond)
     x_next, visited = x0, [x0]
     for i in progress(range(steps)):
@@ -59,7 +59,7 @@ def invert(
     return Trace(torch.cat(visited[::-1]))
 
 
-def back(x_next: Tensor, eps: Tensor, here: Level, there: Level) -> Tensor:
+def back(x_next: Tensor, eps: Tensor, here: NoiseLevel, there: NoiseLevel) -> Tensor:
     """The x_t at the level `there` that a step of DDIM with `eps` brings to x_next, `here`."""
     x0 = (x_next - here.noise_rate * eps) / here.signal_rate
     return there.signal_rate * x0 + there.noise_rate * eps  # arXiv:2010.02502, eq. 12

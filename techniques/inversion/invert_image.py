@@ -1,7 +1,7 @@
-"""From a picture and what it shows to its inversion, and from there to pictures again.
+"""From an image and what it shows to its inversion, and from there to images again.
 
 inverted = invert(pipe, image, "a road in the mountains", method="null-text")
-again    = sample(pipe, inverted)                                    # the picture
+again    = sample(pipe, inverted)                                    # the image
 edited   = sample(pipe, inverted, "a snowy road in the mountains")   # the edit
 """
 
@@ -42,7 +42,7 @@ Method = Literal[
 # The solver that the technique needs; `solvers` says why no other will do.
 PREFERRED_SCHEDULER: Mapping[str, object] = {"scheduler": "ddim"}
 
-# At which a picture is inverted, and sampled again, if nobody says otherwise.
+# At which an image is inverted, and sampled again, if nobody says otherwise.
 USUAL_GUIDANCE: Mapping[Method, float] = {
     "ddim": ddim.GUIDANCE,
     "fixed-point": fixed_point.GUIDANCE,
@@ -66,14 +66,14 @@ def invert(
     seed: int = 0,
     progress: Progress = iter,
 ) -> Inverted:
-    """Find what `pipe` would have made the picture from, under its DDIM.
+    """Find what `pipe` would have made the image from, under its DDIM.
 
     Args:
         image: any size, worked at the next multiple of the VAE's factor.
         prompt: what it shows, as well as can be said.
-        guidance: at which the prompt is to give the picture back.  None: the method's usual.
+        guidance: at which the prompt is to give the image back.  None: the method's usual.
             ("ddim" and "fixed-point" invert without guidance whatever is given, and so give
-            the picture back at 1.)
+            the image back at 1.)
         seed: of the noise that "edit-friendly" draws; the others draw none.
 
     Raises:
@@ -87,7 +87,7 @@ def invert(
     guidance = USUAL_GUIDANCE[method] if guidance is None else validation.check_guidance(guidance)
     validation.check_prompt(prompt)
     solver, _ = ddim.solvers(pipe)
-    ddim.check_signal(solver.trajectory(steps))
+    ddim.check_signal(solver.timesteps(steps))
     worked, _ = fit_to_multiple(image.convert("RGB"), pipe.vae.config.factor)
     x0 = pipe.encode(to_tensor(worked))
     prompts = pipe.encode_prompts([prompt])
@@ -117,9 +117,9 @@ def invert(
 
 @dataclass(frozen=True)
 class Sampled:
-    """A picture that came from an inversion."""
+    """An image that came from an inversion."""
 
-    image: Image.Image  # RGB, of the size of the picture that was inverted
+    image: Image.Image  # RGB, of the size of the image that was inverted
     latents: Tensor  # (1, 4, h, w), scaled, float32
     visited: Mapping[int, Tensor] = field(default_factory=dict)
     """The latents (1, 4, h, w) after the steps that were asked for."""
@@ -135,10 +135,10 @@ def sample(
     visual_steps: Sequence[int] = (),
     progress: Progress = iter,
 ) -> Sampled:
-    """The picture again, or, with another prompt, its edit.
+    """The image again, or, with another prompt, its edit.
 
     Args:
-        prompt: None is the one that the picture was inverted with.
+        prompt: None is the one that the image was inverted with.
         guidance: None is the inversion's.
         skip: begin after so many steps, from where the inversion was there: the more, the
             less can change.  (arXiv:2304.06140 edits at guidance 15 and skips 36 of 100.)
@@ -165,15 +165,15 @@ def sample(
         pipe, inverted, prompt, guidance, skip=skip, progress=progress, watch=watch
     )
     x0 = latents[-1:].float()
-    # The picture was worked at the next multiple of the VAE's factor, its edges repeated.
-    picture = to_pil(pipe.decode(x0))[0].crop((0, 0, inverted.width, inverted.height))
-    return Sampled(picture, x0, visited)
+    # The image was worked at the next multiple of the VAE's factor, its edges repeated.
+    image = to_pil(pipe.decode(x0))[0].crop((0, 0, inverted.width, inverted.height))
+    return Sampled(image, x0, visited)
 
 
 def sample_rows(
     pipe: Pipeline, inverted: Inverted, prompt: str, guidance: float, **given: Any
 ) -> Tensor:
-    """The method's own loop for one prompt: (B, 4, h, w), the prompt's picture last."""
+    """The method's own loop for one prompt: (B, 4, h, w), the prompt's image last."""
     method, trace = inverted.method, inverted.trace
     if method == "null-text":
         return null_text.sample_latents(
@@ -220,14 +220,14 @@ def check_fit(pipe: Pipeline, inverted: Inverted) -> None:
     if inverted.scheduler != described(solver):
         raise InversionError(
             "the inversion is of another noise schedule or spacing of steps than the pipeline's",
-            fix="use the scheduler options that the picture was inverted with",
+            fix="use the scheduler options that the image was inverted with",
         )
     trace, vae = inverted.trace, pipe.vae.config
     sides = tuple(math.ceil(side / vae.factor) for side in (inverted.height, inverted.width))
-    if trace.trajectory.shape[1:] != (vae.latent_channels, *sides):
+    if trace.latents.shape[1:] != (vae.latent_channels, *sides):
         raise InversionError(
-            f"the inversion has latents of the shape {tuple(trace.trajectory.shape[1:])}",
-            expected=f"{(vae.latent_channels, *sides)} for a picture of "
+            f"the inversion has latents of the shape {tuple(trace.latents.shape[1:])}",
+            expected=f"{(vae.latent_channels, *sides)} for an image of "
             f"{inverted.width} x {inverted.height}",
         )
     width = pipe.unet.config.cross_attention_dim

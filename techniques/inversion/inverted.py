@@ -22,9 +22,9 @@ from techniques.inversion.trace import Trace
 KEY = "pare-inversion"  # of the JSON in the file's metadata
 FORMAT = 1
 MOST_JSON = 1_000_000  # characters
-MOST_BYTES = 2**33  # of a file; SD's largest picture with 1000 steps has less
+MOST_BYTES = 2**33  # of a file; SD's largest image with 1000 steps has less
 TENSORS = ("trajectory", "uncond", "noise", "partner")
-# What each method leaves beside its trajectory.
+# What each method leaves beside its timesteps.
 NEEDED: Mapping[str, str | None] = {
     "ddim": None,
     "fixed-point": None,
@@ -39,12 +39,12 @@ NEEDED: Mapping[str, str | None] = {
 
 @dataclass(frozen=True)
 class Inverted:
-    """One picture's inversion: from here `sample` makes the picture again, or its edit."""
+    """One image's inversion: from here `sample` makes the image again, or its edit."""
 
     method: str
-    prompt: str  # what the picture shows
-    guidance: float  # at which the prompt gives the picture back
-    width: int  # of the picture in pixels
+    prompt: str  # what the image shows
+    guidance: float  # at which the prompt gives the image back
+    width: int  # of the image in pixels
     height: int
     model: Mapping[str, str]  # weight file -> fingerprint
     scheduler: Mapping[str, Any]  # DDIM's describe()
@@ -147,9 +147,9 @@ def parse(text: str, path: Path | str) -> dict[str, Any]:
 
 def check_tensors(trace: Trace, method: str, path: Path | str) -> None:
     """Raise an InversionError for shapes, types or values that no inversion has."""
-    way = trace.trajectory
+    way = trace.latents
     if way.ndim != 4 or not 2 <= len(way) <= MAX_STEPS + 1:
-        refuse(path, f"its trajectory has the shape {tuple(way.shape)}")
+        refuse(path, f"its timestep schedule has the shape {tuple(way.shape)}")
     shapes = {
         "trajectory": tuple(way.shape),
         "partner": tuple(way.shape),

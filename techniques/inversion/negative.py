@@ -25,7 +25,7 @@ from techniques.inversion.trace import Trace
 __all__ = ["GUIDANCE", "QUANTILE", "invert", "proximal", "sample_latents"]  # the way: DDIM's
 
 GUIDANCE = 7.5
-QUANTILE = 0.7  # of |cond - source|, of all of a picture's latents
+QUANTILE = 0.7  # of |cond - source|, of all of an image's latents
 
 
 @torch.no_grad()
@@ -48,25 +48,25 @@ def sample_latents(
         quantile: that of the proximal variant; None lets everything through.
     """
     ddim, _ = solvers(pipe)
-    trajectory = ddim.trajectory(trace.steps, skip)
+    timesteps = ddim.timesteps(trace.steps, skip)
     texts = {"uncond": prompts.uncond, "cond": prompts.cond}
     x_t = trace.start(skip, len(prompts), pipe.device)
-    for i in progress(range(len(trajectory))):
-        level = trajectory.levels[i]
+    for i in progress(range(len(timesteps))):
+        level = timesteps.levels[i]
         answers = pipe.answers(x_t, level, texts, control=control, step=skip + i)
         difference = answers["cond"] - answers["uncond"]
         if quantile is not None:
             difference = proximal(difference, quantile)
         output = answers["uncond"] + guidance * difference
         prediction = pipe.interpret(output, x_t, level)
-        x_t, _ = ddim.step(trajectory, i, x_t, prediction, ())
+        x_t, _ = ddim.step(timesteps, i, x_t, prediction, ())
         if watch:
             watch(skip + i, x_t)
     return x_t
 
 
 def proximal(difference: Tensor, share: float) -> Tensor:
-    """The difference (B, 4, h, w), 0 where it is among its picture's smallest `share`."""
+    """The difference (B, 4, h, w), 0 where it is among its image's smallest `share`."""
     size = difference.abs().float()
     threshold = torch.quantile(size.flatten(1), share, dim=1).view(-1, 1, 1, 1)
     return torch.where(size > threshold, difference, 0.0)  # its hard threshold, prox of l0

@@ -18,7 +18,7 @@ from pare.attention import Control
 from pare.errors import SettingError
 from pare.guidance import branch_outputs, guide
 from pare.pipeline import Pipeline, Progress
-from pare.schedulers import Trajectory, interpret
+from pare.schedulers import Timesteps, interpret
 from pare.schedulers.ddim import DDIM
 from pare.text.text_encoder import PromptEmbeddings
 from techniques.inversion.ddim import Watch, invert_latents, solvers
@@ -43,7 +43,7 @@ def invert(
     """The pivot, and the embeddings that keep sampling on it at `guidance`.
 
     Args:
-        prompts: of one picture; `uncond` is where the training starts.
+        prompts: of one image; `uncond` is where the training starts.
         watch: is given a step's index and the losses of its training.
 
     Raises:
@@ -55,18 +55,18 @@ def invert(
         )
     pivot = invert_latents(pipe, x0, prompts.cond, steps, progress=progress)
     ddim, _ = solvers(pipe)
-    trajectory = ddim.trajectory(steps)
+    timesteps = ddim.timesteps(steps)
     x_t, uncond, learnt = pivot[:1], prompts.uncond.float(), []
     for i in progress(range(steps)):
         with torch.no_grad():
-            cond = answer(pipe, x_t, trajectory, i, prompts.cond)
+            cond = answer(pipe, x_t, timesteps, i, prompts.cond)
         uncond = uncond.clone().requires_grad_(True)  # begins where the step before ended
         optimiser = torch.optim.Adam([uncond], lr=1e-2 * (1 - i / 100))
         losses = []
         for _ in range(inner_steps):
             with torch.enable_grad():
-                output = guide(answer(pipe, x_t, trajectory, i, uncond), cond, guidance)
-                x_next = moved(ddim, x_t, trajectory, i, output)
+                output = guide(answer(pipe, x_t, timesteps, i, uncond), cond, guidance)
+                x_next = moved(ddim, x_t, timesteps, i, output)
                 loss = F.mse_loss(x_next, pivot[i + 1 : i + 2])
             optimiser.zero_grad()
             # For the embedding alone: the model's weights gather no gradients.
@@ -80,21 +80,21 @@ def invert(
 
         uncond = uncond.detach()
         with torch.no_grad():
-            output = guide(answer(pipe, x_t, trajectory, i, uncond), cond, guidance)
-            x_t = moved(ddim, x_t, trajectory, i, output)
+            output = guide(answer(pipe, x_t, timesteps, i, uncond), cond, guidance)
+            x_t = moved(ddim, x_t, timesteps, i, output)
         learnt.append(uncond)
     return Trace(pivot, uncond=torch.cat(learnt))
 
 
-def answer(pipe: Pipeline, x_t: Tensor, trajectory: Trajectory, i: int, text: Tensor) -> Tensor:
+def answer(pipe: Pipeline, x_t: Tensor, timesteps: Timesteps, i: int, text: Tensor) -> Tensor:
     """The UNet's own output for one text, differentiable in it."""
-    return branch_outputs(pipe.unet, x_t, trajectory.levels[i], {"text": text}, step=i)["text"]
+    return branch_outputs(pipe.unet, x_t, timesteps.levels[i], {"text": text}, step=i)["text"]
 
 
-def moved(ddim: DDIM, x_t: Tensor, trajectory: Trajectory, i: int, output: Tensor) -> Tensor:
+def moved(ddim: DDIM, x_t: Tensor, timesteps: Timesteps, i: int, output: Tensor) -> Tensor:
     """x_t after step i of DDIM with the guided `output`."""
-    prediction = interpret(output, x_t, trajectory.levels[i], ddim.prediction_type)
-    return ddim.step(trajectory, i, x_t, prediction, ())[0]
+    prediction = interpret(output, x_t, timesteps.levels[i], ddim.prediction_type)
+    return ddim.step(timesteps, i, x_t, prediction, ())[0]
 
 
 def loss_bound(i: int) -> float:
@@ -117,14 +117,14 @@ def sample_latents(
     """As `ddim.sample_latents`, with the learnt embeddings for `prompts.uncond`."""
     assert trace.uncond is not None
     ddim, _ = solvers(pipe)
-    trajectory = ddim.trajectory(trace.steps, skip)
+    timesteps = ddim.timesteps(trace.steps, skip)
     x_t = trace.start(skip, len(prompts), pipe.device)
-    for i in progress(range(len(trajectory))):
-        level = trajectory.levels[i]
+    for i in progress(range(len(timesteps))):
+        level = timesteps.levels[i]
         uncond = trace.uncond[skip + i].to(pipe.device).expand_as(prompts.cond)
         learnt = PromptEmbeddings(cond=prompts.cond, uncond=uncond)
         prediction = pipe.predict(x_t, level, learnt, guidance, control=control, step=skip + i)
-        x_t, _ = ddim.step(trajectory, i, x_t, prediction, ())
+        x_t, _ = ddim.step(timesteps, i, x_t, prediction, ())
         if watch:
             watch(skip + i, x_t)
     return x_t

@@ -1,6 +1,6 @@
-"""An inversion's report card: how much of the picture comes back, and what was found.
+"""An inversion's report card: how much of the image comes back, and what was found.
 
-The picture goes through the VAE either way, so what the VAE alone gives back is the most
+The image goes through the VAE either way, so what the VAE alone gives back is the most
 that any inversion can.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How alike two 8-bit pictures are."""
+    """How alike two 8-bit images are."""
 
     psnr: float  # dB over all pixels and channels; inf if they are equal
     ssim: float  # of the luma; 1 if they are equal
@@ -42,7 +42,7 @@ class Statistics:
     mean: float
     std: float
     autocorrelation: float
-    """The correlation of neighbours, across and down, over all channels: near 1 in pictures."""
+    """The correlation of neighbours, across and down, over all channels: near 1 in images."""
     kurtosis: float
 
 
@@ -54,7 +54,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class ReportCard:
-    """Of one inversion and the picture that it gives back."""
+    """Of one inversion and the image that it gives back."""
 
     vae_alone: Likeness
     reconstruction: Likeness
@@ -64,7 +64,7 @@ class ReportCard:
     sampling: Cost
 
     def report(self) -> dict[str, Any]:
-        """Fit for JSON, which has no infinity: the psnr of equal pictures is None."""
+        """Fit for JSON, which has no infinity: the psnr of equal images is None."""
         card = dataclasses.asdict(self)
         for name in ("vae_alone", "reconstruction"):
             if math.isinf(card[name]["psnr"]):
@@ -83,7 +83,7 @@ def invert_and_report(
     seed: int = 0,
     progress: Progress = iter,
 ) -> tuple[Inverted, Sampled, ReportCard]:
-    """`invert`, the picture that its own prompt gives back, and the report card on both."""
+    """`invert`, the image that its own prompt gives back, and the report card on both."""
     with metered(pipe) as inverting:
         inverted = invert(
             pipe, image, prompt,
@@ -106,7 +106,7 @@ def invert_and_report(
 
 
 def likeness(one: Image.Image, other: Image.Image) -> Likeness:
-    """Of two RGB pictures of one size."""
+    """Of two RGB images of one size."""
     a, b = np.asarray(one), np.asarray(other)
     everywhere = np.ones(a.shape[:2], bool)
     return Likeness(psnr(mse(a, b, everywhere)), ssim(a, b, everywhere))

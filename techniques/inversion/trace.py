@@ -1,4 +1,4 @@
-"""What the inversion of one picture leaves: latents at every level, and what sampling needs."""
+"""What the inversion of one image leaves: latents at every level, and what sampling needs."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Trace:
-    """The latents of one picture at every level, and what a method found beside them."""
+    """The latents of one image at every level, and what a method found beside them."""
 
-    trajectory: Tensor
+    latents: Tensor
     """(steps + 1, 4, h, w), the noisiest first: entry i is what sampling meets before step i,
-    the last one is the picture itself."""
+    the last one is the image itself."""
     uncond: Tensor | None = None
     """Null-text inversion's embedding in the place of "", for each step: (steps, 77, C)."""
     noise: Tensor | None = None
     """sigma * z of each of edit-friendly DDPM's steps: (steps, 4, h, w)."""
     partner: Tensor | None = None
-    """EDICT's second trajectory, of the first one's shape."""
+    """EDICT's second timestep schedule, of the first one's shape."""
 
     @property
     def steps(self) -> int:
-        return len(self.trajectory) - 1
+        return len(self.latents) - 1
 
     @property
     def x_T(self) -> Tensor:
         """The inverted noise, (1, 4, h, w)."""
-        return self.trajectory[:1]
+        return self.latents[:1]
 
     @property
     def source(self) -> Tensor:
-        """The picture's own latents, (1, 4, h, w)."""
-        return self.trajectory[-1:]
+        """The image's own latents, (1, 4, h, w)."""
+        return self.latents[-1:]
 
     def after(self, step: int) -> Tensor:
         """The latents (1, 4, h, w) after inversion's step `step`, 0 to steps - 1."""
         at = self.steps - 1 - range(self.steps)[step]
-        return self.trajectory[at : at + 1]
+        return self.latents[at : at + 1]
 
     def start(self, step: int, rows: int, device: torch.device) -> Tensor:
         """What sampling meets before its step `step`, once for each prompt: (rows, 4, h, w)."""
-        return self.trajectory[step].to(device).expand(rows, -1, -1, -1)
+        return self.latents[step].to(device).expand(rows, -1, -1, -1)

@@ -1,8 +1,8 @@
-"""Prompt-to-Prompt: what another prompt makes of the same picture (arXiv:2208.01626).
+"""Prompt-to-Prompt: what another prompt makes of the same image (arXiv:2208.01626).
 
 `mapper` says which word (`pare.text.words`) of the source feeds which of the target, `control`
 edits attention by it, `loop` is the algorithm.  Around it: `local_blend` keeps what the edit
-is not about, `pictures` goes from words to pictures, `tutorial` is the variant that stores
+is not about, `images` goes from words to images, `tutorial` is the variant that stores
 all maps and replays them.
 """
 

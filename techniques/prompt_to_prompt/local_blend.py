@@ -6,7 +6,7 @@ target's latents stand; everywhere else the source's:
     x_t = source + mask (x_t - source)                    arXiv:2208.01626, sec. 4
 
 The published code takes the 16 x 16 layers of 64 x 64 latents.  Here layers are chosen by
-their share of the latent grid, so that any size of picture has some.
+their share of the latent grid, so that any size of image has some.
 """
 
 from __future__ import annotations
@@ -100,35 +100,35 @@ class Masks:
         here = site.kind == "cross" and site.level == self.level
         return by_words and here and site.block in self.blend_by.blocks
 
-    def add(self, call: Call, picture: int, maps: Tensor) -> None:
-        """Add one layer's maps (heads, queries, 77) of row `picture` of the run to its sums."""
+    def add(self, call: Call, image: int, maps: Tensor) -> None:
+        """Add one layer's maps (heads, queries, 77) of row `image` of the run to its sums."""
         for kind, tokens in (("words", self.tokens), ("subtract", self.subtracted)):
-            of_words = maps[:, :, tokens[picture % self.group].to(maps.device)]
+            of_words = maps[:, :, tokens[image % self.group].to(maps.device)]
             looked = of_words.sum(2).mean(0).view(1, 1, call.height, call.width)
-            before = self.sums.get((kind, picture))
-            self.sums[kind, picture] = looked if before is None else before + looked
+            before = self.sums.get((kind, image))
+            self.sums[kind, image] = looked if before is None else before + looked
 
-    def looked_at(self, kind: str, picture: int, size: tuple[int, int], pool: bool) -> Tensor:
+    def looked_at(self, kind: str, image: int, size: tuple[int, int], pool: bool) -> Tensor:
         """Where a row of the run has looked at its words so far: (1, 1, h, w) of bool."""
-        seen = self.sums[kind, picture]
+        seen = self.sums[kind, image]
         if pool:
             seen = F.max_pool2d(seen, 3, stride=1, padding=1)
         seen = F.interpolate(seen, size)
         most = seen.amax(dim=(2, 3), keepdim=True).clamp(min=1e-30)
         return seen / most > self.blend_by.threshold
 
-    def mask(self, picture: int, size: tuple[int, int]) -> Tensor:
-        """Where row `picture` of the run may differ from its source: (1, 1, h, w), 0 or 1."""
-        source = picture - picture % self.group
+    def mask(self, image: int, size: tuple[int, int]) -> Tensor:
+        """Where row `image` of the run may differ from its source: (1, 1, h, w), 0 or 1."""
+        source = image - image % self.group
         own = self.blend_by.mask
         inside = torch.ones(1, 1, *size) if own is None else own
         if self.blend_by.words:
             looked = self.looked_at("words", source, size, pool=True)
-            looked = looked | self.looked_at("words", picture, size, pool=True)
+            looked = looked | self.looked_at("words", image, size, pool=True)
             inside = inside.to(looked.device) * looked
         if self.blend_by.subtract:
             looked = self.looked_at("subtract", source, size, pool=False)
-            looked = looked | self.looked_at("subtract", picture, size, pool=False)
+            looked = looked | self.looked_at("subtract", image, size, pool=False)
             inside = inside.to(looked.device) * ~looked
         return inside
 
@@ -137,11 +137,11 @@ class Masks:
         if i < self.first:
             return x_t
         rows = list(x_t.unbind(0))
-        for picture in range(len(rows)):
-            if picture % self.group:
-                source = rows[picture - picture % self.group]
-                mask = self.mask(picture, (x_t.shape[2], x_t.shape[3]))[0].to(x_t)
-                rows[picture] = source + mask * (rows[picture] - source)
+        for image in range(len(rows)):
+            if image % self.group:
+                source = rows[image - image % self.group]
+                mask = self.mask(image, (x_t.shape[2], x_t.shape[3]))[0].to(x_t)
+                rows[image] = source + mask * (rows[image] - source)
         return torch.stack(rows)
 
 

@@ -1,4 +1,4 @@
-"""From words to pictures: the source, and beside it one picture for each target."""
+"""From words to images: the source, and beside it one image for each target."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class Edited:
-    """Pictures of the source, and of each target beside it."""
+    """Images of the source, and of each target beside it."""
 
     sources: list[Image.Image]  # one a seed
     targets: list[list[Image.Image]]  # for each seed, one a target
@@ -128,7 +128,7 @@ def prompt_to_prompt(
     tile: int | None = None,
     progress: Progress = iter,
 ) -> Edited:
-    """Make the picture of a prompt, and beside it what other prompts make of the same picture.
+    """Make the image of a prompt, and beside it what other prompts make of the same image.
 
     Args:
         targets: prompts, or `Edit`s that say more; each starts from its seed's source.
@@ -149,11 +149,11 @@ def prompt_to_prompt(
     edits = as_edits(targets)
     tables = token_maps(pipe, source, edits)
     shape = pipe.latent_shape(height, width)
-    trajectory = pipe.scheduler.trajectory(steps)
+    timesteps = pipe.scheduler.timesteps(steps)
     injection = prepare(
         tables,
         edits,
-        len(trajectory),
+        len(timesteps),
         (shape[1], shape[2]),
         cross_sites=cross_sites,
         self_sites=self_sites,
@@ -167,8 +167,8 @@ def prompt_to_prompt(
     plan = pipe.plan(len(noise), height, width, guidance=guidance, batch=batch, tile=tile)
     latents = edit_latents(
         pipe,
-        noise.draw(shape) * trajectory.initial_scale,
-        trajectory,
+        noise.draw(shape) * timesteps.initial_scale,
+        timesteps,
         pipe.encode_prompts(texts * len(seeds), negative),
         injection,
         guidance=guidance,
@@ -188,10 +188,10 @@ def edited(
     tables: list[TokenMap],
     tile: int | None,
 ) -> Edited:
-    """The pictures of latents (seeds, 1 + targets, 4, h, w)."""
+    """The images of latents (seeds, 1 + targets, 4, h, w)."""
     group = latents.shape[1]
-    pictures = to_pil(pipe.decode(latents.flatten(0, 1), sliced=True, tile=tile))
-    groups = [pictures[first : first + group] for first in range(0, len(pictures), group)]
+    images = to_pil(pipe.decode(latents.flatten(0, 1), sliced=True, tile=tile))
+    groups = [images[first : first + group] for first in range(0, len(images), group)]
     return Edited(
         [some[0] for some in groups], [some[1:] for some in groups], latents, masks, tables
     )
@@ -225,18 +225,18 @@ def replayed(
     check_sampling(steps, guidance, rescale)
     as_edits(targets)
     shape = pipe.latent_shape(height, width)
-    trajectory = pipe.scheduler.trajectory(steps)
+    timesteps = pipe.scheduler.timesteps(steps)
     plan = pipe.plan(1, height, width, guidance=guidance, tile=tile)
     before = pipe.encode_prompts([source], negative)
     rows = []
     for seed in seeds:
         for k, target in enumerate(targets):
             noises = pipe.noise([seed]), pipe.noise([seed])
-            x_T, _ = (noise.draw(shape) * trajectory.initial_scale for noise in noises)
+            x_T, _ = (noise.draw(shape) * timesteps.initial_scale for noise in noises)
             made, changed = replay_latents(
                 pipe,
                 x_T,
-                trajectory,
+                timesteps,
                 before,
                 pipe.encode_prompts([target], negative),
                 guidance=guidance,
@@ -281,8 +281,6 @@ def final_masks(masks: Masks, latents: Tensor) -> Tensor:
     """(B, 4, h, w) -> (seeds, targets, h, w)"""
     size = (latents.shape[2], latents.shape[3])
     flat = [
-        masks.mask(picture, size)[0, 0].cpu()
-        for picture in range(len(latents))
-        if picture % masks.group
+        masks.mask(image, size)[0, 0].cpu() for image in range(len(latents)) if image % masks.group
     ]
     return torch.stack(flat).view(-1, masks.group - 1, *size)

@@ -1,7 +1,7 @@
 """The algorithm: denoise the source and its targets side by side, and edit what they look at.
 
 Source and targets start from one noise.  Where the attention of a target is made from the
-source's, the picture gets the source's layout; what stands in the layout comes from the
+source's, the image gets the source's layout; what stands in the layout comes from the
 target's own words (arXiv:2208.01626, algorithm 1).
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress
-from pare.schedulers import History, Level, Prediction, Trajectory
+from pare.schedulers import History, NoiseLevel, Prediction, Timesteps
 from pare.text.text_encoder import PromptEmbeddings
 from techniques.prompt_to_prompt.attention_edit import Injection, Part
 
@@ -21,7 +21,7 @@ from techniques.prompt_to_prompt.attention_edit import Injection, Part
 def edit_latents(
     pipe: Pipeline,
     x_t: Tensor,
-    trajectory: Trajectory,
+    timesteps: Timesteps,
     prompts: PromptEmbeddings,
     injection: Injection,
     *,
@@ -31,7 +31,7 @@ def edit_latents(
     batch: int | None = None,
     progress: Progress = iter,
 ) -> Tensor:
-    """x_t at the trajectory's first level -> latents at its last, both (B, 4, h, w).
+    """x_t at the timestep schedule's first level -> latents at its last, both (B, 4, h, w).
 
     The rows are, for each seed, the source and then its targets, all from one noise.
 
@@ -41,7 +41,7 @@ def edit_latents(
             of a seed.
         batch: rows that go through the UNet together; None is all of them.  With 1, source and
             targets are looked at one after the other, step by step, which takes the least
-            memory and changes the pictures by rounding alone.
+            memory and changes the images by rounding alone.
 
     Raises:
         SettingError: a local blend by layers that the UNet does not have.
@@ -49,13 +49,13 @@ def edit_latents(
     if injection.masks is not None:
         injection.masks.require_maps(pipe.unet.sites())
     history: History = ()
-    for i in progress(range(len(trajectory))):
-        level = trajectory.levels[i]
+    for i in progress(range(len(timesteps))):
+        level = timesteps.levels[i]
         prediction = predict_in_parts(
             pipe, x_t, level, prompts, injection, guidance, rescale, i, batch or len(x_t)
         )
         fresh = pipe.fresh_noise(noise, x_t)
-        x_t, history = pipe.scheduler.step(trajectory, i, x_t, prediction, history, fresh)
+        x_t, history = pipe.scheduler.step(timesteps, i, x_t, prediction, history, fresh)
         if injection.masks is not None:
             x_t = injection.masks.blend(i, x_t)
     return x_t
@@ -64,7 +64,7 @@ def edit_latents(
 def predict_in_parts(
     pipe: Pipeline,
     x_t: Tensor,
-    level: Level,
+    level: NoiseLevel,
     prompts: PromptEmbeddings,
     injection: Injection,
     guidance: float,

@@ -18,7 +18,7 @@ from pare.errors import NotEnoughMemoryError
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress
 from pare.runtime.validation import check_number
-from pare.schedulers import Trajectory
+from pare.schedulers import Timesteps
 from pare.text.text_encoder import PromptEmbeddings
 
 MOST_BYTES = 4 * 2**30
@@ -31,7 +31,7 @@ Maps = dict[tuple[int, str], list[Tensor]]
 def replay_latents(
     pipe: Pipeline,
     x_t: Tensor,
-    trajectory: Trajectory,
+    timesteps: Timesteps,
     source: PromptEmbeddings,
     target: PromptEmbeddings,
     *,
@@ -56,7 +56,7 @@ def replay_latents(
     """
     check_number("injection_ratio", injection_ratio, 0.0, 1.0)
     sites = [site.name for site in pipe.unet.sites() if site.kind == "cross"]
-    replaced = Replaced(sites, int(injection_ratio * len(sites) * len(trajectory)))
+    replaced = Replaced(sites, int(injection_ratio * len(sites) * len(timesteps)))
     rows = len(x_t) * (1 if guidance == 1 else 2)
     need = maps_bytes(pipe, (x_t.shape[2], x_t.shape[3]), rows, replaced.calls)
     if need > most_bytes:
@@ -69,11 +69,11 @@ def replay_latents(
     recorder, player = Recorder(replaced, maps, pipe.dtype), Player(replaced, maps)
     noises = noise or (None, None)
     made = pipe.denoise(
-        x_t, trajectory, source, guidance=guidance, rescale=rescale,
+        x_t, timesteps, source, guidance=guidance, rescale=rescale,
         noise=noises[0], control=recorder, progress=progress,
     )  # fmt: skip
     edited = pipe.denoise(
-        x_t, trajectory, target, guidance=guidance, rescale=rescale,
+        x_t, timesteps, target, guidance=guidance, rescale=rescale,
         noise=noises[1], control=player, progress=progress,
     )  # fmt: skip
     return made, edited

@@ -122,7 +122,7 @@ def test_the_help_names_the_schedulers_that_there_are() -> None:
         ("generate x --out there.png", "there.png"),
         ("img2img missing.png x", "missing.png: no such file"),
         ("img2img . x", ".: is a folder"),
-        ("img2img text.txt x", "text.txt is not a picture"),
+        ("img2img text.txt x", "text.txt is not an image"),
         ("img2img here.png x --strength 0", "strength is 0, which runs no step"),
         ("img2img here.png x --strength 1.5", "strength is 1.5"),
     ],
@@ -270,7 +270,7 @@ FakePipeline.generate = generate
     assert done.stderr == f"pare: {word}\n"
 
 
-def test_a_full_disk_keeps_the_pictures_that_are_whole(
+def test_a_full_disk_keeps_the_images_that_are_whole(
     fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -351,7 +351,7 @@ def test_the_process_is_left_as_it_was(fake: FakePipeline, monkeypatch: pytest.M
 # --- outputs -----------------------------------------------------------------------------
 
 
-def test_names_of_the_pictures(
+def test_names_of_the_images(
     fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("folder").mkdir()
@@ -381,7 +381,7 @@ def test_nothing_is_overwritten_without_force(
     assert Image.open("generate-1.png").getpixel((0, 0)) == (1, 1, 1)
 
 
-def test_two_seeds_make_two_pictures_with_their_recipes(fake: FakePipeline, tmp_path: Path) -> None:
+def test_two_seeds_make_two_images_with_their_recipes(fake: FakePipeline, tmp_path: Path) -> None:
     arguments = ["generate", "a road", "--seed", "200", "--seed", "0", "--guidance", "0"]
     assert main(arguments) == 0
     assert fake.asked["seeds"] == [200, 0]
@@ -405,8 +405,8 @@ def test_json(fake: FakePipeline, capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads(captured.out)
     assert captured.err == ""
     assert result["command"] == "generate"
-    assert [picture["seed"] for picture in result["pictures"]] == [0, 1]
-    assert result["pictures"][1] == {"path": "generate-1.png", "seed": 1, "width": 24, "height": 16}
+    assert [image["seed"] for image in result["images"]] == [0, 1]
+    assert result["images"][1] == {"path": "generate-1.png", "seed": 1, "width": 24, "height": 16}
     assert result["seconds"] >= 0
 
 
@@ -417,7 +417,7 @@ def test_file_names_that_are_no_utf8(tmp_path: Path) -> None:
     assert os.listdir(os.fsencode(tmp_path)) == [b"a\xff.png"]
 
 
-def picture_of(path: Path, width: int, height: int) -> Image.Image:
+def image_of(path: Path, width: int, height: int) -> Image.Image:
     image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
     image.save(path)
     return image
@@ -426,7 +426,7 @@ def picture_of(path: Path, width: int, height: int) -> Image.Image:
 def test_img2img_works_at_multiples_of_8_and_hands_back_the_input_s_size(
     fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = picture_of(tmp_path / "a.png", 30, 19)
+    image = image_of(tmp_path / "a.png", 30, 19)
     arguments = ["img2img", "a.png", "x", "--strength", "0.5", "--seed", "3"]
     assert main([*arguments, "--out", "b.png"]) == 0
     assert fake.asked["image"].shape == (1, 3, 24, 32)
@@ -442,10 +442,10 @@ def test_img2img_works_at_multiples_of_8_and_hands_back_the_input_s_size(
     assert capsys.readouterr().err == ""
 
 
-def test_a_picture_far_larger_than_the_model_s_is_said(
+def test_an_image_far_larger_than_the_model_s_is_said(
     fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture_of(tmp_path / "a.png", 100, 80)
+    image_of(tmp_path / "a.png", 100, 80)
     assert main(["img2img", "a.png", "x"]) == 0
     assert "trained at 24 x 16" in capsys.readouterr().err
 
@@ -469,7 +469,7 @@ def blended(fake: FakePipeline, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
 
 
 def test_blend(blended: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    image = picture_of(tmp_path / "a.png", 24, 16)
+    image = image_of(tmp_path / "a.png", 24, 16)
     mask = Image.new("L", (12, 8), 255)
     mask.paste(0, (0, 0, 5, 5))
     mask.save(tmp_path / "m.png")
@@ -505,7 +505,7 @@ def test_blend(blended: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFi
     [
         (Image.new("L", (24, 16), 0), [], "m.png marks nothing to edit"),
         (Image.new("L", (24, 16), 255), ["--invert-mask"], "m.png marks nothing to edit"),
-        (Image.new("L", (16, 24), 255), [], "the mask is 16 x 24 and the picture 24 x 16"),
+        (Image.new("L", (16, 24), 255), [], "the mask is 16 x 24 and the image 24 x 16"),
         (Image.new("L", (24, 16), 255), ["--feather", "-1"], "feather is -1.0"),
         (Image.new("L", (24, 16), 255), ["--shrink", "99"], "not in the range"),
         (Image.new("L", (24, 16), 255), ["--background", "blur"], "is not one of 'paste'"),
@@ -516,7 +516,7 @@ def test_masks_that_cannot_be(
     blended: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     mask: Image.Image | None, more: list[str], sentence: str,
 ) -> None:  # fmt: skip
-    picture_of(tmp_path / "a.png", 24, 16)
+    image_of(tmp_path / "a.png", 24, 16)
     if mask:
         mask.save(tmp_path / "m.png")
     assert main(["blend", "a.png", "--mask", "m.png", "a moon", *more]) == 2
@@ -589,13 +589,13 @@ def test_the_built_in_model_end_to_end(run_pare: RunPare, tmp_path: Path) -> Non
     assert recipe.arguments["model"] == "roads"
     assert recipe.scheduler["name"] in SCHEDULERS
     assert recipe.model["name"] == "roads"
-    assert str(ROOT) not in recipe.to_json()  # a picture does not tell where its maker works
+    assert str(ROOT) not in recipe.to_json()  # an image does not tell where its maker works
     # Again, to the pixel.
     assert run_pare(*command, "--out", "again.png").stdout == "again-7.png\nagain-8.png\n"
     assert Image.open(tmp_path / "again-7.png").tobytes() == first.tobytes()
 
 
-def test_a_picture_takes_seconds_from_a_cold_start(run_pare: RunPare) -> None:
+def test_an_image_takes_seconds_from_a_cold_start(run_pare: RunPare) -> None:
     before = processor_seconds()
     assert run_pare("generate", "a snowy road in the forest", "--steps", "25").returncode == 0
     assert processor_seconds() - before < 10  # on one thread
@@ -612,7 +612,7 @@ def test_img2img_hands_back_the_input_s_size(run_pare: RunPare, tmp_path: Path) 
 
 
 def test_blend_keeps_what_the_mask_keeps(run_pare: RunPare, tmp_path: Path) -> None:
-    image = picture_of(tmp_path / "a.png", 100, 76)
+    image = image_of(tmp_path / "a.png", 100, 76)
     mask = Image.new("RGBA", (50, 38))
     mask.paste("white", (10, 8, 40, 30))
     mask.save(tmp_path / "m.png")

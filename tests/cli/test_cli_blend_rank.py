@@ -1,4 +1,4 @@
-"""`pare blend --rank`: which of several pictures shows the prompt best, and who says so."""
+"""`pare blend --rank`: which of several images shows the prompt best, and who says so."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ def blend(*more: str, prompt: str = PROMPT) -> int:
     return main(["blend", "photo.png", prompt, *given, *more])
 
 
-def score(picture: Image.Image, who: str) -> float:
-    """How well the picture shows PROMPT, computed another way."""
+def score(candidate: Image.Image, who: str) -> float:
+    """How well the image shows PROMPT, computed another way."""
     if who == "judge":
-        image = to_tensor(picture) / 2 + 0.5
+        image = to_tensor(candidate) / 2 + 0.5
         wanted = ("snowy", "red car", "no house")
         return -sum(float(judge_loss(load_judge(), name)(image)) for name in wanted)
-    return -float(clip_loss(Path("clip"), PROMPT)(to_tensor(picture.crop(BOX)) / 2 + 0.5))
+    return -float(clip_loss(Path("clip"), PROMPT)(to_tensor(candidate.crop(BOX)) / 2 + 0.5))
 
 
 @pytest.mark.parametrize("who", ["judge", "clip"])
-def test_pictures_are_ranked(
+def test_images_are_ranked(
     who: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tiny)
     assert blend("--rank", who, "--count", "3", "--json") == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
-    paths = [picture["path"] for picture in result["pictures"]]
+    paths = [image["path"] for image in result["images"]]
     expected = [score(Image.open(path), who) for path in paths]
     assert result["scores"] == pytest.approx(expected, abs=1e-4)
     assert len(set(expected)) == 3
-    # To look at pictures changes none: the recipe does not know of it.
+    # To look at images changes none: the recipe does not know of it.
     assert "rank" not in read_recipe(paths[0]).arguments
     assert main(["rerun", paths[0], "--check"]) == 0
 

@@ -35,7 +35,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def work(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The current folder, with a tiny model and a picture of odd size in it."""
+    """The current folder, with a tiny model and an image of odd size in it."""
     (tmp_path / "model").symlink_to(tiny)
     Image.linear_gradient("L").resize((44, 30)).convert("RGB").save(tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
@@ -57,7 +57,7 @@ def test_the_presets_are_those_of_the_technique() -> None:
     assert set(command.PRESETS) == set(techniques.erasure.PRESETS)
 
 
-# --- pictures -----------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_presets_are_those_of_the_technique() -> None:
         ["photo.png", PROMPT, "--size", "64x48", "--negative", "snow"],
     ],
 )
-def test_any_picture_is_made_again_to_the_pixel(
+def test_any_image_is_made_again_to_the_pixel(
     capsys: pytest.CaptureFixture[str], more: list[str]
 ) -> None:
     assert erase(*more, "--concept", "lamps=3", "--concept", "clouds", "--warm-up", "0") == 0
@@ -157,7 +157,7 @@ def test_a_concept_that_is_the_prompt_and_prompts_of_all_kinds(
 # --- maps ---------------------------------------------------------------------------------
 
 
-def test_maps_are_a_page_and_numbers_for_each_picture(capsys: pytest.CaptureFixture[str]) -> None:
+def test_maps_are_a_page_and_numbers_for_each_image(capsys: pytest.CaptureFixture[str]) -> None:
     Path("maps").mkdir()
     given = ["--concept", "lamps=3", "--concept", "snow", "--preset", "ungated", "--count", "2"]
     assert erase(PROMPT, *given, "--maps", "maps", steps=3) == 0
@@ -176,7 +176,7 @@ def test_maps_are_a_page_and_numbers_for_each_picture(capsys: pytest.CaptureFixt
     assert names() == before
 
 
-def test_maps_of_a_picture_begin_where_its_run_does() -> None:
+def test_maps_of_an_image_begin_where_its_run_does() -> None:
     given = ["photo.png", PROMPT, "--concept", "snow", "--preset", "ungated", "--strength", "0.5"]
     assert erase(*given, "--maps", "m.png", steps=4) == 0
     with safe_open("m.safetensors", "pt") as file:
@@ -213,7 +213,7 @@ def test_of_many_steps_some_are_drawn() -> None:
     [
         ([PROMPT], "Missing option '--concept'"),
         (["--concept", "snow"], "Missing argument 'PROMPT'"),
-        (["photo.png", "--concept", "snow"], "Missing argument 'PROMPT': photo.png is a picture"),
+        (["photo.png", "--concept", "snow"], "Missing argument 'PROMPT': photo.png is an image"),
         (["photo.png", PROMPT, "x", "--concept", "snow"], "extra argument"),
         ([PROMPT, "--concept", " "], "a concept is empty"),
         ([PROMPT, "--concept", "=5"], "concept is '=5'; expected WORDS or WORDS=WEIGHT"),

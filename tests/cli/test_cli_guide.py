@@ -1,4 +1,4 @@
-"""`pare guide`: what it prints, what it refuses, and that its pictures can be made again."""
+"""`pare guide`: what it prints, what it refuses, and that its images can be made again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tiny_model import change_json, write_tiny_model
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with a tiny model and a picture."""
+    """An empty folder with a tiny model and an image."""
     monkeypatch.chdir(tmp_path)
     folder = write_tiny_model(tmp_path / "tiny")
     none = {"safety_checker": [None, None], "feature_extractor": [None, None]}
@@ -40,12 +40,12 @@ def test_every_look_is_told_and_in_the_json(tiny: Path, capsys: pytest.CaptureFi
     assert re.fullmatch(told, captured.err.strip())
     assert guide("--loss", "blue", "--seed", "1", "--count", "2", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert [picture["seed"] for picture in found["pictures"]] == [1, 2]
+    assert [image["seed"] for image in found["images"]] == [1, 2]
     assert [[look["step"] for look in one["looks"]] for one in found["guidance"]] == [[0, 2]] * 2
     assert set(found["guidance"][0]["looks"][0]) == {"step", "t", "loss", "moved"}
 
 
-def test_without_a_scale_the_picture_is_generate_s(tiny: Path) -> None:
+def test_without_a_scale_the_image_is_generate_s(tiny: Path) -> None:
     assert guide("--loss", "blue", "--scale", "0", "--out", "a.png") == 0
     again = ["--model", "tiny", "--steps", "3", "--size", "16x24", "--out", "b.png"]
     assert main(["generate", "the road", *again]) == 0
@@ -63,7 +63,7 @@ def test_without_a_scale_the_picture_is_generate_s(tiny: Path) -> None:
     ],
     ids=lambda arguments: arguments[1],
 )
-def test_pictures_are_made_again(
+def test_images_are_made_again(
     tiny: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     assert guide(*arguments, "--seed", "4", "--out", "a.png") == 0
@@ -118,15 +118,15 @@ def test_clip_is_named_by_its_folder_and_kept_by_its_weights(
         ([], "Missing option '--loss'"),
         (["--loss", "bleu"], "did you mean blue?"),
         (["--loss", "image"], "expected one number; take its .mean()"),
-        (["--loss", "3"], "does not depend on the picture"),
+        (["--loss", "3"], "does not depend on the image"),
         (["--loss", "(image - image).log().mean()"], "the loss is -inf"),
         (["--loss", "(image - image).sqrt().mean()"], "gradient at step 0 holds NaN"),
         (["--loss", "blue", "--scale", "nan"], "scale is nan"),
         (["--loss", "blue", "--every", "0"], "--every"),
         (["--loss", "blue", "--steps", "0"], "steps is 0"),
-        (["--loss", "style"], "name a picture: --style PICTURE"),
+        (["--loss", "style"], "name an image: --style IMAGE"),
         (["--loss", "style", "--style", "none.png"], "none.png: no such file"),
-        (["--loss", "style", "--style", "tiny/model_index.json"], "is not a picture"),
+        (["--loss", "style", "--style", "tiny/model_index.json"], "is not an image"),
         (["--loss", "blue", "--style", "photo.png"], "does not look at it"),
         (["--loss", "clip"], "name a model's folder: --clip FOLDER"),
         (["--loss", "clip", "--clip", "tiny"], "tiny/model.safetensors: no such file"),

@@ -1,4 +1,4 @@
-"""`pare p2p`: its options, its several pictures a seed, and words that do not fit."""
+"""`pare p2p`: its options, its several images a seed, and words that do not fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from pare.cli.main import cli, main
-from pare.cli.run_command import check_pictures
+from pare.cli.run_command import check_images
 from pare.errors import SettingError
 from pare.pipeline import Pipeline
 from pare.recipes.recipe import read_recipe
@@ -57,7 +57,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
-# --- several pictures a seed --------------------------------------------------------------
+# --- several images a seed --------------------------------------------------------------
 
 
 def test_every_seed_makes_a_source_and_its_targets(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +66,7 @@ def test_every_seed_makes_a_source_and_its_targets(capsys: pytest.CaptureFixture
     result = json.loads(printed.out)
     parts = ["source", "target-1", "target-2"]
     expected = [(f"r-{seed}-{part}.png", seed, part) for seed in (5, 3) for part in parts]
-    assert [(p["path"], p["seed"], p["part"]) for p in result["pictures"]] == expected
+    assert [(p["path"], p["seed"], p["part"]) for p in result["images"]] == expected
     assert names() == sorted(path for path, _, _ in expected)
     assert len(result["targets"]) == 4
     assert all(row["may_differ"] is None and row["structure"] > 0 for row in result["targets"])
@@ -92,7 +92,7 @@ def test_a_single_target_has_no_number() -> None:
         ["--blend", "road", "--weight", "snowy=1.5", "--cross-replace-word", "snowy=0.5"],
     ],
 )
-def test_any_picture_is_made_again_to_the_pixel(
+def test_any_image_is_made_again_to_the_pixel(
     capsys: pytest.CaptureFixture[str], more: list[str]
 ) -> None:
     assert p2p(SUNNY, SNOWY, RAINY, "--count", "3", *more) == 0
@@ -159,10 +159,10 @@ def test_a_recipe_that_contradicts_itself_is_not_run(
     assert "recipe" in error_line(capsys)
 
 
-def test_a_run_has_a_most_of_pictures() -> None:
-    check_pictures([0] * 85, ["a", "b", "c"])
-    with pytest.raises(SettingError, match="86 seeds make 3 pictures each; expected at most 256"):
-        check_pictures([0] * 86, ["a", "b", "c"])
+def test_a_run_has_a_most_of_images() -> None:
+    check_images([0] * 85, ["a", "b", "c"])
+    with pytest.raises(SettingError, match="86 seeds make 3 images each; expected at most 256"):
+        check_images([0] * 86, ["a", "b", "c"])
 
 
 # --- what the options do ------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_a_prompt_into_itself_is_the_source() -> None:
     assert apart.max() <= 1
 
 
-def test_a_word_turned_off_is_another_picture_than_without_it() -> None:
+def test_a_word_turned_off_is_another_image_than_without_it() -> None:
     assert p2p("a road with a car", "a road with a car", "--weight", "car=0") == 0
     assert np.abs(pixels("p2p-0-source.png") - pixels("p2p-0-target.png")).max() > 1
 
@@ -324,7 +324,7 @@ def test_explain_reads_a_single_file_s_words(capsys: pytest.CaptureFixture[str])
         ([SNOWY, "--blend", "moon"], "'moon' is in none of the prompts; expected one of a, sunny"),
         ([SNOWY, "--blend", "road", "--blend-level", "9"], "no cross-attention at level 9"),
         ([SNOWY, "--blend", "road", "--threshold", "2"], "threshold is 2.0"),
-        ([SNOWY, "--mask", "wide.png"], "the mask is 64 x 16 and the picture 128 x 128"),
+        ([SNOWY, "--mask", "wide.png"], "the mask is 64 x 16 and the image 128 x 128"),
         ([SNOWY, "--mask", "black.png"], "marks nothing to edit"),
         ([SNOWY, "--mask", "none.png"], "none.png: no such file"),
         ([SNOWY, "--invert-mask"], "--invert-mask needs --mask"),

@@ -1,4 +1,4 @@
-"""`pare tokens`, and the options that edit embeddings on commands that make pictures."""
+"""`pare tokens`, and the options that edit embeddings on commands that make images."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def test_the_causal_reach_of_a_word_is_told(tiny: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.splitlines()[-1] == "the edits change none of the 77 outputs"
 
 
-# --- pictures ------------------------------------------------------------------------------
+# --- images ------------------------------------------------------------------------------
 
 
-def test_a_picture_under_every_edit_is_made_again(
+def test_an_image_under_every_edit_is_made_again(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edits = [

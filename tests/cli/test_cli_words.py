@@ -20,7 +20,7 @@ LONG = "a car " * 40 + "behind the house"
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with a tiny model, a picture and a mask."""
+    """An empty folder with a tiny model, an image and a mask."""
     monkeypatch.chdir(tmp_path)
     Image.linear_gradient("L").resize((32, 24)).convert("RGB").save("photo.png")
     mask = Image.new("L", (32, 24))

@@ -207,7 +207,7 @@ def write_single_file(path: Path, change: float) -> None:
 
 @pytest.fixture(scope="module")
 def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model to make pictures with, and two single files that differ in one number."""
+    """A model to make images with, and two single files that differ in one number."""
     folder = tmp_path_factory.mktemp("things")
     write_tiny_model(folder / "tiny")
     write_single_file(folder / "old.safetensors", 0)

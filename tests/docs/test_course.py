@@ -46,7 +46,7 @@ def test_the_code_of_pare_that_a_page_shows_is_pares(page: Path) -> None:
         )
 
 
-def test_a_page_has_code_a_picture_and_something_to_try(page: Path) -> None:
+def test_a_page_has_code_an_image_and_something_to_try(page: Path) -> None:
     parts, text = build.read_page(page), page.read_text(encoding="utf-8")
     assert text.startswith(f"# {int(page.name[:2])}. ")
     assert any(isinstance(part, Code) for part in parts)
@@ -55,11 +55,11 @@ def test_a_page_has_code_a_picture_and_something_to_try(page: Path) -> None:
     assert "**Read on:**" in text
     for part in parts:
         if isinstance(part, Output):
-            assert part.text or part.pictures, f"{page.name} was never built"
-            assert part.alt or not part.pictures, f"{page.name}: {part.pictures} without words"
+            assert part.text or part.images, f"{page.name} was never built"
+            assert part.alt or not part.images, f"{page.name}: {part.images} without words"
 
 
-def test_links_and_pictures_are_there(page: Path) -> None:
+def test_links_and_images_are_there(page: Path) -> None:
     text = re.sub(
         r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
     )
@@ -82,19 +82,19 @@ def test_the_notebook_is_the_page(page: Path) -> None:
     ]
     assert printed == [part.text for part in parts if isinstance(part, Output) and part.text]
     drawn = sum(output["output_type"] == "display_data" for c in cells for output in c["outputs"])
-    assert drawn == sum(len(part.pictures) for part in parts if isinstance(part, Output))
+    assert drawn == sum(len(part.images) for part in parts if isinstance(part, Output))
 
 
-def test_every_picture_belongs_to_a_page_and_all_are_small() -> None:
+def test_every_image_belongs_to_a_page_and_all_are_small() -> None:
     shown = {
-        picture
+        image
         for page in PAGES
         for part in build.read_page(page)
         if isinstance(part, Output)
-        for picture in part.pictures
+        for image in part.images
     }
-    assert shown == {f"pictures/{path.name}" for path in build.PICTURES.iterdir()}
-    files = [*build.PICTURES.iterdir(), *build.COURSE.glob("*.ipynb")]
+    assert shown == {f"images/{path.name}" for path in build.IMAGES.iterdir()}
+    files = [*build.IMAGES.iterdir(), *build.COURSE.glob("*.ipynb")]
     assert sum(path.stat().st_size for path in files) < 6_000_000
 
 
@@ -134,11 +134,11 @@ def one_model(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_every_page_runs_with_few_steps(page: Path) -> None:
     blocks = run(page, steps=2)
-    assert all(ran.text or ran.pictures for _, output, ran in blocks if output)
+    assert all(ran.text or ran.images for _, output, ran in blocks if output)
     # Of the kinds that the page shows: a plot where there is a plot.
     for _, output, ran in blocks:
         if output is not None:
-            assert len(ran.pictures) == len(output.pictures)
+            assert len(ran.images) == len(output.images)
             assert bool(ran.text) == bool(output.text)
 
 
@@ -155,13 +155,13 @@ def test_a_notebook_runs_in_jupyter() -> None:
     notebook = nbformat.read(build.COURSE / "04-noise.ipynb", as_version=4)
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}})
     made = client.execute()
-    pictures = [
+    images = [
         output
         for cell in made.cells
         for output in cell.get("outputs", [])
         if "image/png" in output.get("data", {})
     ]
-    assert len(pictures) == 2  # the plot of the schedule, and the gallery
+    assert len(images) == 2  # the plot of the schedule, and the gallery
 
 
 # --- the builder's own ---------------------------------------------------------------------
@@ -239,9 +239,9 @@ def test_blocks_print_draw_and_share_names(tmp_path: Path) -> None:
         "<!-- output: a black square -->\n<!-- end -->",
     )
     first, second, third = build.run_parts(build.read_page(page), "01-page.md")
-    assert (first[2].text, first[2].pictures) == ("", [])
+    assert (first[2].text, first[2].images) == ("", [])
     assert second[2].text == "a\n3"
-    assert third[2].pictures[0].startswith(b"\x89PNG")
+    assert third[2].images[0].startswith(b"\x89PNG")
 
 
 def test_an_unknown_page_is_said(capsys: pytest.CaptureFixture[str]) -> None:

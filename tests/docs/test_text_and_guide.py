@@ -31,9 +31,9 @@ def test_the_python_of_the_page_runs(
 
 
 @pytest.mark.parametrize("page", ["text", "guide"])
-def test_its_pictures_are_there(page: str) -> None:
+def test_its_images_are_there(page: str) -> None:
     content = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", content)
-    assert pictures
-    for name in pictures:
+    images = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", content)
+    assert images
+    for name in images:
         assert (ROOT / "docs" / name).stat().st_size < 500_000

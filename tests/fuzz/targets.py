@@ -84,11 +84,11 @@ def recipes(folder: Path, data: bytes) -> None:
     recipe.parse_recipe(data.decode("utf-8", "surrogateescape"), "a.png")
 
 
-def recipes_in_pictures(folder: Path, data: bytes) -> None:
+def recipes_in_images(folder: Path, data: bytes) -> None:
     recipe.read_recipe(put(folder, "a.png", data))
 
 
-def pictures(folder: Path, data: bytes) -> None:
+def image_files(folder: Path, data: bytes) -> None:
     loaded = images.load_image(put(folder, "a", data))
     assert loaded.mode == "RGB"
 
@@ -141,7 +141,7 @@ def sizes(folder: Path, data: bytes) -> None:
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
-        safetensors, ckpt, archive, configs, recipes, recipes_in_pictures, pictures, masks,
+        safetensors, ckpt, archive, configs, recipes, recipes_in_images, images, masks,
         tokenizer_files, prompts, kinds, sizes,
     )
 }  # fmt: skip
@@ -189,7 +189,7 @@ def seeds(name: str, folder: Path) -> Iterator[bytes]:
             yield from damaged(damage.JSON, folder, documents[0])
         case "recipes":
             yield from documents
-        case "pictures" | "masks" | "recipes_in_pictures":
+        case "images" | "masks" | "recipes_in_images":
             for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
                 Image.linear_gradient("L").resize((24, 16)).save(folder / "a", kind)
                 yield (folder / "a").read_bytes()

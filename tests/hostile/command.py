@@ -14,7 +14,7 @@ import pytest
 from pare.cli.main import main
 
 MOST_MEMORY = 300 * 2**20
-"""Bytes that a refusal may take on top of what the process has: a picture of 50 megapixels is
+"""Bytes that a refusal may take on top of what the process has: an image of 50 megapixels is
 150 MB, and a copy of it is made."""
 MOST_SECONDS = 10.0
 """Of the processor; most refusals take a hundredth of that."""

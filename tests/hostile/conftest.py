@@ -1,4 +1,4 @@
-"""The command, and a model and a picture for it, in a folder that is thrown away."""
+"""The command, and a model and an image for it, in a folder that is thrown away."""
 
 from __future__ import annotations
 

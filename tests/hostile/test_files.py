@@ -23,7 +23,7 @@ OTHER_MODELS = {
     "controlnet": ("control_model.input_blocks.0.0.weight", "ControlNet"),
     "lora": ("lora_unet_down_blocks_0_x.lora_down.weight", "LoRA"),
     "embedding": ("emb_params", "textual-inversion embedding"),
-    "upscaler": ("conv_first.weight", "picture upscaler"),
+    "upscaler": ("conv_first.weight", "image upscaler"),
     "language-model": ("model.layers.0.self_attn.q_proj.weight", "language model"),
     "motion": ("down_blocks.0.motion_modules.0.x", "AnimateDiff"),
     "ip-adapter": ("ip_adapter.1.to_k_ip.weight", "IP-Adapter"),
@@ -131,7 +131,7 @@ def test_hostile_recipes(pare: Command, kind: str) -> None:
     pare.refuses("rerun", "a.png", "--out", "out")
 
 
-def test_a_picture_without_a_recipe(pare: Command) -> None:
+def test_an_image_without_a_recipe(pare: Command) -> None:
     Image.new("RGB", (8, 8)).save("a.png")
     pare.refuses("rerun", "a.png", "--out", "out", words="carries no recipe")
     Image.new("RGB", (8, 8)).save("a.jpg")

@@ -93,7 +93,7 @@ def test_damaged_configs(pare: Command, model: Path, name: str, kind: str) -> No
 
 
 @pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer.json"])
-@pytest.mark.parametrize("kind", ["empty", "array", "deep-arrays", "five-gigabytes", "picture"])
+@pytest.mark.parametrize("kind", ["empty", "array", "deep-arrays", "five-gigabytes", "image"])
 def test_damaged_extras(pare: Command, model: Path, name: str, kind: str) -> None:
     (model / "tokenizer" / name).write_text("{}")
     JSON[kind](model / "tokenizer" / name)

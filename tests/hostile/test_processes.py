@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.hostile.test_images import REFUSED
 
 from tests.conftest import RunPare
 from tests.hostile.damage import JSON, PICKLES, SAFETENSORS
-from tests.hostile.test_pictures import REFUSED
 from tests.tiny_model import write_tiny_model
 
 MEMORY = 6 * 2**30
@@ -38,7 +38,7 @@ def test_settings(run_pare: RunPare, tmp_path: Path, words: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["png-60000", "png-bomb", "png-text-bomb", "jpeg-half", "empty"])
-def test_pictures(run_pare: RunPare, tmp_path: Path, kind: str) -> None:
+def test_images(run_pare: RunPare, tmp_path: Path, kind: str) -> None:
     (tmp_path / "a.png").write_bytes(REFUSED[kind])
     refused(run_pare, tmp_path, "img2img", "a.png", "x")
 

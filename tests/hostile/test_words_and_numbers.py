@@ -128,7 +128,7 @@ OUTPUTS = {
     "no-folder": ("no/such/a.png", None),
     "file-as-folder": ("mine/a.png", lambda path: a_file(Path("mine"))),
     "jpeg": ("a.jpg", None),
-    "no-ending": ("picture", None),
+    "no-ending": ("image", None),
     "empty": ("", lambda path: a_file(Path("generate-0.png"))),
     "long": ("x" * 300 + ".png", None),
     "very-long": ("x/" * 2000 + "a.png", None),

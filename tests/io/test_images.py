@@ -1,4 +1,4 @@
-"""Pictures as people have them: every mode, orientation and size, and broken ones."""
+"""Images as people have them: every mode, orientation and size, and broken ones."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_rgb_comes_back_as_it_is(tmp_path: Path, gradient: Image.Image) -> None:
 def test_exif_orientation_is_obeyed(
     tmp_path: Path, gradient: Image.Image, orientation: int
 ) -> None:
-    """A camera turns the sensor's picture and writes down how; we see what was seen."""
+    """A camera turns the sensor's image and writes down how; we see what was seen."""
     undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
             6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}  # fmt: skip
     stored = gradient
@@ -151,10 +151,10 @@ def test_the_first_frame_is_taken_and_said(tmp_path: Path) -> None:
 # --- broken files ----------------------------------------------------------------------
 
 
-def test_no_picture_at_all(tmp_path: Path) -> None:
+def test_no_image_at_all(tmp_path: Path) -> None:
     for content in (b"", b"just text\n", b"%!PS-Adobe-3.0 EPSF-3.0\n", os.urandom(100)):
         (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(ImageError, match="is not a picture"):
+        with pytest.raises(ImageError, match="is not an image"):
             load_image(tmp_path / "a.png")
 
 
@@ -290,7 +290,7 @@ def test_masks_of_another_size(square: Image.Image) -> None:
     assert np.array_equal(pixels(doubled), pixels(square).repeat(2, 0).repeat(2, 1))
     assert match_mask(square, (33, 25)).size == (33, 25)  # the same shape, rounded
     for size in ((16, 16), (12, 16), (32, 30), (1600, 900)):
-        with pytest.raises(ImageError, match="16 x 12 and the picture"):
+        with pytest.raises(ImageError, match="16 x 12 and the image"):
             match_mask(square, size)
 
 
@@ -386,8 +386,8 @@ def test_to_pil_agrees_with_diffusers() -> None:
     reference = VaeImageProcessor().postprocess(images, output_type="pil")
     for ours, theirs in zip(to_pil(images), reference, strict=True):
         assert np.array_equal(pixels(ours), pixels(theirs))
-    picture = noise_image(24, 16)
-    assert torch.equal(to_tensor(picture), VaeImageProcessor().preprocess(picture))
+    image = noise_image(24, 16)
+    assert torch.equal(to_tensor(image), VaeImageProcessor().preprocess(image))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

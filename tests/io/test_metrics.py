@@ -15,7 +15,7 @@ from roads.world.scene import draw_scene
 
 EVERYWHERE = np.ones((128, 128), bool)
 ROAD = render(draw_scene(3)).pixels
-pictures = arrays(np.uint8, (24, 24, 3))
+images = arrays(np.uint8, (24, 24, 3))
 ALL = np.ones((24, 24), bool)
 
 
@@ -39,7 +39,7 @@ def test_a_mask_chooses_the_pixels() -> None:
     assert math.isnan(ssim(ROAD, changed, ~EVERYWHERE))
 
 
-@given(pictures, pictures)
+@given(images, images)
 def test_measures_are_symmetric_and_bounded(a: np.ndarray, b: np.ndarray) -> None:
     assert mse(a, b, ALL) == pytest.approx(mse(b, a, ALL))
     assert 0 <= mse(a, b, ALL) <= 1
@@ -49,14 +49,14 @@ def test_measures_are_symmetric_and_bounded(a: np.ndarray, b: np.ndarray) -> Non
     assert -1e-9 <= structure_distance(a, b) <= 1
 
 
-@given(pictures)
-def test_a_picture_is_like_itself(a: np.ndarray) -> None:
+@given(images)
+def test_an_image_is_like_itself(a: np.ndarray) -> None:
     assert mse(a, a, ALL) == 0
     assert ssim(a, a, ALL) == pytest.approx(1)
     assert structure_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
-def test_ssim_of_flat_pictures_is_the_formula() -> None:
+def test_ssim_of_flat_images_is_the_formula() -> None:
     """Without variance, eq. 13 is its luminance term alone."""
     dark, bright = (np.full((24, 24, 3), value, np.uint8) for value in (51, 204))
     x, y, c1 = 0.2, 0.8, 1e-4

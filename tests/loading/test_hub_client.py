@@ -400,7 +400,7 @@ INDEX = {
 @pytest.mark.parametrize(
     ("absent", "words"),
     [
-        ([], "has a safety_checker and a feature_extractor, which pare leaves out: no picture"),
+        ([], "has a safety_checker and a feature_extractor, which pare leaves out: no image"),
         (["safety_checker"], "has a feature_extractor, which pare leaves out"),
         (["safety_checker", "feature_extractor"], None),
     ],
@@ -821,7 +821,7 @@ def test_the_command_online_and_offline(hub: Hub, user: User, tiny: Path, tmp_pa
     assert (online.returncode, online.stdout) == (0, f"{tmp_path / 'online.png'}\n")
     assert online.stderr == (
         f"pare: warning: {NAME} has a safety_checker and a feature_extractor, which pare leaves "
-        "out: no picture is checked\n"
+        "out: no image is checked\n"
     )
     hub.log.clear()
     offline = generate("offline.png", "--model", NAME, HF_HUB_OFFLINE="1")

@@ -93,7 +93,7 @@ CONSTANT = 0.25
 
 
 def check_loading(path: Path, dtype: str, size: int, constant: float = 0.0) -> None:
-    """Ready for pictures: at most 1.3 times the weights, 1.5 times reading the file once.
+    """Ready for images: at most 1.3 times the weights, 1.5 times reading the file once.
 
     The file is in the page cache for both.  The peak is that of the whole process, Python
     and PyTorch included, and counts mapped pages.  `constant` seconds are not counted.

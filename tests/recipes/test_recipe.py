@@ -1,4 +1,4 @@
-"""Recipes survive the picture, and reading a stranger's does no harm."""
+"""Recipes survive the image, and reading a stranger's does no harm."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RECIPE = Recipe(
 )
 
 
-def test_a_picture_brings_its_recipe_back(tmp_path: Path, gradient: Image.Image) -> None:
+def test_an_image_brings_its_recipe_back(tmp_path: Path, gradient: Image.Image) -> None:
     write_whole(tmp_path / "a.png", lambda file: save_png(gradient, RECIPE, file))
     assert read_recipe(tmp_path / "a.png") == RECIPE
     assert RECIPE.seed == 2**63 - 1
@@ -53,7 +53,7 @@ def test_a_place_in_a_run_is_a_seed_and_a_part(tmp_path: Path, gradient: Image.I
     target = dataclasses.replace(RECIPE, parts=["source", "target-1"], part="target-1")
     write_whole(tmp_path / "a.png", lambda file: save_png(gradient, target, file))
     assert read_recipe(tmp_path / "a.png") == target
-    # A run that makes one picture a seed says nothing of parts: every pare reads its recipes.
+    # A run that makes one image a seed says nothing of parts: every pare reads its recipes.
     assert not {"parts", "part"} & set(json.loads(RECIPE.to_json()))
 
 
@@ -61,12 +61,12 @@ def test_versions_name_what_can_change_a_pixel() -> None:
     assert {"pare", "python", "torch", "transformers", "numpy", "pillow"} <= set(current_versions())
 
 
-def test_pictures_without_a_recipe(tmp_path: Path, gradient: Image.Image) -> None:
+def test_images_without_a_recipe(tmp_path: Path, gradient: Image.Image) -> None:
     gradient.save(tmp_path / "a.png")
     with pytest.raises(RecipeError, match="carries no recipe"):
         read_recipe(tmp_path / "a.png")
     gradient.save(tmp_path / "a.jpg")
-    with pytest.raises(ImageError, match="is not a picture"):
+    with pytest.raises(ImageError, match="is not an image"):
         read_recipe(tmp_path / "a.jpg")
 
 
@@ -104,10 +104,10 @@ def test_other_programs_may_pack_the_text_otherwise(tmp_path: Path, kind: str) -
     assert read_recipe(tmp_path / "a.png") == RECIPE
 
 
-def test_a_file_larger_than_any_picture_is_not_read(tmp_path: Path) -> None:
+def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "a.png", "wb") as file:
         file.truncate(MAX_FILE + 1)  # takes no room on the disk
-    with pytest.raises(RecipeError, match="larger than any picture"):
+    with pytest.raises(RecipeError, match="larger than any image"):
         read_recipe(tmp_path / "a.png")
 
 

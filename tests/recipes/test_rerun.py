@@ -1,4 +1,4 @@
-"""A picture made again is the same to the pixel, and a stranger's recipe does no harm."""
+"""An image made again is the same to the pixel, and a stranger's recipe does no harm."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pare.cli.examples import examples_of
 from pare.cli.main import cli, main
 from pare.cli.printing import plain
 from pare.cli.recipe_arguments import check_recipe, for_a_shell, parse, words
-from pare.cli.run_command import PictureCommand
+from pare.cli.run_command import ImageCommand
 from pare.errors import PareError, RecipeError
 from pare.recipes.rebuild import (
     batch_length,
@@ -43,7 +43,7 @@ from pare.schedulers import SCHEDULERS, build_scheduler
 from tests.conftest import RunPare
 from tests.tiny_model import SCHEDULER, change_json, write_tiny_model
 
-PICTURE_COMMANDS = [name for name, one in cli.commands.items() if isinstance(one, PictureCommand)]
+IMAGE_COMMANDS = [name for name, one in cli.commands.items() if isinstance(one, ImageCommand)]
 COMMANDS = {
     "generate": ["generate", "a snowy road"],
     "img2img": ["img2img", "photo.png", "a car", "--strength", "0.7"],
@@ -65,7 +65,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, with a model, a picture of odd size and a mask in it."""
+    """The current folder, with a model, an image of odd size and a mask in it."""
     folder = tmp_path / "work"
     folder.mkdir()
     shutil.copytree(tiny, folder / "model")
@@ -93,7 +93,7 @@ def raw_recipe(path: Path | str) -> dict[str, Any]:
 
 
 def change_recipe(path: Path | str, change: Callable[[dict[str, Any]], object]) -> None:
-    """Let a stranger edit the recipe in a picture."""
+    """Let a stranger edit the recipe in an image."""
     raw = raw_recipe(path)
     change(raw)
     with Image.open(path) as image:
@@ -122,12 +122,12 @@ OTHER_FILES = {"film", "report"}  # a GIF, a video, a page: nothing that `rerun`
 # --- to the pixel -------------------------------------------------------------------------
 
 
-def test_the_cases_below_are_all_commands_that_make_pictures() -> None:
-    assert set(PICTURE_COMMANDS) >= set(COMMANDS)
+def test_the_cases_below_are_all_commands_that_make_images() -> None:
+    assert set(IMAGE_COMMANDS) >= set(COMMANDS)
     for name, command in cli.commands.items():
         takes = {parameter.name for parameter in command.params}
         seeded = {"seed", "out"} <= takes and name not in OTHER_FILES
-        assert seeded == (name in PICTURE_COMMANDS), name
+        assert seeded == (name in IMAGE_COMMANDS), name
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_every_command_again_to_the_pixel(
     assert captured.err == f"{command}-3.png, made again, is the same to the pixel\n"
     with Image.open("rerun-3.png") as again, Image.open(f"{command}-3.png") as first:
         assert again.tobytes() == first.tobytes()
-    # The new picture has a recipe as good as the old one's.
+    # The new image has a recipe as good as the old one's.
     assert compare_recipes(read_recipe(f"{command}-3.png"), read_recipe("rerun-3.png")) == []
 
 
@@ -164,7 +164,7 @@ def test_from_another_working_directory(
     make("blend")
     (work / "elsewhere").mkdir()
     monkeypatch.chdir(work / "elsewhere")
-    # Inputs are found beside the picture; a model that was named by a path is not.
+    # Inputs are found beside the image; a model that was named by a path is not.
     assert main(["rerun", "../blend-0.png", "--check"]) == 2
     assert "the model 'model' is not here; name it with --model" in capsys.readouterr().err
     assert main(["rerun", "../blend-0.png", "--model", "../model"]) == 0
@@ -173,7 +173,7 @@ def test_from_another_working_directory(
 
 
 @pytest.mark.parametrize(("count", "batch"), [(3, None), (5, 2)])
-def test_of_a_run_only_the_batch_is_made_that_the_picture_was_in(
+def test_of_a_run_only_the_batch_is_made_that_the_image_was_in(
     work: Path, capsys: pytest.CaptureFixture[str], count: int, batch: int | None
 ) -> None:
     make("generate", "--count", str(count), *([] if batch is None else ["--batch", str(batch)]))
@@ -196,13 +196,13 @@ def test_of_a_run_only_the_batch_is_made_that_the_picture_was_in(
         (3, 2, 2, 1, [1], 2),
         (3, 2, 4, 0, [0, 1], 4),
         (3, 2, 4, 2, [2], 2),
-        # Batches of 4 cut the seeds' three pictures anywhere; a new one begins with seed 4.
+        # Batches of 4 cut the seeds' three images anywhere; a new one begins with seed 4.
         (6, 3, 4, 2, [0, 1, 2, 3], 4),
         (6, 3, 4, 5, [4, 5], 2),
         (2, 3, 99, 1, [0, 1], 6),
     ],
 )
-def test_the_seeds_that_make_a_picture_s_batch(
+def test_the_seeds_that_make_an_image_s_batch(
     seeds: int, parts: int, batch: int | None, index: int, together: list[int], length: int
 ) -> None:
     recipe = recipe_of("generate", {"prompt": "a road", "batch": batch})
@@ -212,13 +212,13 @@ def test_the_seeds_that_make_a_picture_s_batch(
     )
     assert batch_of(recipe) == together
     assert batch_length(recipe) == length
-    # The same batches, made by themselves: every picture is in one of the same length.
+    # The same batches, made by themselves: every image is in one of the same length.
     again = dataclasses.replace(recipe, seeds=together, index=together.index(index))
     assert batch_length(again) == length
     assert batch_of(again) == together
 
 
-def test_a_picture_of_a_batch_made_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_of_a_batch_made_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make("generate", "--count", "3", "--scheduler", "pndm")
     capsys.readouterr()
     code = main(["rerun", "generate-1.png", "--alone", "--json"])
@@ -409,7 +409,7 @@ def test_json(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert captured.err == ""
     result = json.loads(captured.out)
-    assert (result["picture"], result["path"], result["same"]) == (
+    assert (result["image"], result["path"], result["same"]) == (
         "blend-0.png", "rerun-0.png", True,
     )  # fmt: skip
     assert result["pixels"] == {
@@ -425,7 +425,7 @@ def test_show(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["rerun", "blend-8.png", "--show"]) == 0
     shown = capsys.readouterr().out
-    assert "seed: 8, picture 2 of 2" in shown
+    assert "seed: 8, image 2 of 2" in shown
     line = shown.splitlines()[-1]
     command = ["blend", "photo.png", "the car", "--mask", "mask.png", "--sample", "--steps", "3"]
     more = ["--negative", "it's", "--batch", "2", "--model", "model", "--seed", "7"]
@@ -521,7 +521,7 @@ def image_at(path: str) -> Callable[[Raw], None]:
 
 HOSTILE: dict[str, Callable[[Raw], None]] = {
     "no such command": lambda raw: raw.update(command="frobnicate"),
-    "no command for pictures": lambda raw: raw.update(command="convert"),
+    "no command for images": lambda raw: raw.update(command="convert"),
     "itself": lambda raw: raw.update(command="rerun"),
     "another's arguments": lambda raw: raw.update(command="generate"),
     "the group": lambda raw: raw.update(command="pare"),
@@ -573,7 +573,7 @@ HOSTILE: dict[str, Callable[[Raw], None]] = {
     "a name too long": image_at("x" * 5000),
     "another's home": image_at("~root/photo.png"),
     "an address": image_at("https://example.com/photo.png"),
-    "the recipe's picture": image_at("img2img-0.png"),
+    "the recipe's image": image_at("img2img-0.png"),
     "no model": without("arguments", "model"),
     "a model of another type": arguments(model=["model"]),
     "a model elsewhere": arguments(model="/"),
@@ -619,7 +619,7 @@ HOSTILE: dict[str, Callable[[Raw], None]] = {
 def victim(
     tiny: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Image.Image, dict[str, Any]]:
-    """A folder with what img2img made in it, that picture, and its recipe."""
+    """A folder with what img2img made in it, that image, and its recipe."""
     folder = tmp_path_factory.mktemp("victim")
     shutil.copytree(tiny, folder / "model")
     photo = Image.linear_gradient("L").resize((24, 16)).convert("RGB")
@@ -714,16 +714,16 @@ def test_a_pickle_that_is_what_it_was_is_not_run_either(
 @pytest.mark.parametrize(
     ("make_file", "sentence"),
     [
-        (lambda path: path.write_bytes(b""), "is not a picture"),
-        (lambda path: path.write_text("{}"), "is not a picture"),
+        (lambda path: path.write_bytes(b""), "is not an image"),
+        (lambda path: path.write_text("{}"), "is not an image"),
         (lambda path: path.mkdir(), "is a folder"),
         (lambda path: os.mkfifo(path), "is not a regular file"),
         (lambda path: Image.new("RGB", (8, 8)).save(path), "carries no recipe"),
-        (lambda path: Image.new("RGB", (8, 8)).save(path, "JPEG"), "is not a picture"),
+        (lambda path: Image.new("RGB", (8, 8)).save(path, "JPEG"), "is not an image"),
         (lambda path: None, "no such file"),
     ],
 )
-def test_pictures_without_a_recipe(
+def test_images_without_a_recipe(
     nothing_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     make_file: Callable[[Path], object], sentence: str,
 ) -> None:  # fmt: skip
@@ -806,7 +806,7 @@ def test_any_description_is_a_scheduler_or_an_error(
     description |= {"config": description["config"] | changes}
     try:
         found = find_scheduler(description | options)
-        found.trajectory(3)
+        found.timesteps(3)
     except PareError:
         return
 
@@ -858,7 +858,7 @@ def test_a_shell_reads_the_command_line_as_it_is_meant(prompt: str) -> None:
     assert done.stdout.decode().split("\0")[:2] == ["generate", prompt]
 
 
-@pytest.mark.parametrize("name", PICTURE_COMMANDS)
+@pytest.mark.parametrize("name", IMAGE_COMMANDS)
 def test_every_commands_examples_survive_the_way_through_a_recipe(name: str) -> None:
     """So will whatever a new command takes, if its help ends with an example of it."""
     command = cli.commands[name]

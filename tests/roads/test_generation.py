@@ -115,7 +115,7 @@ def test_the_spread_is_that_of_the_middles_of_what_is_there() -> None:
     assert spread[y] == pytest.approx(0)
 
 
-def test_the_nearest_picture_is_found_in_every_chunk() -> None:
+def test_the_nearest_image_is_found_in_every_chunk() -> None:
     generator = torch.Generator().manual_seed(0)
     library = torch.randn((10, 16), generator=generator)
     points = library[[1, 9]] + 0.25

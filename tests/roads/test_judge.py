@@ -70,8 +70,8 @@ def empty_verdict(**cover: np.ndarray) -> Verdict:
 # --- the shipped weights ------------------------------------------------------------------
 
 
-def share_right(verdicts: list[Verdict], pictures: Data) -> float:
-    return float(np.mean([answer.right for answer in answers(verdicts, pictures)]))
+def share_right(verdicts: list[Verdict], images: Data) -> float:
+    return float(np.mean([answer.right for answer in answers(verdicts, images)]))
 
 
 def test_held_out_renders_are_judged_right(verdicts: list[Verdict], unseen: Data) -> None:
@@ -127,7 +127,7 @@ def mutated(scene: Scene, attribute: str) -> Scene:
     return scene.replace(**{attribute: not value})
 
 
-def test_the_judge_says_the_same_again_and_of_every_picture_by_itself(
+def test_the_judge_says_the_same_again_and_of_every_image_by_itself(
     judge: Judge, unseen: Data
 ) -> None:
     image = pixels_to_tensor(unseen.pixels[:5])
@@ -140,7 +140,7 @@ def test_the_judge_says_the_same_again_and_of_every_picture_by_itself(
             np.testing.assert_allclose(a.cover[name], c.cover[name], atol=1e-4)
 
 
-def test_pil_pictures_of_any_size_are_judged_like_tensors(judge: Judge, unseen: Data) -> None:
+def test_pil_images_of_any_size_are_judged_like_tensors(judge: Judge, unseen: Data) -> None:
     image = Image.fromarray(unseen.pixels[0])
     large = image.resize((300, 200), Image.Resampling.BICUBIC)
     first, second = judge([image, large])
@@ -151,7 +151,7 @@ def test_pil_pictures_of_any_size_are_judged_like_tensors(judge: Judge, unseen: 
     assert all(second.agrees(unseen.scenes[0], hidden).values())
 
 
-def test_a_judge_that_is_not_there_and_pictures_that_are_none_are_refused(
+def test_a_judge_that_is_not_there_and_images_that_are_none_are_refused(
     judge: Judge, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=r"config\.json"):
@@ -268,10 +268,10 @@ def test_degraded_copies_are_close_but_not_equal(unseen: Data) -> None:
         assert (degrade(pixels, np.random.default_rng(seed), odds=0.0) == pixels).all()
 
 
-def test_a_picture_and_its_mask_move_together() -> None:
-    picture = np.arange(128 * 128).reshape(128, 128).astype(np.uint8)
-    moved = shifted(picture, 2, -3)
-    assert (moved[2:, :-3] == picture[:-2, 3:]).all()
+def test_an_image_and_its_mask_move_together() -> None:
+    image = np.arange(128 * 128).reshape(128, 128).astype(np.uint8)
+    moved = shifted(image, 2, -3)
+    assert (moved[2:, :-3] == image[:-2, 3:]).all()
 
 
 # --- training -----------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(
 def interrupt_after(
     steps: int, pools: dict[str, Data], folder: Path, settings: JudgeSettings
 ) -> None:
-    """Train, and have the pictures fail at step number `steps`."""
+    """Train, and have the images fail at step number `steps`."""
 
     class Gone(Exception):
         pass

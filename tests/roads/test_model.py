@@ -75,16 +75,16 @@ def vae() -> AutoencoderKL:
 @pytest.fixture(scope="module")
 def unseen() -> Data:
     scenes = unseen_scenes(24)
-    pictures = [render(scene) for scene in scenes]
+    images = [render(scene) for scene in scenes]
     bits = [
         np.sum([p.masks[name] << k for k, name in enumerate(OBJECTS)], axis=0).astype(np.uint8)
-        for p in pictures
+        for p in images
     ]
-    return Data(scenes, np.stack([p.pixels for p in pictures]), np.stack(bits))
+    return Data(scenes, np.stack([p.pixels for p in images]), np.stack(bits))
 
 
 def test_held_out_scenes_survive_the_round_trip(vae: AutoencoderKL, unseen: Data) -> None:
-    psnr, inside, _pictures = train_vae.round_trip_psnr(vae, unseen, torch.device("cpu"))
+    psnr, inside, _images = train_vae.round_trip_psnr(vae, unseen, torch.device("cpu"))
     assert psnr > 27.5
     # Small coloured things are what an autoencoder forgets first.
     assert inside["car"] > 25

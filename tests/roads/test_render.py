@@ -41,15 +41,15 @@ def test_the_same_scene_gives_the_same_bits(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_shapes_and_masks(seed: int) -> None:
-    picture = render(furnished(seed))
-    assert picture.pixels.shape == (SIZE, SIZE, 3)
-    assert picture.pixels.dtype == np.uint8
-    assert picture.pixels.std() > 10
+    image = render(furnished(seed))
+    assert image.pixels.shape == (SIZE, SIZE, 3)
+    assert image.pixels.dtype == np.uint8
+    assert image.pixels.std() > 10
     for name in OBJECTS:
-        assert picture.masks[name].shape == (SIZE, SIZE)
-        assert (picture.masks[name] <= picture.reach[name]).all()
+        assert image.masks[name].shape == (SIZE, SIZE)
+        assert (image.masks[name] <= image.reach[name]).all()
     for name in ("car", "streetlights"):  # nothing stands in front of them
-        assert picture.masks[name].sum() > 60
+        assert image.masks[name].sum() > 60
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -85,14 +85,14 @@ def test_repainting_the_car_keeps_its_place(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_weather_keeps_every_object_in_its_place(seed: int) -> None:
-    pictures = [render(furnished(seed).replace(weather=weather)) for weather in WEATHERS]
+    images = [render(furnished(seed).replace(weather=weather)) for weather in WEATHERS]
     for thing in ("car", "streetlights", "clouds", "orb"):
-        masks = [picture.masks[thing] for picture in pictures]
+        masks = [image.masks[thing] for image in images]
         assert all((mask ^ masks[0]).mean() < 0.01 for mask in masks)
     assert all(
         np.abs(a.pixels.astype(int) - b.pixels).mean() > 10
-        for k, a in enumerate(pictures)
-        for b in pictures[:k]
+        for k, a in enumerate(images)
+        for b in images[:k]
     )
 
 

@@ -38,7 +38,7 @@ PATTERN = "<!-- table: a -->\nold\n<!-- end -->\ntext\n<!-- table: b -->\n<!-- e
 
 
 def canned(job: Job, found: dict[str, float]) -> tuple[Record, Pixels]:
-    """A record of job's experiment with these numbers, and a grey picture."""
+    """A record of job's experiment with these numbers, and a grey image."""
     width = {"edits": 1, "erasing": 4, "words": 2}[job.experiment]
     grey = np.full((128, 128 * width, 3), 100, np.uint8)
     if job.experiment != "edits":
@@ -157,10 +157,10 @@ def test_the_whole_page_is_made_by_one_command(
     page = tmp_path / "measured.md"
     page.write_text(PAGE)
     arguments = ["--tasks", "2", "--processes", "1", "--work", str(tmp_path / "work")]
-    arguments += ["--page", str(page), "--pictures", str(tmp_path)]
+    arguments += ["--page", str(page), "--images", str(tmp_path)]
     assert command.main(arguments) == 0
     filled = page.read_text()
-    for name in {*TECHNIQUES, *FRAME, *erasure_table.ON_PICTURES, *edit_table.COMPARED}:
+    for name in {*TECHNIQUES, *FRAME, *erasure_table.ON_IMAGES, *edit_table.COMPARED}:
         assert name.removeprefix("blend ") in filled
     assert "<!-- end -->" in filled
     assert "<!-- table: " in filled
@@ -173,8 +173,8 @@ def test_the_whole_page_is_made_by_one_command(
     # The nearest of those that succeed as often as without injection.
     assert "`cross 0.8, self 0.6` is nearest to its source: 0.320 against 0.500" in filled
     for name in ("edits", "erasing", "words"):
-        picture = Image.open(tmp_path / f"measured-{name}.png")
-        assert picture.width > 500
+        image = Image.open(tmp_path / f"measured-{name}.png")
+        assert image.width > 500
     asked = len(unmeasured)
     assert command.main(arguments) == 0
     assert len(unmeasured) == asked
@@ -185,7 +185,7 @@ def test_parts_alone_leave_the_others_tables(unmeasured: list[Job], tmp_path: Pa
     page = tmp_path / "measured.md"
     page.write_text(PAGE)
     arguments = ["--tasks", "1", "--processes", "1", "--work", str(tmp_path / "work")]
-    arguments += ["--page", str(page), "--pictures", str(tmp_path), "--only", "words"]
+    arguments += ["--page", str(page), "--images", str(tmp_path), "--only", "words"]
     assert command.main(arguments) == 0
     assert {job.experiment for job in unmeasured} == {"words"}
 
@@ -209,7 +209,7 @@ def test_what_is_wrong_is_said(
 def test_the_page_has_a_place_for_every_table() -> None:
     makers = Pages(Found({}), {}, {}).tables()
     assert makers == {}
-    for name in ("edits", "order", "blend", "erasing-choice", "erasing", "erasing-pictures",
+    for name in ("edits", "order", "blend", "erasing-choice", "erasing", "erasing-images",
                  "words", "words-memory", "defaults", "setting"):  # fmt: skip
         assert PAGE.count(f"<!-- table: {name} -->") == 1
 

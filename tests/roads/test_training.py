@@ -38,12 +38,12 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def data() -> Data:
     scenes = training_scenes(6)
-    pictures = [render(scene) for scene in scenes]
+    images = [render(scene) for scene in scenes]
     bits = [
         np.sum([p.masks[name] << k for k, name in enumerate(OBJECTS)], axis=0).astype(np.uint8)
-        for p in pictures
+        for p in images
     ]
-    return Data(scenes, np.stack([p.pixels for p in pictures]), np.stack(bits))
+    return Data(scenes, np.stack([p.pixels for p in images]), np.stack(bits))
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -228,7 +228,7 @@ def test_unet_batch_is_noised_latents_with_some_captions_dropped() -> None:
     assert torch.equal(batch.t // 5, torch.arange(200))
 
 
-def test_vae_crops_are_the_pictures(data: Data) -> None:
+def test_vae_crops_are_the_images(data: Data) -> None:
     image, weight, noise = vae_batch(data, seed=0, step=3, count=8, size=32)
     assert image.shape == (8, 3, 32, 32)
     assert noise.shape == (8, 4, 4, 4)
@@ -239,7 +239,7 @@ def test_vae_crops_are_the_pictures(data: Data) -> None:
         assert (windows == np.moveaxis(crop, -1, 0)).all(axis=(-3, -2, -1)).any()
 
 
-def test_crops_lie_within_the_picture_and_often_around_objects(data: Data) -> None:
+def test_crops_lie_within_the_image_and_often_around_objects(data: Data) -> None:
     objects = np.zeros((128, 128), np.uint8)
     objects[10:14, 100:104] = 1
     chooser = np.random.default_rng(0)

@@ -85,18 +85,18 @@ def test_without_room_a_run_is_planned_to_fit(
         plan = pipe.plan(9, 512, 512)
     assert (plan.batch, plan.tile) == (2, 256)
     said = [str(warning.message) for warning in caught]
-    assert said[0] == "2 of 9 pictures are made at a time, as more would not fit memory"
+    assert said[0] == "2 of 9 images are made at a time, as more would not fit memory"
     assert "512 x 512 is decoded in tiles of 256 pixels, as the whole needs about" in said[1]
     assert pipe.plan(9, 512, 512, guidance=1.0, tile=64).batch == 4  # half of the rows
     free(one - 1)
     with pytest.raises(NotEnoughMemoryError, match=r"512 x 512 needs about .* smaller \(--size\)"):
         pipe.plan(1, 512, 512)
     free(one)
-    with pytest.raises(NotEnoughMemoryError, match=r"holding 256 pictures .* fewer .*\(--count\)"):
+    with pytest.raises(NotEnoughMemoryError, match=r"holding 256 images .* fewer .*\(--count\)"):
         pipe.plan(256, 512, 512)
 
 
-def test_batches_change_pictures_by_rounding_alone(pipe: Pipeline) -> None:
+def test_batches_change_images_by_rounding_alone(pipe: Pipeline) -> None:
     """Also where the scheduler draws noise at every step."""
     solver = pipe.with_scheduler("euler-ancestral")
     prompts, seeds = ["a car", "the road", "a car"], [3, 7, 9]
@@ -212,7 +212,7 @@ def test_an_allocator_that_fails_is_a_sentence(capsys: pytest.CaptureFixture[str
     assert run_in_words(body) == 2
     line = capsys.readouterr().err
     assert line.startswith("pare: there is not enough memory (140737488355328 bytes more were")
-    assert "make a smaller picture (--size), fewer at once (--batch, --count)" in line
+    assert "make a smaller image (--size), fewer at once (--batch, --count)" in line
     assert line.count("\n") == 1
 
 
@@ -248,7 +248,7 @@ def test_a_run_beyond_the_processs_limit_is_one_sentence(run_pare: RunPare, tmp_
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 2
-    assert "a picture of 8192 x 8192 needs about 20.0 GiB of memory, and" in done.stderr
+    assert "an image of 8192 x 8192 needs about 20.0 GiB of memory, and" in done.stderr
     assert "the model was trained at 128 x 128" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

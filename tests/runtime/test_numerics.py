@@ -112,7 +112,7 @@ def test_a_nan_that_comes_later_tells_its_step(folder: Path) -> None:
     pipe = load(folder)
     prompts = pipe.encode_prompts("a car")
     x_t = normal(1, 4, 8, 8)
-    level = pipe.scheduler.trajectory(5).levels[3]
+    level = pipe.scheduler.timesteps(5).levels[3]
     x_t[0, 0, 0, 0] = NAN
     with pytest.raises(NonFiniteError, match=r"step 3 .* as the latents held 2 NaN of 512"):
         pipe.predict(x_t, level, prompts, 5.0, step=3)
@@ -183,7 +183,7 @@ def test_nothing_is_looked_at_when_nothing_is_wrong(
     for module in ("health", "vae.precision"):
         monkeypatch.setattr(f"pare.{module}.is_finite", look)
     pipe.generate("a car", [0], steps=3)
-    evaluations = len(pipe.scheduler.trajectory(3))
+    evaluations = len(pipe.scheduler.timesteps(3))
     assert looks == [(1, 77, 12)] * 2 + [(2, 4, 8, 8)] * evaluations + [(1, 3, 64, 64)]
 
 
@@ -348,7 +348,7 @@ def test_8_bit_weights_are_cast_and_said(copy: Path, eight: torch.dtype) -> None
     assert pipe.generate("a car", [0], steps=1).isfinite().all()
 
 
-def test_a_folder_says_that_no_picture_is_checked(folder: Path) -> None:
+def test_a_folder_says_that_no_image_is_checked(folder: Path) -> None:
     with pytest.warns(
         UserWarning, match="has a safety_checker and a feature_extractor, which pare"
     ):

@@ -1,4 +1,4 @@
-"""A denoiser that is known exactly: pictures drawn from a mixture of Gaussians.
+"""A denoiser that is known exactly: images drawn from a mixture of Gaussians.
 
 If x0 comes from sum_k weight_k N(mean_k, spread_k^2), then x_t is again such a mixture, and
 the mean of x0 given x_t is a weighted sum of each component's own (Tweedie's formula).
@@ -36,7 +36,7 @@ def posterior_mean(x_t: Tensor, alpha_bar: float) -> Tensor:
     return (share * component).sum(-1)
 
 
-def pictures(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+def images(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     """x0 drawn from the mixture, in float32."""
     generator = torch.Generator().manual_seed(seed)
     count = math.prod(shape)

@@ -30,16 +30,16 @@ def rollout(
     scheduler: Scheduler, model: Model, noise: Tensor, steps: int, start: int = 0
 ) -> Tensor:
     """The end of pare's run; `noise` is the unit noise, or x_t itself where `start` > 0."""
-    trajectory = scheduler.trajectory(steps, start)
+    timesteps = scheduler.timesteps(steps, start)
     generator = torch.Generator().manual_seed(5)
-    x_t = noise * trajectory.initial_scale if start == 0 else noise
+    x_t = noise * timesteps.initial_scale if start == 0 else noise
     history: tuple[Tensor, ...] = ()
-    for i in range(len(trajectory)):
-        level = trajectory.levels[i]
+    for i in range(len(timesteps)):
+        level = timesteps.levels[i]
         output = model(x_t, level.t)
         prediction = interpret(output, x_t, level, scheduler.prediction_type)
         fresh = torch.randn(x_t.shape, generator=generator) if scheduler.stochastic else None
-        x_t, history = scheduler.step(trajectory, i, x_t, prediction, history, fresh)
+        x_t, history = scheduler.step(timesteps, i, x_t, prediction, history, fresh)
     return x_t
 
 

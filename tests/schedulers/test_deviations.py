@@ -16,7 +16,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from pare.errors import SchedulerError
-from pare.schedulers import Level, build_scheduler
+from pare.schedulers import NoiseLevel, build_scheduler
 from tests.schedulers import reference
 from tests.schedulers.analytic import alpha_bars, model, posterior_mean
 from tests.schedulers.rollout import NAMES, SD14, distance, rollout, unit_noise
@@ -27,19 +27,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 ZERO_SNR = SD14 | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
-def timesteps(name: str, config: dict[str, Any], steps: int) -> list[float]:
+def their_timesteps(name: str, config: dict[str, Any], steps: int) -> list[float]:
     scheduler = reference.build(name, config)
     scheduler.set_timesteps(steps)
     return [float(t) for t in scheduler.timesteps]
 
 
-def levels(name: str, config: dict[str, Any], steps: int) -> tuple[Level, ...]:
-    return build_scheduler(config, "a test", name).trajectory(steps).levels
+def levels(name: str, config: dict[str, Any], steps: int) -> tuple[NoiseLevel, ...]:
+    return build_scheduler(config, "a test", name).timesteps(steps).levels
 
 
-def one_picture(config: dict[str, Any], name: str, steps: int) -> tuple[Tensor, Any, Tensor]:
-    """x_T, a model that knows the picture in it, and where a right solver of the DDIM family
-    must end in any number of steps: that picture with the noise of timestep 0."""
+def one_image(config: dict[str, Any], name: str, steps: int) -> tuple[Tensor, Any, Tensor]:
+    """x_T, a model that knows the image in it, and where a right solver of the DDIM family
+    must end in any number of steps: that image with the noise of timestep 0."""
     x0, noise = unit_noise(seed=1), unit_noise()
     table = alpha_bars(config)
     start, end = levels(name, config, steps)[0], table[0]
@@ -55,7 +55,7 @@ def one_picture(config: dict[str, Any], name: str, steps: int) -> tuple[Tensor, 
 
 @pytest.mark.parametrize("name", ["ddim", "ddim-inverse", "pndm"])
 def test_1000_leading_steps_with_an_offset_leave_the_table(name: str) -> None:
-    assert max(timesteps(name, SD14, 1000)) == 1000
+    assert max(their_timesteps(name, SD14, 1000)) == 1000
     with pytest.raises(IndexError):
         reference.rollout(name, SD14, model(SD14), unit_noise(), 1000)
     assert sorted({level.t for level in levels(name, SD14, 1000)[:-1]}) == list(range(1000))
@@ -71,8 +71,8 @@ def test_as_many_leading_steps_of_lms_as_timesteps_divide_by_zero() -> None:
 @pytest.mark.parametrize("spacing", ["linspace", "leading"])
 def test_1000_steps_of_dpmpp_repeat_a_timestep(spacing: str) -> None:
     config = SD14 | {"timestep_spacing": spacing}
-    assert len(set(timesteps("dpm++2m", config, 1000))) < 1000
-    assert max(timesteps("dpm++2m", config, 999)) == (1000 if spacing == "leading" else 999)
+    assert len(set(their_timesteps("dpm++2m", config, 1000))) < 1000
+    assert max(their_timesteps("dpm++2m", config, 999)) == (1000 if spacing == "leading" else 999)
     assert levels("dpm++2m", config, 999)[0].t == 999
     end = reference.rollout("dpm++2m", config, model(config), unit_noise(), 1000)
     assert bool(end.isnan().any())
@@ -86,7 +86,7 @@ def test_1000_steps_of_dpmpp_repeat_a_timestep(spacing: str) -> None:
 @pytest.mark.parametrize("steps", [61, 103, 223])
 def test_trailing_spacing_may_give_a_step_too_many(steps: int) -> None:
     config = SD14 | {"timestep_spacing": "trailing"}
-    theirs = timesteps("ddim", config, steps)
+    theirs = their_timesteps("ddim", config, steps)
     assert (len(theirs), theirs[-1]) == (steps + 1, -1)
     ours = [level.t for level in levels("ddim", config, steps)[:-1]]
     assert ours == theirs[:-1]
@@ -97,7 +97,7 @@ def test_trailing_spacing_may_give_a_step_too_many(steps: int) -> None:
 def test_ddim_and_pndm_step_past_their_own_levels(name: str, spacing: str, steps: int) -> None:
     """They go down by 1000 // steps, wherever the next level is."""
     config = SD14 | {"timestep_spacing": spacing}
-    x_t, knows, exact = one_picture(config, name, steps)
+    x_t, knows, exact = one_image(config, name, steps)
     theirs = reference.rollout(name, config, knows, x_t, steps)
     ours = rollout(build_scheduler(config, "a test", name), knows, x_t, steps)
     assert distance(ours, exact) < 1e-5
@@ -107,7 +107,7 @@ def test_ddim_and_pndm_step_past_their_own_levels(name: str, spacing: str, steps
 def test_ddim_inverse_knows_no_linspace() -> None:
     config = SD14 | {"timestep_spacing": "linspace"}
     with pytest.raises(ValueError, match="linspace"):
-        timesteps("ddim-inverse", config, 20)
+        their_timesteps("ddim-inverse", config, 20)
     forward, back = levels("ddim", config, 20), levels("ddim-inverse", config, 20)
     assert [level.sigma for level in back] == [level.sigma for level in forward[::-1]]
 
@@ -115,14 +115,14 @@ def test_ddim_inverse_knows_no_linspace() -> None:
 @pytest.mark.parametrize("name", ["ddim", "pndm", "lms", "euler", "euler-ancestral"])
 def test_one_linspace_step_starts_where_there_is_no_noise(name: str) -> None:
     config = SD14 | {"timestep_spacing": "linspace"}
-    assert timesteps(name, config, 1) == [0]
+    assert their_timesteps(name, config, 1) == [0]
     assert levels(name, config, 1)[0].t == 999
 
 
 @pytest.mark.parametrize("name", ["ddim", "pndm"])
 def test_an_offset_beyond_the_stride_keeps_the_run_from_its_end(name: str) -> None:
     config = SD14 | {"steps_offset": 30}
-    x_t, knows, exact = one_picture(config, name, 300)
+    x_t, knows, exact = one_image(config, name, 300)
     theirs = reference.rollout(name, config, knows, x_t, 300)
     ours = rollout(build_scheduler(config, "a test", name), knows, x_t, 300)
     assert distance(ours, exact) < 1e-5
@@ -255,7 +255,7 @@ def test_pndm_from_midway_evaluates_the_wrong_level_twice() -> None:
     scheduler.set_timesteps(20)
     sliced = scheduler.timesteps[5:].tolist()
     assert len(sliced) == len(set(sliced))
-    ours = [level.t for level in build_scheduler(SD14, "a test").trajectory(20, start=4).levels]
+    ours = [level.t for level in build_scheduler(SD14, "a test").timesteps(20, start=4).levels]
     assert ours[:-1] == [sliced[0], sliced[1], *sliced[1:]]
 
 
@@ -272,12 +272,12 @@ def test_pndm_and_euler_ancestral_know_no_x0_prediction(name: str) -> None:
 def test_runge_kutta_in_short_runs_and_with_odd_strides() -> None:
     config = SD14 | {"skip_prk_steps": False}
     with pytest.raises(ValueError, match="broadcast"):
-        timesteps("pndm", config, 3)
+        their_timesteps("pndm", config, 3)
     assert len(levels("pndm", config, 3)) - 1 == 2 * 4 + 1
     # 40 steps are 25 timesteps each; the middle is 12.5 below, and diffusers means 13 there
     # when it asks the model, but 12 when it steps.
     ours = [level.t for level in levels("pndm", config, 40)]
-    theirs = timesteps("pndm", config, 40)
+    theirs = their_timesteps("pndm", config, 40)
     assert ours[:4] == [976, 963.5, 963.5, 951]
     assert theirs[:4] == [976, 963, 963, 951]
 
@@ -301,11 +301,11 @@ def test_karras_timesteps_of_dpmpp_at_a_tie() -> None:
     down.  The other timesteps are the same, and at the usual numbers of steps all are."""
     config = SD14 | {"use_karras_sigmas": True}
     for steps in (7, 10, 15, 20, 25, 30, 40, 50, 100):
-        assert timesteps("dpm++2m", config, steps) == [
+        assert their_timesteps("dpm++2m", config, steps) == [
             level.t for level in levels("dpm++2m", config, steps)[:-1]
         ]
     ours = [level.t for level in levels("dpm++2m", config, 18)[:-1]]
-    theirs = timesteps("dpm++2m", config, 18)
+    theirs = their_timesteps("dpm++2m", config, 18)
     assert [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b] == [(575, 576)]
 
 
@@ -313,7 +313,7 @@ def test_karras_timesteps_of_dpmpp_on_a_cosine_schedule_are_cut_off() -> None:
     """diffusers leaves them fractional there, and then stores them as integers."""
     config = SD14 | {"use_karras_sigmas": True, "beta_schedule": "squaredcos_cap_v2"}
     ours = [level.t for level in levels("dpm++2m", config, 20)[:-1]]
-    theirs = timesteps("dpm++2m", config, 20)
+    theirs = their_timesteps("dpm++2m", config, 20)
     assert {a - b for a, b in zip(ours, theirs, strict=True)} == {0, 1}
 
 
@@ -338,8 +338,8 @@ def test_alpha_bar_of_a_cosine_schedule_in_float32() -> None:
 
 def test_what_is_kept() -> None:
     """Odd, but what the words mean: see the end of docs/deviations.md."""
-    assert levels("ddim", SD14, 1)[0].t == timesteps("ddim", SD14, 1)[0] == 1
-    assert levels("ddim", SD14, 600)[0].t == timesteps("ddim", SD14, 600)[0] == 600
+    assert levels("ddim", SD14, 1)[0].t == their_timesteps("ddim", SD14, 1)[0] == 1
+    assert levels("ddim", SD14, 600)[0].t == their_timesteps("ddim", SD14, 600)[0] == 600
     for name in NAMES:
         for here, there in pairwise(levels(name, SD14, 50)):
             assert here != there or name == "pndm"

@@ -79,7 +79,7 @@ def test_files_with_every_key(name: str, source: str) -> None:
         config["lambda_min_clipped"] = -float("inf")
     config.setdefault("clip_sample", False)  # see test_deviations.py
     if config["timestep_spacing"] == "linspace" and name in ("ddim", "ddim-inverse", "pndm"):
-        assert build_scheduler(config, "a file", name).trajectory(10)
+        assert build_scheduler(config, "a file", name).timesteps(10)
         return  # there diffusers is wrong: see test_deviations.py
     same_run(name, config)
 
@@ -134,7 +134,7 @@ def test_names_of_other_solvers_variants() -> None:
     }
     same_run("dpm++2m", unipc)
     deis = SD14 | {"algorithm_type": "deis", "solver_type": "logrho"}
-    assert build_scheduler(deis, "a file", "dpm++2m").trajectory(9)
+    assert build_scheduler(deis, "a file", "dpm++2m").timesteps(9)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_scheduler_is_built_again_from_its_description(
     description = json.loads(json.dumps(one.describe()))
     other = rebuild_scheduler(description)
     assert other.describe() == one.describe()
-    assert other.trajectory(20) == one.trajectory(20)
+    assert other.timesteps(20) == one.timesteps(20)
     assert type(other) is type(one)
     for key, value in options.items():
         if key not in one.hub_options:
@@ -265,7 +265,7 @@ def test_a_description_with_trained_betas() -> None:
     betas = {"num_train_timesteps": 4, "trained_betas": [0.1, 0.2, 0.3, 0.4]}
     one = build_scheduler(SD14 | betas, "a file", "ddim")
     other = rebuild_scheduler(json.loads(json.dumps(one.describe())))
-    assert other.trajectory(4) == one.trajectory(4)
+    assert other.timesteps(4) == one.timesteps(4)
 
 
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -276,4 +276,4 @@ KEYS = sorted(set(SD14) | {key for config in FULL.values() for key in config} | 
 @given(st.sampled_from(NAMES), st.dictionaries(st.sampled_from(KEYS), ANYTHING, max_size=4))
 def test_no_file_ends_in_anything_but_a_sentence(name: str, keys: dict[str, Any]) -> None:
     with suppress(PareError):
-        build_scheduler(SD14 | keys, "a file", name).trajectory(1)
+        build_scheduler(SD14 | keys, "a file", name).timesteps(1)

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pare.errors import ConfigError, SchedulerError
-from pare.schedulers import CLEAN, Level, NoiseSchedule, Prediction, add_noise, interpret, velocity
+from pare.schedulers import (
+    CLEAN,
+    NoiseLevel,
+    NoiseSchedule,
+    Prediction,
+    add_noise,
+    interpret,
+    velocity,
+)
 from pare.schedulers.ddim import DDIMConfig
 from tests.schedulers.analytic import alpha_bars
 from tests.schedulers.rollout import SD14, unit_noise
@@ -86,7 +94,7 @@ def test_a_sigma_outside_the_training_gets_its_first_or_last_timestep() -> None:
 
 @given(SIGMAS, st.sampled_from(["epsilon", "v_prediction", "sample"]), st.integers(0, 9))
 def test_what_the_model_predicts_is_understood(sigma: float, kind: str, seed: int) -> None:
-    level = Level(0.0, sigma)
+    level = NoiseLevel(0.0, sigma)
     x0, eps = unit_noise(seed, torch.float64), unit_noise(seed + 1, torch.float64)
     x_t = add_noise(x0, eps, level.alpha_bar)
     output = {"epsilon": eps, "sample": x0, "v_prediction": velocity(x0, eps, level.alpha_bar)}
@@ -99,7 +107,7 @@ def test_what_the_model_predicts_is_understood(sigma: float, kind: str, seed: in
 
 def test_v_models_lose_no_digits_at_either_end() -> None:
     x_t, v = unit_noise(0), unit_noise(1)
-    said = interpret(v, x_t, Level(999.0, math.inf), "v_prediction")
+    said = interpret(v, x_t, NoiseLevel(999.0, math.inf), "v_prediction")
     assert torch.equal(said.x0, -v)
     assert torch.equal(said.eps, x_t)
     said = interpret(v, x_t, CLEAN, "v_prediction")
@@ -110,15 +118,15 @@ def test_v_models_lose_no_digits_at_either_end() -> None:
 def test_levels_that_leave_nothing_to_say() -> None:
     x_t = unit_noise()
     with pytest.raises(SchedulerError, match="without signal"):
-        interpret(x_t, x_t, Level(999.0, math.inf), "epsilon")
+        interpret(x_t, x_t, NoiseLevel(999.0, math.inf), "epsilon")
     with pytest.raises(SchedulerError, match="without noise"):
         interpret(x_t, x_t, CLEAN, "sample")
     with pytest.raises(SchedulerError, match="'flow'"):
-        interpret(x_t, x_t, Level(5.0, 1.0), "flow")
+        interpret(x_t, x_t, NoiseLevel(5.0, 1.0), "flow")
 
 
 @pytest.mark.parametrize("function", [add_noise, velocity])
-def test_a_level_per_picture(function: object) -> None:
+def test_a_level_per_image(function: object) -> None:
     x0, noise = unit_noise(0), unit_noise(1)
     levels = torch.tensor([0.9991, 0.0047], dtype=torch.float64)
     together = function(x0, noise, levels)  # type: ignore[operator]

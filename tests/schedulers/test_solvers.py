@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pare.errors import SchedulerError
-from pare.schedulers import Level, Prediction, Scheduler, add_noise, build_scheduler, interpret
+from pare.schedulers import NoiseLevel, Prediction, Scheduler, add_noise, build_scheduler, interpret
 from pare.schedulers.lms import adams_bashforth
 from pare.schedulers.pndm import MULTISTEP_WEIGHTS
-from tests.schedulers.analytic import exact_flow, model, pictures
+from tests.schedulers.analytic import exact_flow, images, model
 from tests.schedulers.rollout import KARRAS, NAMES, SD14, distance, rollout, unit_noise
 
 MEAN, SPREAD = 0.4, 0.7  # one Gaussian, whose flow is known in closed form
@@ -25,7 +25,7 @@ def build(name: str, config: dict[str, Any] = SD14, **options: Any) -> Scheduler
     return build_scheduler(config, "a test", name, **options)
 
 
-def gaussian(x_t: Tensor, level: Level) -> Prediction:
+def gaussian(x_t: Tensor, level: NoiseLevel) -> Prediction:
     """The exact prediction for x0 from N(MEAN, SPREAD^2), asked by sigma and not by t."""
     x_hat = x_t / level.signal_rate
     eps = level.sigma * (x_hat - MEAN) / (SPREAD**2 + level.sigma**2)
@@ -37,14 +37,14 @@ def error(scheduler: Scheduler, steps: int) -> float:
 
     Not at its end: there sigma is no smooth function of t, or is reached in one long step.
     """
-    trajectory = scheduler.trajectory(steps)
-    stop = next(i for i, level in enumerate(trajectory.levels) if level.t <= 200)
+    timesteps = scheduler.timesteps(steps)
+    stop = next(i for i, level in enumerate(timesteps.levels) if level.t <= 200)
     x_t = x_start = unit_noise(dtype=torch.float64)
     history: tuple[Tensor, ...] = ()
     for i in range(stop):
-        prediction = gaussian(x_t, trajectory.levels[i])
-        x_t, history = scheduler.step(trajectory, i, x_t, prediction, history)
-    start, end = trajectory.levels[0], trajectory.levels[stop]
+        prediction = gaussian(x_t, timesteps.levels[i])
+        x_t, history = scheduler.step(timesteps, i, x_t, prediction, history)
+    start, end = timesteps.levels[0], timesteps.levels[stop]
     exact = [
         end.signal_rate * exact_flow(x / start.signal_rate, start.sigma, end.sigma, MEAN, SPREAD)
         for x in x_start.flatten().tolist()
@@ -83,14 +83,14 @@ def test_higher_orders_are_better() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "ddim-inverse"])
-def test_runs_end_in_the_distribution_of_the_pictures(name: str) -> None:
-    """Noised pictures come back as other pictures of the same world."""
-    x0 = pictures((1, 1, 50, 100))
+def test_runs_end_in_the_distribution_of_the_images(name: str) -> None:
+    """Noised images come back as other images of the same world."""
+    x0 = images((1, 1, 50, 100))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3))
     scheduler = build(name, SD14 | {"timestep_spacing": "trailing"})
-    trajectory = scheduler.trajectory(40)
-    x_t = add_noise(x0, noise, trajectory.levels[0].alpha_bar)
-    end = rollout(scheduler, model(SD14), x_t / trajectory.initial_scale, 40)
+    timesteps = scheduler.timesteps(40)
+    x_t = add_noise(x0, noise, timesteps.levels[0].alpha_bar)
+    end = rollout(scheduler, model(SD14), x_t / timesteps.initial_scale, 40)
     for quantile in (0.1, 0.25, 0.5, 0.75, 0.9):
         assert float(end.quantile(quantile)) == pytest.approx(float(x0.quantile(quantile)), abs=0.1)
 
@@ -98,7 +98,7 @@ def test_runs_end_in_the_distribution_of_the_pictures(name: str) -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_ddim_undoes_its_inverse(prediction: str) -> None:
     config = SD14 | {"prediction_type": prediction}
-    x0, returned = pictures((2, 4, 8, 8)), {}
+    x0, returned = images((2, 4, 8, 8)), {}
     for steps in (25, 100):
         x_t = rollout(build("ddim-inverse", config), model(config), x0, steps)
         assert float(x_t.std()) == pytest.approx(1.0, abs=0.1)
@@ -108,7 +108,7 @@ def test_ddim_undoes_its_inverse(prediction: str) -> None:
 
 
 def test_one_step_of_the_inverse_is_undone_exactly_when_eps_is_the_same() -> None:
-    inverse, ddim = build("ddim-inverse").trajectory(10), build("ddim").trajectory(10)
+    inverse, ddim = build("ddim-inverse").timesteps(10), build("ddim").timesteps(10)
     x_t, eps = unit_noise(0, torch.float64), unit_noise(1, torch.float64)
     up, down = inverse.levels[4], ddim.levels[5]
     assert (up.t, up.sigma) == (down.t, ddim.levels[6].sigma)
@@ -124,22 +124,22 @@ def test_euler_is_ddim_and_euler_ancestral_is_ddpm() -> None:
     config = SD14 | {"timestep_spacing": "trailing", "set_alpha_to_one": True}
     for karras_free, eta in (("euler", 0.0), ("euler-ancestral", 1.0)):
         ours, ddim = build(karras_free, config), build("ddim", config, eta=eta)
-        scale = ours.trajectory(20).initial_scale
+        scale = ours.timesteps(20).initial_scale
         a = rollout(ours, model(config), unit_noise(), 20)
         b = rollout(ddim, model(config), unit_noise() * scale, 20)
         assert distance(a, b) < 1e-5
 
 
 def test_first_orders_are_all_ddim() -> None:
-    levels = (Level(800.0, 5.0), Level(500.0, 1.3))
+    levels = (NoiseLevel(800.0, 5.0), NoiseLevel(500.0, 1.3))
     x_t, eps = unit_noise(0, torch.float64), unit_noise(1, torch.float64)
     said = interpret(eps, x_t, levels[0], "epsilon")
     ends = []
     for name in ("ddim", "dpm++2m", "lms", "pndm", "euler"):
         scheduler = build(name)
-        trajectory = scheduler.trajectory(2)
-        trajectory = type(trajectory)(levels, trajectory.initial_scale)
-        ends.append(scheduler.step(trajectory, 0, x_t, said, ())[0])
+        timesteps = scheduler.timesteps(2)
+        timesteps = type(timesteps)(levels, timesteps.initial_scale)
+        ends.append(scheduler.step(timesteps, 0, x_t, said, ())[0])
     for one, other in pairwise(ends):
         assert distance(one, other) < 1e-13
 
@@ -175,7 +175,7 @@ def test_zero_terminal_snr_from_the_very_noise(name: str, prediction: str) -> No
     config = SD14 | keys | {"prediction_type": prediction}
     for steps in (1, 2, 25):
         scheduler = build(name, config)
-        assert scheduler.trajectory(steps).levels[0].sigma == math.inf
+        assert scheduler.timesteps(steps).levels[0].sigma == math.inf
         x0 = rollout(scheduler, model(config), unit_noise(), steps)
         assert bool(x0.isfinite().all())
     if not scheduler.stochastic:
@@ -186,22 +186,22 @@ def test_zero_terminal_snr_from_the_very_noise(name: str, prediction: str) -> No
 def test_pndm_cannot_start_without_signal() -> None:
     keys = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     with pytest.raises(SchedulerError, match="pndm cannot start"):
-        build("pndm", SD14 | keys).trajectory(20)
-    assert len(build("pndm", SD14 | keys).trajectory(20, start=1)) == 20
+        build("pndm", SD14 | keys).timesteps(20)
+    assert len(build("pndm", SD14 | keys).timesteps(20, start=1)) == 20
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_is_pure(name: str) -> None:
     scheduler = build(name)
-    trajectory = scheduler.trajectory(6)
+    timesteps = scheduler.timesteps(6)
     x_t, history = unit_noise(), ()
-    for i in range(len(trajectory)):
-        said = interpret(unit_noise(i + 1), x_t, trajectory.levels[i], "epsilon")
+    for i in range(len(timesteps)):
+        said = interpret(unit_noise(i + 1), x_t, timesteps.levels[i], "epsilon")
         given = [x_t, said.x0, said.eps, *history]
         before = [tensor.clone() for tensor in given]
         noise = unit_noise(99) if scheduler.stochastic else None
-        one = scheduler.step(trajectory, i, x_t, said, history, noise)
-        other = scheduler.step(trajectory, i, x_t, said, history, noise)
+        one = scheduler.step(timesteps, i, x_t, said, history, noise)
+        other = scheduler.step(timesteps, i, x_t, said, history, noise)
         assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
         assert torch.equal(one[0], other[0])
         assert len(one[1]) == len(other[1])
@@ -218,15 +218,15 @@ def test_two_runs_that_share_a_scheduler_do_not_meet(name: str) -> None:
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
     runs = []
     for seed, steps in ((0, 12), (1, 12)):
-        trajectory = scheduler.trajectory(steps)
-        runs.append([trajectory, unit_noise(seed) * trajectory.initial_scale, ()])
+        timesteps = scheduler.timesteps(steps)
+        runs.append([timesteps, unit_noise(seed) * timesteps.initial_scale, ()])
     for i in range(len(runs[0][0])):
         for run, generator in zip(runs, generators, strict=True):
-            trajectory, x_t, history = run
-            level = trajectory.levels[i]
+            timesteps, x_t, history = run
+            level = timesteps.levels[i]
             said = interpret(model(SD14)(x_t, level.t), x_t, level, "epsilon")
             fresh = torch.randn(x_t.shape, generator=generator) if scheduler.stochastic else None
-            run[1], run[2] = scheduler.step(trajectory, i, x_t, said, history, fresh)
+            run[1], run[2] = scheduler.step(timesteps, i, x_t, said, history, fresh)
     assert all(torch.equal(run[1], end) for run, end in zip(runs, alone, strict=True))
 
     # ... and at once.
@@ -239,12 +239,12 @@ def test_two_runs_that_share_a_scheduler_do_not_meet(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_latents_keep_their_type(name: str, dtype: torch.dtype) -> None:
     scheduler = build(name)
-    trajectory = scheduler.trajectory(4)
+    timesteps = scheduler.timesteps(4)
     x_t, history = unit_noise(dtype=dtype), ()
-    for i in range(len(trajectory)):
-        said = interpret(unit_noise(i, dtype), x_t, trajectory.levels[i], "epsilon")
+    for i in range(len(timesteps)):
+        said = interpret(unit_noise(i, dtype), x_t, timesteps.levels[i], "epsilon")
         noise = unit_noise(9, dtype) if scheduler.stochastic else None
-        x_t, history = scheduler.step(trajectory, i, x_t, said, history, noise)
+        x_t, history = scheduler.step(timesteps, i, x_t, said, history, noise)
         assert x_t.dtype == dtype
         assert bool(x_t.isfinite().all())
 
@@ -255,21 +255,21 @@ def test_stochastic_solvers_say_so_and_ask_for_noise() -> None:
     eta = build("ddim", eta=0.5)
     assert eta.stochastic
     for scheduler in (eta, build("euler-ancestral")):
-        trajectory = scheduler.trajectory(3)
-        said = interpret(unit_noise(), unit_noise(), trajectory.levels[0], "epsilon")
+        timesteps = scheduler.timesteps(3)
+        said = interpret(unit_noise(), unit_noise(), timesteps.levels[0], "epsilon")
         with pytest.raises(SchedulerError, match="needs noise"):
-            scheduler.step(trajectory, 0, unit_noise(), said, ())
+            scheduler.step(timesteps, 0, unit_noise(), said, ())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_flow_through_a_step(name: str) -> None:
     """Techniques that guide by a loss differentiate through it."""
     scheduler = build(name)
-    trajectory = scheduler.trajectory(5)
+    timesteps = scheduler.timesteps(5)
     x_t = unit_noise().requires_grad_()
-    said = interpret(unit_noise(1), x_t, trajectory.levels[0], "epsilon")
+    said = interpret(unit_noise(1), x_t, timesteps.levels[0], "epsilon")
     noise = unit_noise(2) if scheduler.stochastic else None
-    scheduler.step(trajectory, 0, x_t, said, (), noise)[0].sum().backward()
+    scheduler.step(timesteps, 0, x_t, said, (), noise)[0].sum().backward()
     assert x_t.grad is not None
     assert float(x_t.grad.abs().min()) > 0
 
@@ -277,5 +277,5 @@ def test_gradients_flow_through_a_step(name: str) -> None:
 def test_karras_is_for_three_solvers() -> None:
     for name in NAMES:
         config = SD14 | {"use_karras_sigmas": True}  # in a file it says nothing to the others
-        differs = build(name, config).trajectory(5).levels != build(name).trajectory(5).levels
+        differs = build(name, config).timesteps(5).levels != build(name).timesteps(5).levels
         assert differs == (name in KARRAS)

@@ -77,14 +77,14 @@ def test_a_page_its_report_and_its_recipe(
     # Bicubic enlargement keeps a mean but for the edges.
     assert words["pixel 0.5,0.9"]["mean"] == pytest.approx(1, abs=0.05)
 
-    # The picture on the page is the one that is made when nobody looks.
-    assert main(["generate", PROMPT, *QUICK, "--out", "picture.png"]) == 0
-    picture = np.asarray(Image.open("picture.png"))
+    # The image on the page is the one that is made when nobody looks.
+    assert main(["generate", PROMPT, *QUICK, "--out", "image.png"]) == 0
+    image = np.asarray(Image.open("image.png"))
     with Image.open("page.png") as page:
         top = next(
             top
             for top in range(page.height - 128)
-            if np.array_equal(np.asarray(page.crop((GAP, top, GAP + 128, top + 128))), picture)
+            if np.array_equal(np.asarray(page.crop((GAP, top, GAP + 128, top + 128))), image)
         )
         assert top < 100
     assert main(["rerun", "page.png", "--check"]) == 0

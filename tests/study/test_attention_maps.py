@@ -33,7 +33,7 @@ from pare.study.record.attention_maps import (
 )
 from pare.study.record.self_attention import (
     AffinityRecorder,
-    components_picture,
+    components_image,
     explained,
     principal_components,
 )
@@ -88,7 +88,7 @@ class Everything(Control):
 
 
 def run(unet: UNet, control: Control | None, steps: int = 3) -> Tensor:
-    """A few steps on two pictures of an odd size under guidance; the answers, stacked."""
+    """A few steps on two images of an odd size under guidance; the answers, stacked."""
     x_t, text = normal(4, 4, 9, 6), normal(4, KEYS, 12, seed=2)
     return torch.stack(
         [
@@ -171,12 +171,12 @@ def test_watching_words_on_roads_costs_under_30_percent() -> None:
     pipe = Pipeline.from_pretrained("roads", device="cpu")
     prompt = "a snowy road in the forest with a red car and a house"
     texts = {"cond": [read(pipe.tokenizer, prompt)], "uncond": [read(pipe.tokenizer, "")]}
-    prompts, trajectory = pipe.encode_prompts(prompt), pipe.scheduler.trajectory(4)
+    prompts, timesteps = pipe.encode_prompts(prompt), pipe.scheduler.timesteps(4)
     x_t = pipe.noise([0]).draw(pipe.latent_shape())
 
     def seconds(control: Control | None) -> float:
         start = time.process_time()
-        pipe.denoise(x_t, trajectory, prompts, guidance=7.5, control=control)
+        pipe.denoise(x_t, timesteps, prompts, guidance=7.5, control=control)
         return time.process_time() - start
 
     seconds(None)
@@ -316,7 +316,7 @@ def test_the_cell_under_a_point(point: tuple[float, float], cell: int) -> None:
 
 
 @pytest.mark.parametrize("points", [[], [(0.5, 1.01)], [(-0.1, 0.5)], [(math.nan, 0.5)]])
-def test_points_outside_the_picture_are_refused(points: list[tuple[float, float]]) -> None:
+def test_points_outside_the_image_are_refused(points: list[tuple[float, float]]) -> None:
     with pytest.raises(SettingError):
         PixelRecorder(points)
 
@@ -377,9 +377,9 @@ def test_two_kinds_of_pixels_have_two_colours() -> None:
     features = torch.eye(2)[kinds] @ normal(2, 8) + 0.01 * normal(6, 8, seed=3)
     scores = principal_components(features)
     assert (scores[kinds == 0, 0] > 0).all() != (scores[kinds == 1, 0] > 0).all()
-    picture = components_picture(scores, (2, 3), (30, 20))
-    assert picture.size == (30, 20)
-    red = [picture.getpixel((10 * (k % 3) + 5, 10 * (k // 3) + 5))[0] for k in range(6)]  # type: ignore[index]
+    image = components_image(scores, (2, 3), (30, 20))
+    assert image.size == (30, 20)
+    red = [image.getpixel((10 * (k % 3) + 5, 10 * (k // 3) + 5))[0] for k in range(6)]  # type: ignore[index]
     assert len({value > 127 for value, kind in zip(red, kinds, strict=True) if kind == 0}) == 1
     assert (red[0] > 127) != (red[2] > 127)
 
@@ -387,5 +387,5 @@ def test_two_kinds_of_pixels_have_two_colours() -> None:
 def test_more_components_than_there_are_is_refused() -> None:
     with pytest.raises(SettingError, match="4 components are asked of 9 pixels with 3 features"):
         principal_components(torch.zeros(9, 3), 4)
-    # A flat picture has none, and that is no error.
+    # A flat image has none, and that is no error.
     assert not principal_components(torch.ones(9, 3)).any()

@@ -49,10 +49,10 @@ def pipe(folder: Path) -> Pipeline:
 def test_a_walk_ends_where_the_run_ends(pipe: Pipeline, scheduler: str) -> None:
     under = pipe.with_scheduler(scheduler)
     moments = list(walk(under, "snowy road", seed=5, steps=4, height=16, width=24))
-    picture = under.generate("snowy road", [5], steps=4, height=16, width=24)
-    assert torch.equal(under.decode(moments[-1].x_t), picture)
+    image = under.generate("snowy road", [5], steps=4, height=16, width=24)
+    assert torch.equal(under.decode(moments[-1].x_t), image)
     assert torch.equal(moments[-1].x0, moments[-1].x_t)
-    looks = len(under.scheduler.trajectory(4))
+    looks = len(under.scheduler.timesteps(4))
     assert [moment.i for moment in moments] == list(range(looks + 1))
 
 
@@ -66,7 +66,7 @@ def test_x_t_is_made_of_its_x0_and_of_noise(pipe: Pipeline) -> None:
         torch.testing.assert_close(again, moment.x_t, rtol=1e-4, atol=1e-4)
 
 
-def test_frames_have_one_size_and_end_with_the_picture(pipe: Pipeline) -> None:
+def test_frames_have_one_size_and_end_with_the_image(pipe: Pipeline) -> None:
     frames = list(film_frames(pipe, walk(pipe, "road", steps=2, height=16, width=24)))
     assert len({frame.size for frame in frames}) == 1
     last = enlarged(to_pil(pipe.generate("road", [0], steps=2, height=16, width=24))[0])
@@ -75,7 +75,7 @@ def test_frames_have_one_size_and_end_with_the_picture(pipe: Pipeline) -> None:
     assert np.array_equal(np.asarray(shown), np.asarray(last))
 
 
-def test_small_pictures_are_enlarged_by_whole_numbers() -> None:
+def test_small_images_are_enlarged_by_whole_numbers() -> None:
     assert enlarged(Image.new("RGB", (100, 120))).size == (200, 240)
     assert enlarged(Image.new("RGB", (512, 300))).size == (512, 300)
 
@@ -181,7 +181,7 @@ def test_a_sweep_is_its_runs(pipe: Pipeline) -> None:
     assert np.array_equal(np.asarray(last), np.asarray(to_pil(alone)[0]))
 
 
-def test_a_picture_by_the_step_at_which_the_run_begins(
+def test_an_image_by_the_step_at_which_the_run_begins(
     pipe: Pipeline, gradient: Image.Image
 ) -> None:
     image = to_tensor(gradient)
@@ -211,19 +211,19 @@ def test_every_start_has_its_strength(steps: int) -> None:
         ({"guidance": []}, "guidance has no values"),
         ({"guidance": [float("nan")]}, "guidance is nan"),
         ({"steps": [0]}, "steps is 0"),
-        ({"start": [0]}, "start needs a picture to start from"),
+        ({"start": [0]}, "start needs an image to start from"),
         ({"scheduler": ["ddpm"]}, "there is no scheduler 'ddpm'"),
         ({"guidance": list(range(11)), "steps": list(range(1, 11))}, f"at most {MOST}"),
     ],
 )
 def test_what_cannot_be_swept(over: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingError, match=sentence):
-        check_sweep(over, has_picture=False)
+        check_sweep(over, has_image=False)
 
 
 def test_strength_and_start_are_one_setting() -> None:
     with pytest.raises(SettingError, match="strength and start are one setting"):
-        check_sweep({"strength": [0.5], "start": [1]}, has_picture=True)
+        check_sweep({"strength": [0.5], "start": [1]}, has_image=True)
 
 
 def test_the_command_knows_every_setting() -> None:
@@ -252,8 +252,8 @@ def test_the_sweep_command(
         (["--over", "guidance=high"], "guidance is to be 'high'; expected numbers"),
         (["--over", "steps=1.5"], "steps is to be '1.5'; expected whole numbers"),
         (["--over", "steps=1", "--over", "steps=2"], "a setting is swept twice"),
-        (["--over", "start=1"], "start needs a picture to start from"),
-        (["--over", "steps=1", "--strength", "0.5"], "--strength needs a picture"),
+        (["--over", "start=1"], "start needs an image to start from"),
+        (["--over", "steps=1", "--strength", "0.5"], "--strength needs an image"),
         ([], "--over"),
     ],
 )
@@ -277,9 +277,9 @@ def test_one_leap_is_one_look_at_pure_noise(pipe: Pipeline) -> None:
 
 def test_subtracting_noise_by_hand(pipe: Pipeline) -> None:
     under, prompts = pipe.with_scheduler("ddim"), pipe.encode_prompts("road")
-    trajectory = under.scheduler.trajectory(2)
+    timesteps = under.scheduler.timesteps(2)
     x = under.noise([2]).draw(under.latent_shape())
-    for level in trajectory.levels[:2]:
+    for level in timesteps.levels[:2]:
         x = x - 0.75 * under.predict(x, level, prompts, 7.5).eps
     made = subtract_noise(under, "road", seed=2, steps=2, ratio=1.5)
     torch.testing.assert_close(made, x, rtol=1e-5, atol=1e-5)

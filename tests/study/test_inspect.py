@@ -52,7 +52,7 @@ def test_the_page_of_a_model(capsys: Output) -> None:
     assert narrow(page)
     for words in (
         "roads   Stable Diffusion 1, folder",
-        "128 x 128 pictures, which are latents of 4 x 16 x 16",
+        "128 x 128 images, which are latents of 4 x 16 x 16",
         "down_blocks.1  1 128 4 4    2 ResNet+attention ↓",
         "── 128 128 128 ──",
         "mid_block  RA R",

@@ -29,7 +29,7 @@ from tests.hub_configs import SD14_UNET
 from tests.random_models import TINY_UNET, TINY_VAE, normal, random_state
 
 # Masaya Ishihara's slides "Understand Stable Diffusion from Code", appendix "UNet is really U
-# form?": SD 1.4, one picture under guidance.
+# form?": SD 1.4, one image under guidance.
 SLIDES = {
     "x_t": (2, 4, 64, 64),
     "conv_in": (2, 320, 64, 64),
@@ -78,7 +78,7 @@ def test_the_skips_of_the_u_meet(sd14: LayerTable) -> None:
 
 
 def test_sd14_in_numbers(sd14: LayerTable) -> None:
-    """859.52 million parameters, as on the model's card; 401 G multiply-adds a picture."""
+    """859.52 million parameters, as on the model's card; 401 G multiply-adds an image."""
     whole = sd14["unet"]
     assert whole.parameters == 859_520_964
     assert whole.parameters == sum(

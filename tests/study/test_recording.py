@@ -205,7 +205,7 @@ def test_branches_and_every_choose(pipe: Pipeline) -> None:
     assert len(some["x0"]) == 5
 
 
-def test_pictures_to_pictures_are_recorded_too(pipe: Pipeline, tmp_path: Path) -> None:
+def test_images_to_images_are_recorded_too(pipe: Pipeline, tmp_path: Path) -> None:
     image = torch.linspace(-1, 1, 3 * 40 * 72).view(1, 3, 40, 72)
     expected = pipe.img2img(image, PROMPT, [3], steps=6, strength=0.5)
     recording = Recording(pipe, "unet.mid_block", keep="statistics")

@@ -26,7 +26,7 @@ from pare.study.inspect.source_lines import source_lines
 from pare.study.record import html_report as report_module
 from pare.study.record.attention_maps import WordMap
 from pare.study.record.html_packing import Pack, eight_bit
-from pare.study.record.html_report import Reported, pictures, sketches, skips_of, small
+from pare.study.record.html_report import Reported, images, sketches, skips_of, small
 from pare.text.words import Words, read
 from tests.tiny_model import write_tiny_model
 
@@ -62,8 +62,8 @@ class Page:
         return np.frombuffer(self.block, kind, count, place["at"]).reshape(place["shape"])
 
     def numbers(self, stack: dict[str, Any]) -> np.ndarray[Any, Any]:
-        """A stack of small pictures as numbers again, to 1/255 of each one's range."""
-        bits, ends = self.array(stack["pictures"]), self.array(stack["ends"])
+        """A stack of small images as numbers again, to 1/255 of each one's range."""
+        bits, ends = self.array(stack["images"]), self.array(stack["ends"])
         low, high = ends[..., 0, None, None], ends[..., 1, None, None]
         return low + bits / 255 * (high - low)
 
@@ -83,7 +83,7 @@ def page_and_report(pipe: Pipeline) -> tuple[Page, Reported]:
 
 
 def close(found: np.ndarray[Any, Any], expected: torch.Tensor) -> bool:
-    """To half of one of 255 parts of each picture's range."""
+    """To half of one of 255 parts of each image's range."""
     x = expected.double().numpy()
     span = x.max(axis=(-2, -1), keepdims=True) - x.min(axis=(-2, -1), keepdims=True)
     return bool((np.abs(found - x) <= span / 509 + 1e-5 * np.abs(x).max()).all())
@@ -102,7 +102,7 @@ def test_the_page_holds_what_was_recorded(page_and_report: tuple[Page, Reported]
     assert [layer["name"] for layer in facts["layers"]] == [x.name for x in table if x.outputs]
     for layer in facts["layers"]:
         name = layer["name"]
-        assert close(page.numbers(layer), recording[f"{name}:pictures"][:, 1])
+        assert close(page.numbers(layer), recording[f"{name}:images"][:, 1])
         numbers = page.array(layer["statistics"])
         assert np.array_equal(numbers, recording[f"{name}:statistics"][:, 1].numpy())
 
@@ -124,17 +124,17 @@ def test_words_are_looked_at_as_recorded(page_and_report: tuple[Page, Reported])
     # Every token of every word has a column, and the padding the last one.
     tokens = [token for word in facts["words"] for token in word["tokens"]]
     assert tokens == list(range(1, facts["padding"] - 1))
-    assert facts["sites"][0]["pictures"]["shape"][0] == facts["padding"] + 1
+    assert facts["sites"][0]["images"]["shape"][0] == facts["padding"] + 1
 
 
-def test_films_are_pictures_of_each_step(page_and_report: tuple[Page, Reported]) -> None:
+def test_films_are_images_of_each_step(page_and_report: tuple[Page, Reported]) -> None:
     page, _ = page_and_report
     films = page.facts["films"]
     assert {name: len(film) for name, film in films.items()} == {
         "x_t": 4, "x0": 3, "cond": 3, "uncond": 3,
     }  # fmt: skip
     assert page.facts["decoded"]
-    for film in (*films.values(), [page.facts["picture"]["file"]]):
+    for film in (*films.values(), [page.facts["image"]["file"]]):
         for at, size in film:
             assert page.block[at : at + 4] == b"RIFF"
             assert at + size <= len(page.block)
@@ -186,32 +186,32 @@ def test_a_long_run_is_looked_at_now_and_then(
     assert close(last, reported.recording["x_t"][-1, 0])
 
 
-def test_pictures_give_way_to_the_budget(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_give_way_to_the_budget(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     words = read(pipe.tokenizer, PROMPT)
     sizes = []
     for budget in (10**9, 200_000, 40_000):
-        monkeypatch.setattr(report_module, "PICTURES_BUDGET", budget)
+        monkeypatch.setattr(report_module, "IMAGES_BUDGET", budget)
         reported = Reported(pipe, [words], steps=10, size=(512, 512))
         planned = reported.recording.plan(10, (512, 512), guidance=1)
         sizes.append(sum(x.shape[-1] * x.shape[-2] * x.shape[-3] * x.shape[0]
-                         for x in planned if x.name.endswith(":pictures")))  # fmt: skip
+                         for x in planned if x.name.endswith(":images")))  # fmt: skip
         assert sizes[-1] <= budget
     assert sizes[0] > sizes[1] > sizes[2] > 0
 
 
-def test_small_pictures_are_means_and_strength_is_their_length() -> None:
+def test_small_images_are_means_and_strength_is_their_length() -> None:
     x = torch.randn(2, 6, 8, 4, generator=torch.Generator().manual_seed(0))
-    kept = pictures(64, 2).reduce(x, None)
+    kept = images(64, 2).reduce(x, None)
     assert torch.equal(kept[:, 1:], x[:, [1, 4]])
     torch.testing.assert_close(kept[:, 0], x.square().mean(1).sqrt())
-    halved = pictures(4, 2).reduce(x, None)
+    halved = images(4, 2).reduce(x, None)
     assert halved.shape == (2, 3, 4, 2)
     expected = x[:, 1].unflatten(1, (4, 2)).unflatten(3, (2, 2)).mean((2, 4))
     torch.testing.assert_close(halved[:, 1], expected)
     tokens = x.flatten(2).transpose(1, 2)
-    assert torch.equal(pictures(64, 2).reduce(tokens, (8, 4)), kept)
-    assert pictures(64, 2).reduce(tokens, None).shape == (2, 1, 1, 32)
-    assert torch.equal(pictures(64, 2).reduce(tokens[:, 0], None)[:, 0, 0], tokens[:, 0])
+    assert torch.equal(images(64, 2).reduce(tokens, (8, 4)), kept)
+    assert images(64, 2).reduce(tokens, None).shape == (2, 1, 1, 32)
+    assert torch.equal(images(64, 2).reduce(tokens[:, 0], None)[:, 0, 0], tokens[:, 0])
     assert small((64, 96), 32) == (21, 32)
     assert small((1, 500), 32) == (1, 32)
 
@@ -230,7 +230,7 @@ def test_skips_join_what_the_forward_joins(pipe: Pipeline) -> None:
         assert table[made_by].outputs[0][1] < width
 
 
-def test_sketches_are_the_best_linear_pictures() -> None:
+def test_sketches_are_the_best_linear_images() -> None:
     generator = torch.Generator().manual_seed(0)
     final = torch.randn(4, 6, 5, generator=generator)
     matrix = torch.tensor([[0.05, 0.1, 0.0], [0.1, 0.0, 0.05], [0.0, 0.05, 0.1], [0.05, 0.0, 0.05]])
@@ -270,7 +270,7 @@ def test_sources_are_the_lines_that_compute() -> None:
 # --- the command --------------------------------------------------------------------------
 
 
-def test_of_a_prompt_and_of_the_picture_it_makes(
+def test_of_a_prompt_and_of_the_image_it_makes(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -292,7 +292,7 @@ def test_of_a_prompt_and_of_the_picture_it_makes(
     assert read_recipe("road-5.png").seed == other.facts["about"]["seed"] == 5
 
 
-def test_of_a_picture_made_from_a_picture(
+def test_of_an_image_made_from_an_image(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gradient: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -301,11 +301,11 @@ def test_of_a_picture_made_from_a_picture(
     assert main(["img2img", "photo.png", PROMPT, *options]) == 0
     assert main(["report", "night.png"]) == 0
     page = Page(Path("night.html").read_text())
-    assert page.facts["picture"]["width"] == 45
+    assert page.facts["image"]["width"] == 45
     assert page.facts["count"] >= 2
 
 
-EDITED = {  # what makes the picture, and how many looks its last walk has (PNDM's: one more)
+EDITED = {  # what makes the image, and how many looks its last walk has (PNDM's: one more)
     "blend": (["photo.png", "--mask", "mask.png", PROMPT, "--background", "latent",
                "--strength", "0.5"], 2),
     "guide": ([PROMPT, "--loss", "blue", "--every", "2", "--size", "40x24"], 5),
@@ -325,11 +325,11 @@ EDITED = {  # what makes the picture, and how many looks its last walk has (PNDM
 
 
 @pytest.mark.parametrize("name", EDITED)
-def test_of_pictures_that_the_techniques_made(
+def test_of_images_that_the_techniques_made(
     name: str, pipe: Pipeline, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     gradient: Any,
 ) -> None:  # fmt: skip
-    """The page ends with the picture, and its words are those of the picture's own row."""
+    """The page ends with the image, and its words are those of the image's own row."""
     monkeypatch.chdir(tmp_path)
     gradient.crop((0, 0, 40, 24)).save("photo.png")
     Image.fromarray(np.repeat(np.uint8([[0] * 20 + [255] * 20]), 24, axis=0)).save("mask.png")
@@ -343,7 +343,7 @@ def test_of_pictures_that_the_techniques_made(
     assert [word["text"] for word in page.facts["words"]] == PROMPT.split()
     assert page.facts["count"] == len(page.facts["steps"]) == looks
     noises = [step["alpha_bar"] for step in page.facts["steps"]]
-    assert noises == sorted(noises)  # on the way to the picture, not from it
+    assert noises == sorted(noises)  # on the way to the image, not from it
     assert set(page.facts["films"]) == {"x_t", "x0", "cond", "uncond"} - (
         {"cond", "uncond"} if name == "invert" else set()
     )
@@ -413,14 +413,14 @@ def test_at_full_size_the_layers_fit_the_page() -> None:
     """SD 1.4: base64 of both budgets is 32 MB, and what comes to it is little."""
     table = layers(describe("sd1"), "unet")
     shown = LayerTable.of([layer for layer in table if layer.outputs])
-    side, channels = report_module.choose_pictures(shown, 30)
-    sizes = [report_module.picture_size(shown, layer, side, channels) for layer in shown]
-    assert 30 * sum(sizes) <= report_module.PICTURES_BUDGET
+    side, channels = report_module.choose_images(shown, 30)
+    sizes = [report_module.image_size(shown, layer, side, channels) for layer in shown]
+    assert 30 * sum(sizes) <= report_module.IMAGES_BUDGET
     assert (side, channels) == (32, 0)
     looks = report_module.MOST_STEPS
     numbers = len(shown) * looks * 4 * (4 + 2 * (1 + channels))  # statistics, and ranges
     films = 4 * looks * 12_000
-    budgets = report_module.PICTURES_BUDGET + report_module.WORDS_BUDGET
+    budgets = report_module.IMAGES_BUDGET + report_module.WORDS_BUDGET
     assert (budgets + numbers + films) * 4 / 3 < 40_000_000
 
 

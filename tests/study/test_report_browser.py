@@ -29,7 +29,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report on a picture of the built-in model."""
+    """The report on an image of the built-in model."""
     pipe = Pipeline.from_pretrained("roads", device="cpu", scheduler="ddim")
     reported = Reported(pipe, [read(pipe.tokenizer, PROMPT)], steps=STEPS)
     with reported as watched:

@@ -1,4 +1,4 @@
-"""`pare trace`: the picture of `pare generate`, and beside it what happened inside."""
+"""`pare trace`: the image of `pare generate`, and beside it what happened inside."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_tiny_model(tmp_path / "tiny")
 
 
-def test_the_picture_is_generates_and_can_be_made_again(
+def test_the_image_is_generates_and_can_be_made_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["generate", *BASE, "--seed", "5", "--out", "plain.png"]) == 0

@@ -103,7 +103,7 @@ def test_what_can_be_made_out_of_a_broken_header(tmp_path: Path) -> None:
         (b"hello", "no known kind"),
         (b"version https://git-lfs.github.com/spec/v1\n", "LFS pointer"),
         (b"<!DOCTYPE html>", "web page"),
-        (b"\x89PNG\r\n", "a picture"),
+        (b"\x89PNG\r\n", "an image"),
     ],
 )
 def test_other_files(tmp_path: Path, content: bytes, words: str) -> None:

@@ -109,7 +109,7 @@ def rectangle(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Im
     return mask
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def random_image(width: int, height: int, seed: int = 0) -> Image.Image:
     """Soft colours, unlike in every place."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)

@@ -38,7 +38,7 @@ def inpaint_pipeline(unet: Any, vae: Any, scheduler: Any) -> ModeInpaintPipeline
 def reference_inpaint(
     pipeline: Any, image: Image.Image, mask: Image.Image, seeds: list[int], **given: Any
 ) -> tuple[Tensor, list[Image.Image]]:
-    """Edited latents (B, 4, h, w), scaled, and the pictures."""
+    """Edited latents (B, 4, h, w), scaled, and the images."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     latents = pipeline(
         image=image,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pare.errors import ImageError, SettingError
 from pare.io.images import ImageWarning, to_pil, to_tensor
-from pare.schedulers import Level, Prediction, Scheduler, interpret
+from pare.schedulers import NoiseLevel, Prediction, Scheduler, interpret
 from techniques.blended import (
     Blended,
     at_mask,
@@ -37,11 +37,11 @@ from techniques.blended import (
 from techniques.blended.edit_canvas import resampled_mask
 from tests.random_models import normal
 from tests.schedulers.analytic import posterior_mean
-from tests.techniques.blending import TinyModel, TinyPipeline, distance, picture, rectangle
+from tests.techniques.blending import TinyModel, TinyPipeline, distance, random_image, rectangle
 
 PROMPT = "a snowy road"
 SIZE = (40, 32)
-IMAGE = picture(*SIZE)
+IMAGE = random_image(*SIZE)
 MASK = rectangle(SIZE, (8, 12, 24, 24))
 
 
@@ -71,10 +71,10 @@ def on_latents(
     """Source and edited latents (2, 4, h, w) for a mask (1, 1, h, w)."""
     shape = (2, 4, *mask.shape[2:])
     source = normal(*shape, seed=2)
-    trajectory = pipe.scheduler.trajectory(steps, start)
+    timesteps = pipe.scheduler.timesteps(steps, start)
     prompts = pipe.encode_prompts([PROMPT, "rain"])
     edited = blend_latents(
-        pipe, trajectory, prompts, source, mask, normal(*shape, seed=3), normal(*shape, seed=4),
+        pipe, timesteps, prompts, source, mask, normal(*shape, seed=3), normal(*shape, seed=4),
         guidance=7.5, noise=pipe.noise([1, 2]), **changes,
     )  # fmt: skip
     return source, edited
@@ -108,7 +108,7 @@ def test_a_mask_of_nothing_changes_nothing(pipe: TinyPipeline) -> None:
 
 @pytest.mark.parametrize(("name", "options"), SOLVERS)
 def test_a_full_mask_is_img2img(model: TinyModel, name: str, options: dict[str, Any]) -> None:
-    """Same seed, same noise, same pictures: the foreground's noise is drawn first."""
+    """Same seed, same noise, same images: the foreground's noise is drawn first."""
     pipe = model.pipe(name, **options)
     full = rectangle(SIZE, (0, 0, *SIZE))
     given: dict[str, Any] = {"strength": 0.6, "steps": 5, "negative": "a car"}
@@ -171,7 +171,7 @@ class ExactPipeline:
     scheduler: Scheduler
 
     def predict(
-        self, x_t: Tensor, level: Level, prompts: Any, guidance: float, **_: Any
+        self, x_t: Tensor, level: NoiseLevel, prompts: Any, guidance: float, **_: Any
     ) -> Prediction:
         around = torch.nn.functional.avg_pool2d(x_t, 3, stride=1, padding=1)
         x0 = posterior_mean(0.7 * x_t + 0.3 * around, level.alpha_bar)
@@ -187,10 +187,10 @@ def error_of(model: TinyModel, steps: int, keep: bool, exact: Tensor | None) -> 
     mask = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     mask[..., 2:6, 2:6] = 1
     noises = [normal(*shape, seed=s, dtype=torch.float64) for s in (2, 3, 4)]
-    trajectory = pipe.scheduler.trajectory(steps)
+    timesteps = pipe.scheduler.timesteps(steps)
     no_prompts: Any = None
     edited = blend_latents(
-        pipe, trajectory, no_prompts, noises[0], mask, *noises[1:],
+        pipe, timesteps, no_prompts, noises[0], mask, *noises[1:],
         guidance=1.0, keep_history=keep,
     )  # fmt: skip
     return edited if exact is None else (edited - exact).square().mean().sqrt().item()
@@ -269,7 +269,7 @@ def test_sampling_the_source_changes_no_other_noise(pipe: TinyPipeline) -> None:
     assert mode.vae_alone != sample.vae_alone
 
 
-def test_a_picture_does_not_depend_on_its_neighbours(model: TinyModel) -> None:
+def test_an_image_does_not_depend_on_its_neighbours(model: TinyModel) -> None:
     for name, options in SOLVERS:
         pipe = model.pipe(name, **options)
         together = edit(pipe, seeds=[3, 4, 5]).latents
@@ -322,8 +322,8 @@ def test_two_threads_give_what_each_gives_alone(model: TinyModel) -> None:
 def test_outside_the_mask_not_one_bit_changes(
     pipe: TinyPipeline, width: int, height: int, seed: int, background: Any, radius: float
 ) -> None:
-    """For pictures of any size, and masks of many parts that touch the border."""
-    image = picture(width, height, seed)
+    """For images of any size, and masks of many parts that touch the border."""
+    image = random_image(width, height, seed)
     coarse = np.random.default_rng(seed).random((3, 3)) < 0.5
     coarse[seed % 3, seed % 2] = True
     mask = Image.fromarray((coarse * 255).astype(np.uint8)).resize((width, height))
@@ -356,11 +356,14 @@ def test_inside_the_mask_something_changes(pipe: TinyPipeline) -> None:
 def test_what_latent_costs_is_reported(pipe: TinyPipeline) -> None:
     """The two errors, computed once more and by other means."""
     result = edit(
-        pipe, background="latent", image=picture(37, 29), mask=rectangle((37, 29), (8, 8, 20, 20))
+        pipe,
+        background="latent",
+        image=random_image(37, 29),
+        mask=rectangle((37, 29), (8, 8, 20, 20)),
     )
     outside = np.ones((29, 37), dtype=bool)
     outside[8:20, 8:20] = False
-    padded = np.pad(pixels(picture(37, 29)), [(0, 3), (0, 3), (0, 0)], mode="edge")
+    padded = np.pad(pixels(random_image(37, 29)), [(0, 3), (0, 3), (0, 0)], mode="edge")
     source = pipe.encode(to_tensor(Image.fromarray(padded.astype(np.uint8))))
     [through_vae] = to_pil(pipe.decode(source))
     assert result.outside is not None
@@ -369,7 +372,7 @@ def test_what_latent_costs_is_reported(pipe: TinyPipeline) -> None:
         (result.vae_alone, pixels(through_vae)[:29, :37]),
     ):
         assert reported is not None
-        apart = (image - pixels(picture(37, 29)))[outside]
+        apart = (image - pixels(random_image(37, 29)))[outside]
         assert reported.largest == np.abs(apart).max() > 0
         assert reported.psnr == pytest.approx(20 * np.log10(255 / np.sqrt((apart**2).mean())))
 
@@ -398,7 +401,7 @@ def test_the_difference_by_hand() -> None:
     assert difference(grey, black, where) == found
 
 
-# --- a decoder of the picture's own ----------------------------------------------------------
+# --- a decoder of the image's own ----------------------------------------------------------
 
 
 def test_a_tuned_decoder_meets_the_background(pipe: TinyPipeline) -> None:
@@ -419,7 +422,7 @@ def test_a_tuned_decoder_meets_the_background(pipe: TinyPipeline) -> None:
     assert not any(p.requires_grad or p.grad is not None for p in pipe.vae.parameters())
 
 
-def test_each_picture_has_a_decoder_of_its_own(pipe: TinyPipeline) -> None:
+def test_each_image_has_a_decoder_of_its_own(pipe: TinyPipeline) -> None:
     given: dict[str, Any] = {"background": "decoder", "decoder_steps": 3}
     with torch.no_grad():  # whatever the caller has switched off
         together = edit(pipe, seeds=[1, 2], **given)
@@ -491,11 +494,11 @@ def test_a_ranking_that_sees_the_mask_alone() -> None:
 
 
 def test_a_score_that_is_no_number(pipe: TinyPipeline) -> None:
-    with pytest.raises(SettingError, match="the ranking gives picture 1 nan"):
+    with pytest.raises(SettingError, match="the ranking gives image 1 nan"):
         edit(pipe, rank=lambda image, prompt: math.nan)
 
 
-def test_batches_change_no_picture(pipe: TinyPipeline) -> None:
+def test_batches_change_no_image(pipe: TinyPipeline) -> None:
     whole, parts = (edit(pipe, seeds=[1, 2, 3], sample=True, batch=b) for b in (3, 2))
     assert distance(whole.latents, parts.latents) < 1e-5
 
@@ -511,7 +514,7 @@ def test_masks_of_every_mode_are_one_mask(pipe: TinyPipeline, mode: str) -> None
 
 def test_a_mask_of_another_scale_is_scaled_and_said(pipe: TinyPipeline) -> None:
     half = MASK.resize((20, 16), Image.Resampling.NEAREST)
-    with pytest.warns(ImageWarning, match="20 x 16: scaled to the picture's 40 x 32"):
+    with pytest.warns(ImageWarning, match="20 x 16: scaled to the image's 40 x 32"):
         scaled = edit(pipe, mask=half)
     assert scaled.images[0].tobytes() == edit(pipe).images[0].tobytes()
 
@@ -522,7 +525,7 @@ def test_a_mask_of_another_scale_is_scaled_and_said(pipe: TinyPipeline) -> None:
         (Image.new("L", SIZE), "marks nothing"),
         (Image.new("L", SIZE, 127), "marks nothing"),
         (Image.new("L", (20, 16)), "marks nothing"),
-        (rectangle((40, 40), (0, 0, 9, 9)), "40 x 40 and the picture 40 x 32"),
+        (rectangle((40, 40), (0, 0, 9, 9)), "40 x 40 and the image 40 x 32"),
         (rectangle(SIZE, (0, 3, 40, 4)), "nothing of it is left"),
     ],
 )
@@ -553,7 +556,7 @@ def test_lost_parts_of_a_mask_are_said(pipe: TinyPipeline) -> None:
 
 
 @pytest.mark.parametrize("background", ["paste", "latent"])
-def test_a_picture_is_worked_at_another_size(pipe: TinyPipeline, background: str) -> None:
+def test_an_image_is_worked_at_another_size(pipe: TinyPipeline, background: str) -> None:
     """Smaller or larger, it comes back at its own, and the paste is of its own pixels."""
     outside = pixels(MASK) < 128
     for size in ((24, 16), (80, 64)):
@@ -655,7 +658,7 @@ def test_progress_sees_every_step(pipe: TinyPipeline) -> None:
 
 
 @pytest.mark.parametrize("convert", [lambda i: i.convert("L"), lambda i: i.convert("RGBA")])
-def test_pictures_of_other_modes(
+def test_images_of_other_modes(
     pipe: TinyPipeline, convert: Callable[[Image.Image], Image.Image]
 ) -> None:
     image = convert(IMAGE)

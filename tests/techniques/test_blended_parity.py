@@ -18,7 +18,7 @@ import pare.pipeline
 import techniques.blended
 import techniques.blended.blended_loop
 from pare.pipeline import Pipeline
-from pare.schedulers import Trajectory
+from pare.schedulers import Timesteps
 from tests.conftest import ROADS
 from tests.random_models import normal
 from tests.techniques.blending import SCHEDULER_CONFIG, Exact, TinyModel, distance, embedding
@@ -74,10 +74,10 @@ def both(
     ours, their_class, their_options = SOLVERS[solver]
     pipe = model.pipe(**ours)
     start = techniques.blended.first_step(steps, strength, "up")
-    trajectory: Trajectory = pipe.scheduler.trajectory(steps, start)
+    timesteps: Timesteps = pipe.scheduler.timesteps(steps, start)
     edited = module.blend_latents(
         pipe,
-        trajectory,
+        timesteps,
         pipe.encode_prompts(["a snowy road"]),
         SOURCE,
         MASK,
@@ -129,10 +129,10 @@ LEVEL = "background = add_noise(source, background_noise, level.alpha_bar)"
 BLEND = "x_t = edit * x_t + (1 - edit) * background"
 MUTATIONS = {
     "the background one level too clean": (
-        LEVEL, LEVEL.replace("level.alpha_bar", "trajectory.levels[i + 1].alpha_bar"),
+        LEVEL, LEVEL.replace("level.alpha_bar", "timesteps.levels[i + 1].alpha_bar"),
     ),
     "the background one level too noisy": (
-        LEVEL, LEVEL.replace("level.alpha_bar", "trajectory.levels[max(i - 1, 0)].alpha_bar"),
+        LEVEL, LEVEL.replace("level.alpha_bar", "timesteps.levels[max(i - 1, 0)].alpha_bar"),
     ),
     "no final pin": ("return mask * x_t + (1 - mask) * source", "return x_t"),
     "one noise for both": (LEVEL, LEVEL.replace("background_noise", "foreground_noise")),
@@ -167,14 +167,14 @@ def test_an_unchanged_copy_of_the_module_passes(model: TinyModel, tmp_path: Path
     assert distance(edited, reference) < BOUND
 
 
-# --- pictures, on the built-in model --------------------------------------------------------
+# --- images, on the built-in model --------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("strength", "guidance", "sample"), [(0.95, 7.5, False), (0.7, 12.0, True)]
 )
-def test_pictures_on_roads(strength: float, guidance: float, sample: bool) -> None:
-    """From the same picture, mask, words and noise to pictures: no channel off by more than 1."""
+def test_images_on_roads(strength: float, guidance: float, sample: bool) -> None:
+    """From the same image, mask, words and noise to images: no channel off by more than 1."""
     prompt, negative, steps = "a snowy road in the forest", "a car", 25
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(ROADS, torch_dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""Real pictures edited on the way back from an inversion: every method with every edit."""
+"""Real images edited on the way back from an inversion: every method with every edit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from techniques.erasure import PRESETS, Concept, Gates, erase_latents
 from techniques.inversion import Inverted, Method, Trace, ddim, direct
 from techniques.inversion.invert_image import described, fingerprints, sample_rows
 from tests.random_models import normal
-from tests.techniques.blending import TinyModel, TinyPipeline, distance, picture, rectangle
+from tests.techniques.blending import TinyModel, TinyPipeline, distance, random_image, rectangle
 from tests.techniques.mutants import mutant
 from tests.techniques.test_prompt_to_prompt_words import words
 
@@ -44,10 +44,10 @@ def pipe() -> TinyPipeline:
 
 @pytest.fixture(scope="module")
 def inversions(pipe: TinyPipeline) -> dict[str, Inverted]:
-    """One of each method, of one picture."""
+    """One of each method, of one image."""
     return {
         method: inversion.invert(
-            pipe, picture(*SIZE), SOURCE, method=method, steps=STEPS, guidance=3.0
+            pipe, random_image(*SIZE), SOURCE, method=method, steps=STEPS, guidance=3.0
         )
         for method in get_args(Method)
     }
@@ -194,7 +194,7 @@ def test_erasure_on_the_way_of_ddim_is_erasure_from_its_noise(
     concepts = [Concept("grass", 3.0), Concept("sand", -1.5)]
     back = sampling_back.Way(pipe, inversions["ddim"], rows(pipe, TARGET), 4.0)
     from_noise = erase_latents(
-        with_solver(pipe), back.start(), back.trajectory, back.prompts, concepts,
+        with_solver(pipe), back.start(), back.timesteps, back.prompts, concepts,
         guidance=4.0, gates=gates,
     )  # fmt: skip
     assert distance(edit_loops.erase_latents(back, concepts, gates), from_noise) < 1e-5
@@ -207,7 +207,7 @@ def with_solver(pipe: TinyPipeline) -> TinyPipeline:
     return other
 
 
-# --- pictures ------------------------------------------------------------------------------
+# --- images ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +277,7 @@ def test_less_strength_keeps_more(roads: pare.Pipeline) -> None:
 
 def test_any_size_comes_back_as_it_was(roads: pare.Pipeline) -> None:
     made = edit(
-        roads, picture(67, 45), "a road", "a snowy road", kind="blend",
+        roads, random_image(67, 45), "a road", "a snowy road", kind="blend",
         mask=rectangle((67, 45), (0, 0, 40, 45)), steps=2,
     )  # fmt: skip
     assert made.image.size == (67, 45)
@@ -331,7 +331,7 @@ def as_if_of(pipe: pare.Pipeline, image: Image.Image, prompt: str = "a road") ->
 
 def test_an_inversion_of_something_else_is_refused(roads: pare.Pipeline) -> None:
     inverted = as_if_of(roads, TASK.image, TASK.source_prompt)
-    with pytest.raises(InversionError, match="another picture"):
+    with pytest.raises(InversionError, match="another image"):
         edited(roads, "p2p", inverted=inverted)
     with pytest.raises(InversionError, match="the inversion is of 'a road'"):
         edited(roads, "p2p", inverted=dataclasses.replace(inverted, prompt="a road"))

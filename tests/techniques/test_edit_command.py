@@ -19,7 +19,7 @@ WORDS = ("--from", "a sunny road", "--to", "a snowy road")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture, a mask of its left half, and an inversion."""
+    """An image, a mask of its left half, and an inversion."""
     folder = tmp_path_factory.mktemp("edit")
     TASK.image.save(folder / "photo.png")
     mask = Image.new("L", (128, 128))
@@ -141,8 +141,8 @@ def test_what_is_wrong_is_said_in_a_sentence(
     assert not Path("wrong.png").exists()
 
 
-def test_an_inversion_of_another_picture_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_inversion_of_another_image_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(TASK.target_pixels).save("target.png")
     arguments = ["edit", "target.png", "--inversion", "again.safetensors", "--to", "a"]
     assert main([*arguments, "--out", "wrong.png"]) == 2
-    assert "the inversion is of another picture" in capsys.readouterr().err
+    assert "the inversion is of another image" in capsys.readouterr().err

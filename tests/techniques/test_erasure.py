@@ -27,7 +27,7 @@ from tests.techniques.blending import (
     TinyModel,
     distance,
     embedding,
-    picture,
+    random_image,
 )
 from tests.techniques.mutants import mutant
 
@@ -55,11 +55,11 @@ def both(
 ) -> tuple[Tensor, Tensor]:
     """Latents by `module`'s loop (techniques.erasure, or a mutant) and by the reference."""
     pipe = model.pipe("dpm++2m", karras=True, prediction_type=prediction_type)
-    trajectory = pipe.scheduler.trajectory(steps, start)
+    timesteps = pipe.scheduler.timesteps(steps, start)
     ours = module.erase_latents(
         pipe,
-        add_noise(SOURCE, NOISE, trajectory.levels[0].alpha_bar),
-        trajectory,
+        add_noise(SOURCE, NOISE, timesteps.levels[0].alpha_bar),
+        timesteps,
         pipe.encode_prompts(["a road at night"]),
         concepts,
         guidance=guidance,
@@ -190,7 +190,7 @@ def test_attention_chooses_places_for_all_channels() -> None:
     assert through.mean() == pytest.approx(0.25, abs=0.02)
 
 
-def test_a_cap_bounds_the_push_of_each_picture_by_itself() -> None:
+def test_a_cap_bounds_the_push_of_each_image_by_itself() -> None:
     total = torch.cat([100 * DIRECTION[:1], 0.01 * DIRECTION[1:]])
     short = capped(total, TOWARDS, 0.5)
     assert short[0].norm() == pytest.approx(0.5 * float(TOWARDS[0].norm()), rel=1e-5)
@@ -217,12 +217,12 @@ def test_weight_0_is_plain_generation(roads: pare.Pipeline) -> None:
     done = erase(roads, prompt, [Concept("streetlights", 0.0)], seeds, steps=3, gates=Gates())
     plain = to_pil(roads.generate(prompt, seeds, steps=3))
     for ours, theirs in zip(done.images, plain, strict=True):
-        # A batch of three rows a picture rounds differently from one of two.
+        # A batch of three rows an image rounds differently from one of two.
         assert largest_difference(ours, theirs) <= 1
     assert done.pushes.abs().max() == 0
 
 
-def test_a_picture_does_not_depend_on_its_neighbours(roads: pare.Pipeline) -> None:
+def test_an_image_does_not_depend_on_its_neighbours(roads: pare.Pipeline) -> None:
     given: dict[str, Any] = {"steps": 4, "gates": dataclasses.replace(PRESETS["ledits++"])}
     concepts = [Concept("streetlights", 5.0), Concept("a red car", 5.0)]
     prompt = "a road in the city at night"
@@ -241,9 +241,15 @@ def test_pushes_are_told_by_step_concept_and_place(roads: pare.Pipeline) -> None
     assert done.pushes[2:, 0].mean() > done.pushes[2:, 1].mean()
 
 
-def test_a_picture_is_repainted_at_its_own_size(roads: pare.Pipeline) -> None:
+def test_an_image_is_repainted_at_its_own_size(roads: pare.Pipeline) -> None:
     done = erase(
-        roads, "a road", [Concept("lamps")], [0, 1], image=picture(77, 91), steps=4, strength=0.5
+        roads,
+        "a road",
+        [Concept("lamps")],
+        [0, 1],
+        image=random_image(77, 91),
+        steps=4,
+        strength=0.5,
     )
     assert [image.size for image in done.images] == [(77, 91)] * 2
     assert done.latents.shape == (2, 4, 12, 10)
@@ -279,7 +285,7 @@ def test_attention_looks_at_the_concept_s_own_words(roads: pare.Pipeline) -> Non
         ({"gates": Gates(quantile=1.5)}, "quantile is 1.5"),
         ({"gates": Gates(warm_up=-1)}, "warm_up is -1"),
         ({"gates": Gates(momentum=float("inf"))}, "momentum is inf"),
-        ({"strength": 0.0, "image": picture(16, 16)}, "strength is 0"),
+        ({"strength": 0.0, "image": random_image(16, 16)}, "strength is 0"),
     ],
 )
 def test_bad_settings_are_refused(

@@ -22,7 +22,7 @@ from pare.loading.single_file import Part
 from pare.pipeline import Pipeline
 from pare.schedulers import build_scheduler
 from techniques.blended import Blended, blend
-from techniques.blended.inpainting_model import masked_picture
+from techniques.blended.inpainting_model import masked_image
 from tests.random_models import normal
 from tests.single_files import UNET1, UNET2, original_checkpoint
 from tests.techniques.blending import (
@@ -31,7 +31,7 @@ from tests.techniques.blending import (
     TinyPipeline,
     distance,
     embedding,
-    picture,
+    random_image,
     rectangle,
 )  # fmt: skip
 from tests.techniques.mutants import mutant
@@ -46,7 +46,7 @@ from tests.tiny_model import change_json, write_inpainting_model
 BOUND = 1e-5
 PROMPT, NEGATIVE = "a snowy road", "a car"
 SIZE = (40, 32)
-IMAGE = picture(*SIZE)
+IMAGE = random_image(*SIZE)
 MASK = rectangle(SIZE, (8, 12, 24, 24))
 MASK.paste(255, (32, 0, 40, 8))  # a second part, at the border
 
@@ -105,7 +105,7 @@ MIDWAY = [(solver, 0.5) for solver in SOLVERS if solver not in ("pndm", "lms kar
 
 
 @pytest.mark.parametrize(("solver", "strength"), FROM_NOISE + MIDWAY)
-def test_pictures_are_the_reference_s(model: TinyModel, solver: str, strength: float) -> None:
+def test_images_are_the_reference_s(model: TinyModel, solver: str, strength: float) -> None:
     reference = theirs(model, solver, seeds=[7], num_inference_steps=6, strength=strength)
     ours = edit(
         model.pipe(**SOLVERS[solver][0]), steps=6, strength=strength, guidance=5.0,
@@ -152,7 +152,7 @@ def test_mistakes_are_noticed(
 
 
 def test_a_visible_inside_is_noticed(model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("techniques.blended.blend_image.masked_picture", lambda seen, edit: seen)
+    monkeypatch.setattr("techniques.blended.blend_image.masked_image", lambda seen, edit: seen)
     latents, _ = theirs(model, "ddim", seeds=[7], num_inference_steps=4, strength=1.0)
     ours = edit(model.pipe("ddim"), guidance=5.0, negative=NEGATIVE)
     assert distance(ours.latents, latents) > 100 * BOUND
@@ -277,7 +277,7 @@ def test_the_paste_gives_the_outside_back(pipe: TinyPipeline, background: str) -
 
 
 def test_at_strength_1_nothing_of_the_inside_is_seen(pipe: TinyPipeline) -> None:
-    """Whatever was under the mask, the same picture comes out."""
+    """Whatever was under the mask, the same image comes out."""
     other = IMAGE.copy()
     other.paste((255, 0, 0), (0, 0, *SIZE), MASK)
     assert torch.equal(edit(pipe).latents, edit(pipe, image=other).latents)
@@ -285,10 +285,10 @@ def test_at_strength_1_nothing_of_the_inside_is_seen(pipe: TinyPipeline) -> None
     assert not torch.equal(*partly)
 
 
-def test_the_masked_picture_is_grey_inside() -> None:
+def test_the_masked_image_is_grey_inside() -> None:
     seen, edit = normal(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
     edit[..., 1:3, 0:2] = 1
-    masked = masked_picture(seen, edit)
+    masked = masked_image(seen, edit)
     assert (masked[..., 1:3, 0:2] == 0).all()
     keep = (edit == 0).expand_as(seen)
     assert torch.equal(masked[keep], seen[keep])
@@ -309,7 +309,7 @@ def test_samples_are_drawn_in_the_documented_order(
     monkeypatch.setattr(torch, "randn", record)
     edit(pipe, sample=True)
     generator = torch.Generator().manual_seed(7)
-    for noise in drawn:  # foreground, background, the source's encoding, the masked picture's
+    for noise in drawn:  # foreground, background, the source's encoding, the masked image's
         assert torch.equal(noise.flatten(), real(4 * 8 * 10, generator=generator))
     assert len(drawn) == 4
 
@@ -338,10 +338,10 @@ def test_a_text_to_image_model_reads_no_mask(method: str) -> None:
 
 def test_a_loop_that_forgets_the_mask_is_refused(pipe: TinyPipeline) -> None:
     """Whatever technique it is, `predict` says so instead of a convolution."""
-    trajectory = pipe.scheduler.trajectory(2)
+    timesteps = pipe.scheduler.timesteps(2)
     prompts = pipe.encode_prompts([PROMPT])
     with pytest.raises(ModelError, match=r"tiny is an inpainting model.*`pare blend` gives it"):
-        pipe.predict(normal(1, 4, 8, 8), trajectory.levels[0], prompts, 2.0)
+        pipe.predict(normal(1, 4, 8, 8), timesteps.levels[0], prompts, 2.0)
 
 
 def test_a_solver_that_draws_noise(model: TinyModel) -> None:

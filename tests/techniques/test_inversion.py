@@ -61,7 +61,7 @@ from tests.techniques.blending import (
     TinyPipeline,
     distance,
     embedding,
-    picture,
+    random_image,
 )
 from tests.techniques.mutants import mutant
 
@@ -119,18 +119,18 @@ def test_both_loops_are_the_tutorial_s(model: TinyModel, prediction_type: str) -
     assert apart(model, ddim, prediction_type) < BOUND
 
 
-LOOK = "level = trajectory.levels[i]\n        prediction = pipe.predict(x_t, level, "
+LOOK = "level = timesteps.levels[i]\n        prediction = pipe.predict(x_t, level, "
 MUTATIONS = {
     "inversion asks at the level it comes from": (
         LOOK + "only_cond",
-        LOOK.replace("trajectory.levels[i]", "trajectory.levels[max(i - 1, 0)]") + "only_cond",
+        LOOK.replace("timesteps.levels[i]", "timesteps.levels[max(i - 1, 0)]") + "only_cond",
     ),
     "inversion is guided": ("only_cond, guidance=1.0", "PromptEmbeddings(cond, -cond), guidance=2"),
     "the way is not turned round": ("visited[::-1]", "visited"),
     "x0 is clipped": ("clip_sample=False", "clip_sample=True"),
     "the run ends clean": ("set_alpha_to_one=False", "set_alpha_to_one=True"),
     "sampling's steps are one behind": (
-        "ddim.step(trajectory, i, ", "ddim.step(trajectory, max(i - 1, 0), ",
+        "ddim.step(timestep schedule, i, ", "ddim.step(timestep schedule, max(i - 1, 0), ",
     ),
     "sampling asks one level on": (
         LOOK + "prompts, guidance",
@@ -153,7 +153,7 @@ def null_text_apart(model: TinyModel, module: ModuleType) -> float:
     prompts = pipe.encode_prompts([PROMPT])
     trace = module.invert(pipe, SOURCE, prompts, steps, 7.5, inner_steps=4)
     reference = reference_null_text(
-        model.their_unet, theirs(diffusers.DDIMScheduler), trace.trajectory.split(1),
+        model.their_unet, theirs(diffusers.DDIMScheduler), trace.latents.split(1),
         embedding(""), embedding(PROMPT), guidance=7.5, inner_steps=4,
     )  # fmt: skip
     again = module.sample_latents(pipe, trace, prompts, 7.5)
@@ -207,7 +207,7 @@ def direct_apart(model: TinyModel, module: ModuleType = direct) -> float:
     trace = module.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 8)
     ours = module.sample_latents(pipe, trace, pipe.encode_prompts([PROMPT, EDIT]), 1.5)
     reference = reference_direct(
-        model.their_unet, theirs(diffusers.DDIMScheduler), trace.trajectory.split(1),
+        model.their_unet, theirs(diffusers.DDIMScheduler), trace.latents.split(1),
         embedding(""), torch.cat([embedding(PROMPT), embedding(EDIT)]), guidance=1.5,
     )  # fmt: skip
     return distance(ours, reference)
@@ -338,7 +338,7 @@ def test_direct_inversion_keeps_the_source_row_and_no_other(pipe: TinyPipeline) 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [1, 7])
-def test_edit_friendly_noise_gives_the_picture_back(
+def test_edit_friendly_noise_gives_the_image_back(
     model: TinyModel, prediction_type: str, steps: int
 ) -> None:
     pipe = model.pipe("ddim", prediction_type=prediction_type)
@@ -355,10 +355,10 @@ def test_edit_friendly_noise_gives_the_picture_back(
 def test_edit_friendly_levels_have_noise_of_their_own(pipe: TinyPipeline) -> None:
     noise = pipe.noise([3])
     trace = edit_friendly.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 5, noise=noise)
-    levels = pipe.scheduler.trajectory(5).levels
+    levels = pipe.scheduler.timesteps(5).levels
     drawn = [
         (x_t - level.signal_rate * SOURCE[0]) / level.noise_rate
-        for x_t, level in zip(trace.trajectory[:-1], levels[:-1], strict=True)
+        for x_t, level in zip(trace.latents[:-1], levels[:-1], strict=True)
     ]
     likeness = torch.corrcoef(torch.stack(drawn).flatten(1))
     assert (likeness - torch.eye(5)).abs().max() < 0.2
@@ -393,7 +393,7 @@ def test_guidance_cannot_hurt_negative_prompt_inversion(pipe: TinyPipeline) -> N
 
 
 @given(st.floats(0, 1))
-def test_the_proximal_step_keeps_the_largest_of_each_picture(share: float) -> None:
+def test_the_proximal_step_keeps_the_largest_of_each_image(share: float) -> None:
     difference = torch.cat([normal(1, 4, 5, 6), 100 * normal(1, 4, 5, 6, seed=2)])
     kept = negative.proximal(difference, share)
     passed = (kept != 0).flatten(1).float().mean(1)
@@ -401,9 +401,9 @@ def test_the_proximal_step_keeps_the_largest_of_each_picture(share: float) -> No
     assert torch.all((kept == 0) | (kept == difference))
 
 
-# --- words, pictures and files ---------------------------------------------------------------
+# --- words, images and files ---------------------------------------------------------------
 
-IMAGE = picture(33, 21)
+IMAGE = random_image(33, 21)
 
 
 def inverted_by(pipe: TinyPipeline, method: Method) -> Inverted:
@@ -521,7 +521,7 @@ def write_changed(
     [
         ({"format": 2}, {}, "its format is not 1"),
         ({"method": "magic"}, {}, "there is no method 'magic'"),
-        ({"method": "edict"}, {}, "its tensors are noise, trajectory"),
+        ({"method": "edict"}, {}, "its tensors are noise, timestep schedule"),
         ({"method": ["ddim"]}, {}, "its 'method' is not what pare writes"),
         ({"more": 1}, {}, "missing or unknown: 'more'"),
         ({"width": True}, {}, "its 'width' is not"),
@@ -530,12 +530,12 @@ def write_changed(
         ({"guidance": 1e9}, {}, "out of range"),
         ({"prompt": "x" * 30_000}, {}, "out of range"),
         ({"model": {"unet": 1}}, {}, "its 'model' is not"),
-        ({}, {"trajectory": torch.zeros(4, 4)}, "its trajectory has the shape"),
-        ({}, {"trajectory": torch.zeros(1, 4, 6, 9)}, "its trajectory has the shape"),
+        ({}, {"trajectory": torch.zeros(4, 4)}, "its timestep schedule has the shape"),
+        ({}, {"trajectory": torch.zeros(1, 4, 6, 9)}, "its timestep schedule has the shape"),
         ({}, {"noise": torch.zeros(2, 4, 6, 9)}, "its noise has the shape"),
         ({}, {"noise": torch.zeros(3, 4, 6, 9, dtype=torch.int64)}, "is torch.int64"),
         ({}, {"noise": torch.full((3, 4, 6, 9), torch.nan)}, "not numbers"),
-        ({}, {"more": torch.zeros(1)}, "its tensors are more, noise, trajectory"),
+        ({}, {"more": torch.zeros(1)}, "its tensors are more, noise, timestep schedule"),
     ],
 )
 def test_hostile_files_are_refused(
@@ -606,7 +606,7 @@ def test_the_report_card(pipe: TinyPipeline) -> None:
     json.dumps(card.report(), allow_nan=False)
 
 
-def test_statistics_tell_noise_from_pictures() -> None:
+def test_statistics_tell_noise_from_images() -> None:
     white = statistics(normal(1, 4, 64, 64))
     assert white.mean == pytest.approx(0, abs=0.02)
     assert white.std == pytest.approx(1, abs=0.02)
@@ -631,4 +631,4 @@ def test_embeddings_of_the_prompt_alone_decide_the_way(pipe: TinyPipeline) -> No
     cond = embedding(PROMPT)
     one = ddim.invert(pipe, SOURCE, PromptEmbeddings(cond, embedding("")), 3)
     other = ddim.invert(pipe, SOURCE, PromptEmbeddings(cond, embedding("else")), 3)
-    assert torch.equal(one.trajectory, other.trajectory)
+    assert torch.equal(one.latents, other.latents)

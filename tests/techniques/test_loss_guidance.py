@@ -25,7 +25,7 @@ from techniques.clip_loss import clip_loss
 from techniques.loss_guidance import Look, check_loss, guide
 from techniques.loss_language import METHODS, USUAL, read_loss
 from tests.random_models import normal
-from tests.techniques.blending import SCHEDULER_CONFIG, TinyModel, distance, embedding, picture
+from tests.techniques.blending import SCHEDULER_CONFIG, TinyModel, distance, embedding, random_image
 from tests.techniques.mutants import mutant
 from tests.techniques.reference_guide import reference_guide
 from tests.tiny_model import TEXT, write_tokenizer
@@ -48,13 +48,13 @@ def ours(
     module: ModuleType = techniques.loss_guidance,
     **given: Any,
 ) -> tuple[Tensor, list[Look]]:
-    trajectory = pipe.scheduler.trajectory(steps)
+    timesteps = pipe.scheduler.timesteps(steps)
     looks: list[Look] = []
     settings: dict[str, Any] = {"scale": 100.0, "every": 3, "guidance": 5.0}
     latents = module.guide_latents(
         pipe,
-        noise * trajectory.initial_scale,
-        trajectory,
+        noise * timesteps.initial_scale,
+        timesteps,
         pipe.encode_prompts([PROMPT] * len(noise)),
         losses.blue,
         watch=lambda _, look: looks.append(look),
@@ -143,7 +143,7 @@ def test_without_a_scale_it_is_generate(model: TinyModel, scheduler: str) -> Non
     assert torch.equal(pipe.decode(led.latents, sliced=True), plain)
 
 
-def test_a_picture_does_not_depend_on_its_batch_and_runs_repeat(model: TinyModel) -> None:
+def test_an_image_does_not_depend_on_its_batch_and_runs_repeat(model: TinyModel) -> None:
     pipe = model.pipe("lms")
     options: dict[str, Any] = {"scale": 200, "steps": 4, "every": 1, "height": 32, "width": 32}
     together = guide(pipe, PROMPT, losses.blue, [4, 5], batch=2, **options)
@@ -192,7 +192,7 @@ def test_a_level_without_signal_is_passed_over(model: TinyModel) -> None:
     del config["skip_prk_steps"]
     solver = build_scheduler(config, "it", "ddim")
     pipe = type(model.pipe())(model.components, solver)
-    assert math.isinf(solver.trajectory(4).levels[0].sigma)
+    assert math.isinf(solver.timesteps(4).levels[0].sigma)
     latents, looks = ours(pipe, steps=4, every=1)
     assert latents.isfinite().all()
     assert [look.step for look in looks] == [1, 2, 3]
@@ -213,9 +213,9 @@ def rootless(image: Tensor) -> Tensor:
         (lambda image: image, r"shape \(1, 3, 32, 32\); expected one number; take its .mean()"),
         (lambda image: image.mean() / 0, "the loss is inf"),
         (lambda image: image.mean() * torch.nan, "the loss is nan"),
-        (lambda image: torch.tensor(1.0), "does not depend on the picture"),
-        (lambda image: image.detach().mean(), "does not depend on the picture"),
-        (lambda image: (image > 0.5).float().mean(), "does not depend on the picture"),
+        (lambda image: torch.tensor(1.0), "does not depend on the image"),
+        (lambda image: image.detach().mean(), "does not depend on the image"),
+        (lambda image: (image > 0.5).float().mean(), "does not depend on the image"),
         (rootless, "gradient at step 0 holds NaN"),
     ],
     ids=str,
@@ -271,7 +271,7 @@ def test_style_forgets_places_and_keeps_what_is_there(
     model: TinyModel, features: Any, statistic: Any
 ) -> None:
     pipe = model.pipe("lms")
-    reference = picture(32, 32)
+    reference = random_image(32, 32)
     loss = losses.style(features(pipe), reference, statistic, factor=4)
     same = torch.tensor(list(reference.getdata())).view(32, 32, 3).permute(2, 0, 1)[None] / 255
     assert loss(same).item() < 1e-6

@@ -12,7 +12,7 @@ from techniques.poisson import poisson_blend
 HEIGHT, WIDTH = 23, 17
 
 
-def pictures(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def images(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     chance = np.random.default_rng(seed)
     old, new = chance.uniform(-1, 1, (2, HEIGHT, WIDTH, 3)).astype(np.float32)
     return old, new
@@ -49,8 +49,8 @@ REGIONS = ["in the middle", "with a hole", "several parts", "one pixel", "a corn
 
 
 @pytest.mark.parametrize("name", REGIONS)
-def test_outside_is_the_old_picture_exactly(name: str) -> None:
-    old, new = pictures()
+def test_outside_is_the_old_image_exactly(name: str) -> None:
+    old, new = images()
     edit = region(name)
     result = poisson_blend(old, new, edit)
     assert result.dtype == np.float32
@@ -61,7 +61,7 @@ def test_outside_is_the_old_picture_exactly(name: str) -> None:
 @pytest.mark.parametrize("name", REGIONS)
 def test_inside_has_the_new_gradients(name: str) -> None:
     """The equation itself, pixel by pixel, written as sums of differences (eq. 7)."""
-    old, new = pictures(1)
+    old, new = images(1)
     edit = region(name)
     result = poisson_blend(old, new, edit)
     for y, x in zip(*np.nonzero(edit), strict=True):
@@ -75,7 +75,7 @@ def test_inside_has_the_new_gradients(name: str) -> None:
 @pytest.mark.parametrize("name", REGIONS)
 def test_what_fits_is_pasted_as_it_is(name: str) -> None:
     """No difference at the edge, nothing to correct; and a constant one is drawn back whole."""
-    old, new = pictures(2)
+    old, new = images(2)
     edit = region(name)
     new[~edit] = old[~edit]
     assert np.abs(poisson_blend(old, new, edit) - new).max() < 1e-6
@@ -93,7 +93,7 @@ def test_one_pixel_by_hand() -> None:
 
 
 def test_everything_and_nothing() -> None:
-    old, new = pictures()
+    old, new = images()
     everything = np.ones((HEIGHT, WIDTH), dtype=bool)
     assert np.array_equal(poisson_blend(old, new, everything), new)
     assert np.array_equal(poisson_blend(old, new, ~everything), old)
@@ -103,7 +103,7 @@ def test_everything_and_nothing() -> None:
 @given(seed=st.integers(0, 2**32 - 1), share=st.floats(0.02, 0.98))
 def test_the_correction_stays_within_the_edge_s_differences(seed: int, share: float) -> None:
     """A sheet through points is nowhere above the highest or below the lowest of them."""
-    old, new = pictures(seed)
+    old, new = images(seed)
     edit = np.random.default_rng(seed + 1).random((HEIGHT, WIDTH)) < share
     if edit.all() or not edit.any():
         return
@@ -114,7 +114,7 @@ def test_the_correction_stays_within_the_edge_s_differences(seed: int, share: fl
 
 
 def test_the_inputs_are_left_alone() -> None:
-    old, new = pictures()
+    old, new = images()
     before = old.copy(), new.copy()
     poisson_blend(old, new, region("in the middle"))
     assert np.array_equal(old, before[0])

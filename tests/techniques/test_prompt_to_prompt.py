@@ -117,7 +117,7 @@ def ours(
     """Latents of the source and the targets, by the loop or by a mutant of it."""
     modules = modules or {}
     pipe = model.pipe(solver, prediction_type=prediction_type)
-    trajectory = pipe.scheduler.trajectory(STEPS)
+    timesteps = pipe.scheduler.timesteps(STEPS)
     group = 1 + len(targets)
     tables = [
         token_map(SOURCE, target, mode=edit.mode, weights=edit.weights) for target, edit in targets
@@ -125,7 +125,7 @@ def ours(
     edits = [
         Edit(edit.prompt, cross_replace=cross, self_replace=self_replace) for _, edit in targets
     ]
-    injection = prepare(tables, edits, len(trajectory), (9, 11), blend=blend)
+    injection = prepare(tables, edits, len(timesteps), (9, 11), blend=blend)
     if "control" in modules:
         injection.__class__ = modules["control"].Injection
     if "local_blend" in modules and injection.masks:
@@ -134,8 +134,8 @@ def ours(
     noise = [normal(1, 4, 9, 11, seed=3 + k).expand(group, -1, -1, -1) for k in range(seeds)]
     return modules.get("loop", loop).edit_latents(
         pipe,
-        torch.cat(noise) * trajectory.initial_scale,
-        trajectory,
+        torch.cat(noise) * timesteps.initial_scale,
+        timesteps,
         embeddings,
         injection,
         guidance=GUIDANCE,
@@ -238,11 +238,11 @@ def test_the_tutorial_s_variant_is_the_tutorial_s(model: TinyModel, ratio: float
 
 def replayed(model: TinyModel, ratio: float, **given: Any) -> tuple[Tensor, Tensor]:
     pipe = model.pipe("ddim")
-    trajectory = pipe.scheduler.trajectory(STEPS)
+    timesteps = pipe.scheduler.timesteps(STEPS)
     return given.pop("module", tutorial).replay_latents(
         pipe,
-        NOISE * trajectory.initial_scale,
-        trajectory,
+        NOISE * timesteps.initial_scale,
+        timesteps,
         pipe.encode_prompts(["source"]),
         pipe.encode_prompts(["swapped"]),
         guidance=GUIDANCE,
@@ -264,13 +264,13 @@ MUTATIONS = {
     "self-attention is the target's": ("control", "edited[row] = source\n", "pass\n"),
     "the level is one too far": (
         "loop",
-        "level = trajectory.levels[i]",
-        "level = trajectory.levels[i + 1]",
+        "level = timesteps.levels[i]",
+        "level = timesteps.levels[i + 1]",
     ),
     "the mask is the target's alone": (
         "local_blend",
-        'looked = looked | self.looked_at("words", picture',
-        'looked = self.looked_at("words", picture',
+        'looked = looked | self.looked_at("words", image',
+        'looked = self.looked_at("words", image',
     ),
     "the mask is not pooled": ("local_blend", "        if pool:", "        if not pool:"),
     "the blend begins a step late": ("local_blend", "if i < self.first", "if i <= self.first"),
@@ -320,10 +320,10 @@ def test_the_source_is_what_generate_makes_bit_for_bit(roads: pare.Pipeline) -> 
 
 def test_the_source_s_latents_are_those_of_denoise_bit_for_bit(model: TinyModel) -> None:
     pipe = model.pipe("dpm++2m")
-    trajectory = pipe.scheduler.trajectory(STEPS)
+    timesteps = pipe.scheduler.timesteps(STEPS)
     plain = pipe.denoise(
-        NOISE.expand(2, -1, -1, -1) * trajectory.initial_scale,
-        trajectory,
+        NOISE.expand(2, -1, -1, -1) * timesteps.initial_scale,
+        timesteps,
         pipe.encode_prompts(["source", "swapped"]),
         guidance=GUIDANCE,
     )
@@ -361,7 +361,7 @@ def test_no_map_outlives_its_step(model: TinyModel) -> None:
     edit_latents(
         pipe,
         NOISE.expand(2, -1, -1, -1),
-        pipe.scheduler.trajectory(STEPS),
+        pipe.scheduler.timesteps(STEPS),
         pipe.encode_prompts(["source", "swapped"]),
         injection,
         guidance=GUIDANCE,
@@ -504,8 +504,8 @@ def test_a_run_on_roads_with_everything(roads: pare.Pipeline) -> None:
         width=160,
         blend=LocalBlend(("road",), threshold=0.5),
     )
-    assert [picture.size for picture in done.sources] == [(160, 96)] * 2
-    assert [len(pictures) for pictures in done.targets] == [2, 2]
+    assert [image.size for image in done.sources] == [(160, 96)] * 2
+    assert [len(images) for images in done.targets] == [2, 2]
     assert done.latents.shape == (2, 3, 4, 12, 20)
     assert done.masks is not None
     assert done.masks.shape == (2, 2, 12, 20)

@@ -440,7 +440,7 @@ def test_two_threads_with_two_meanings_of_a_word_do_not_meet(pipe: Pipeline) -> 
     assert not torch.equal(alone[0], alone[1])
 
 
-def test_a_picture_under_edits_is_the_other_prompts(pipe: Pipeline) -> None:
+def test_an_image_under_edits_is_the_other_prompts(pipe: Pipeline) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         edited = pipe.with_text_edits(TextEdits(words=[Replace("car", "road")]))

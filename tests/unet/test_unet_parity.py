@@ -105,12 +105,12 @@ def test_every_batch(batch: int) -> None:
     ids=str,
 )
 def test_every_timestep(t: Tensor | float) -> None:
-    """One for all or one a picture, whole or fractional."""
+    """One for all or one an image, whole or fractional."""
     ours, theirs = both(TINY_UNET, t=t)
     assert torch.equal(ours, theirs)
 
 
-def test_a_timestep_per_picture_is_that_pictures() -> None:
+def test_a_timestep_per_image_is_that_images() -> None:
     unet, _ = unet_pair(TINY_UNET)
     x_t, text = normal(2, 4, 8, 8), normal(2, 7, 12, seed=2)
     together = unet(x_t, torch.tensor([10, 900]), text)

@@ -1,4 +1,4 @@
-"""Sliced and tiled: a large picture piece by piece."""
+"""Sliced and tiled: a large image piece by piece."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pare.vae.tiling import in_tiles, tile_starts
 from tests.random_models import TINY_VAE, normal, vae_pair
 
 
-def test_sliced_is_each_picture_alone_bit_for_bit() -> None:
+def test_sliced_is_each_image_alone_bit_for_bit() -> None:
     vae, theirs = vae_pair(TINY_VAE)
     image, latents = normal(3, 3, 16, 24), normal(3, 4, 8, 12, seed=2)
     theirs.enable_slicing()

@@ -18,7 +18,7 @@ import torch
 import techniques.erasure
 from pare.cli.main import main
 from pare.errors import MissingExtraError, SettingError
-from pare.schedulers import Level
+from pare.schedulers import NoiseLevel
 from pare.schedulers.ddim_inverse import DDIMInverse
 from pare.schedulers.dpmpp_2m import DPMPlusPlus2M
 from pare.verify import GROUPS, Report, Row, diffusers_side, parity, run_verify
@@ -67,7 +67,7 @@ def test_models_have_the_same_bits_layer_by_layer(report: Report) -> None:
         assert row.time_ratio is not None
 
 
-def test_every_solver_makes_pictures(report: Report) -> None:
+def test_every_solver_makes_images(report: Report) -> None:
     for group in ("generate", "img2img", "blend"):
         names = [row.name for row in report.rows if row.group == group]
         assert len(names) == 6 + 3
@@ -138,9 +138,9 @@ def test_a_wrong_solver_is_found(subject: Subject, monkeypatch: pytest.MonkeyPat
     """Off by one level in the second-order term."""
     right = DPMPlusPlus2M.step
 
-    def wrong(self: DPMPlusPlus2M, trajectory: Any, i: int, *rest: Any) -> Any:
-        levels = [Level(level.t, level.sigma * 1.0001) for level in trajectory.levels]
-        return right(self, dataclasses.replace(trajectory, levels=tuple(levels)), i, *rest)
+    def wrong(self: DPMPlusPlus2M, timesteps: Any, i: int, *rest: Any) -> Any:
+        levels = [NoiseLevel(level.t, level.sigma * 1.0001) for level in timesteps.levels]
+        return right(self, dataclasses.replace(timesteps, levels=tuple(levels)), i, *rest)
 
     monkeypatch.setattr(DPMPlusPlus2M, "step", wrong)
     broken = {row.name for row in rows_of(parity.scheduler_rows(subject)) if not row.passed}
@@ -160,9 +160,9 @@ def test_a_wrong_technique_is_found(subject: Subject, monkeypatch: pytest.Monkey
     def stronger(uncond: Any, cond: Any, scale: float, *more: Any) -> Any:
         return guide(uncond, cond, 1.5 * scale, *more)
 
-    def noisier(self: DDIMInverse, trajectory: Any, i: int, x_t: Any, seen: Any, *more: Any) -> Any:
+    def noisier(self: DDIMInverse, timesteps: Any, i: int, x_t: Any, seen: Any, *more: Any) -> Any:
         seen = dataclasses.replace(seen, eps=1.1 * seen.eps)
-        return step(self, trajectory, i, x_t, seen, *more)
+        return step(self, timesteps, i, x_t, seen, *more)
 
     monkeypatch.setattr(techniques.erasure, "guide", stronger)
     monkeypatch.setattr(Injection, "crosses", lambda *given: False)

@@ -1,4 +1,4 @@
-"""`pare attention`: where the model looks while it makes a picture."""
+"""`pare attention`: where the model looks while it makes an image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pare.cli.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.cli.run_command import PictureCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.cli.run_command import ImageCommand, Run, load_pipeline, sampling, warn_of_size
 from pare.cli.terminal import progress
 from pare.errors import SettingError
 
@@ -86,7 +86,7 @@ EXAMPLES = examples(
 )
 
 
-@click.command(cls=PictureCommand, epilog=EXAMPLES)
+@click.command(cls=ImageCommand, epilog=EXAMPLES)
 @prompt_argument
 @attention_options
 @generate_options
@@ -97,10 +97,10 @@ EXAMPLES = examples(
 @tokenizer_option
 @output_options
 def attention(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
-    """Make a picture from PROMPT, and show where the model looked for each of its words.
+    """Make an image from PROMPT, and show where the model looked for each of its words.
 
-    Writes one page a seed: the picture, and the maps laid over it in colours from each map's
-    lowest share to its highest, which stand above it. Watching changes no bit of the picture.
+    Writes one page a seed: the image, and the maps laid over it in colours from each map's
+    lowest share to its highest, which stand above it. Watching changes no bit of the image.
     """
     from pare.io.images import to_pil
 
@@ -201,19 +201,19 @@ class Watch:
         grid = self.pipe.latent_shape(height, width)[1:]
         recorders = [r for r in (self.word_recorder, self.pixel_recorder) if r is not None]
         # PNDM looks once more than it has steps.
-        looks = len(self.pipe.scheduler.trajectory(self.given["steps"]))
+        looks = len(self.pipe.scheduler.timesteps(self.given["steps"]))
         need = sum(r.bytes_needed(self.sites, grid, looks) for r in recorders)
         need += sum(affinity.bytes_needed(self.sites, grid) for affinity in self.affinities)
         run.say(f"pare: the attention maps take {need / 1e6:.1f} MB of memory")
         fix = "look at fewer layers (--at), or at all together (without --per)"
         check_room("keeping the attention maps", need, self.pipe.device, fix)
 
-    def page(self, picture: Image.Image) -> tuple[Image.Image, list[Tile]]:
+    def page(self, image: Image.Image) -> tuple[Image.Image, list[Tile]]:
         """The page, and its maps."""
         from pare.study.record.attention_sheet import attention_sheet, tiles
 
         by, among = self.given["per"], self.given["among"]
-        size = (picture.height, picture.width)
+        size = (image.height, image.width)
         found: list[Tile] = []
         if self.word_recorder is not None:
             maps = self.word_recorder.maps()
@@ -221,4 +221,4 @@ class Watch:
         if self.pixel_recorder is not None:
             found += tiles(self.pixel_recorder.maps(), self.points, size, by=by)
         rows = [[t for t in found if t.what == what] for what in [*self.words, *self.points]]
-        return attention_sheet(picture, rows, self.affinities), found
+        return attention_sheet(image, rows, self.affinities), found

@@ -25,7 +25,7 @@ from pare.cli.options import (
     tokenizer_option,
 )
 from pare.cli.run_command import (
-    PictureCommand,
+    ImageCommand,
     Run,
     fit_memory,
     load_pipeline,
@@ -50,8 +50,8 @@ blend_options = options(
                       "mask and the masked IMAGE (inpaint), or both; as the model is if not "
                       "given."),
     click.option("--strength", type=float, callback=checked(validation.check_strength),
-                 help="How much of the trajectory is run: 1 forgets what was under the mask. 0.95 "
-                      "if not given; 1 with an inpainting model."),
+                 help="How much of the timestep schedule runs: 1 forgets what was under the mask. "
+                      "0.95 if not given; 1 with an inpainting model."),
     click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
                  help="Work at this size (multiples of 8); IMAGE's own if not given."),
     click.option("--background", type=click.Choice(["paste", "poisson", "decoder", "latent"]),
@@ -73,7 +73,7 @@ blend_options = options(
                  show_default=True, help="Of steps x strength to whole steps."),
     click.option("--sample", is_flag=True, help="Draw IMAGE's latents from the VAE's posterior."),
     click.option("--rank", metavar="judge|FOLDER", expose_value=False, callback=aside("rank"),
-                 help="With several seeds: say which picture shows PROMPT best, by the built-in "
+                 help="With several seeds: say which image shows PROMPT best, by the built-in "
                       "world's judge, or by the CLIP model in FOLDER, which sees the rectangle "
                       "around the mask."),
 )  # fmt: skip
@@ -92,7 +92,7 @@ EXAMPLES = examples(
 )
 
 
-@click.command(cls=PictureCommand, epilog=EXAMPLES)
+@click.command(cls=ImageCommand, epilog=EXAMPLES)
 @image_argument
 @prompt_argument
 @blend_options
@@ -112,8 +112,8 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
     from pare.io.images import fit, load_image, load_mask, match_mask
 
     run, edits = Run.plan(), read_edits(given)
-    picture, marked = load_image(image), load_mask(mask, invert_mask)
-    match_mask(marked, picture.size)  # before the model loads; `blend` does it again
+    input_image, marked = load_image(image), load_mask(mask, invert_mask)
+    match_mask(marked, input_image.size)  # before the model loads; `blend` does it again
     rank = None if run.again else ranking(prompt, marked)
 
     from techniques import blended
@@ -121,12 +121,12 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
     pipe = under_edits(
         load_pipeline(given, blended.PREFERRED_SCHEDULER), edits, [prompt, given["negative"]]
     )
-    width, height = fit(picture, given["size"])[0].size
+    width, height = fit(input_image, given["size"])[0].size
     warn_of_size(pipe, (width, height), "--size works smaller")
     fitted = fit_memory(pipe, run, given, height, width)
     run = noting_words(run.noting(**fitted), given, edits)
     result = blended.blend(
-        pipe, picture, marked, prompt, run.seeds,
+        pipe, input_image, marked, prompt, run.seeds,
         rank=rank, progress=progress(), **fitted, **sampling(given),
         **{name: given[name] for name in KNOBS},
     )  # fmt: skip
@@ -144,7 +144,7 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
 
 
 def ranking(prompt: str, mask: Image.Image) -> Rank | None:
-    """What is to judge the pictures, if anything; ready, so that it fails before the model loads.
+    """What is to judge the images, if anything; ready, so that it fails before the model loads.
 
     Raises:
         LossError: a prompt that says nothing that the judge knows.

@@ -1,4 +1,4 @@
-"""`pare edit`: a real picture, edited by a prompt."""
+"""`pare edit`: a real image, edited by a prompt."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pare.cli.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.cli.run_command import PictureCommand, Run, load_pipeline, warn_of_size
+from pare.cli.run_command import ImageCommand, Run, load_pipeline, warn_of_size
 from pare.cli.terminal import progress
 from pare.errors import SettingError
 from pare.runtime import validation
@@ -89,7 +89,7 @@ background_options = options(
                  callback=checked(lambda x: validation.check_number("feather", x, 0.0, 1000.0)),
                  help="Width in pixels of the soft seam of paste, inside the mask."),
     click.option("--decoder-steps", type=click.IntRange(0, 10_000), default=75, show_default=True,
-                 help="How long decoder is trained for the picture."),
+                 help="How long decoder is trained for the image."),
     click.option("--cover", is_flag=True,
                  help="Every latent that the mask touches may change."),
 )  # fmt: skip
@@ -110,7 +110,7 @@ EXAMPLES = examples(
 )
 
 
-@click.command(cls=PictureCommand, epilog=EXAMPLES)
+@click.command(cls=ImageCommand, epilog=EXAMPLES)
 @image_argument
 @edit_options
 @pairing_options
@@ -139,9 +139,9 @@ def edit(image: Path, **given: Any) -> None:
 
     from pare.io.images import load_image, match_mask
 
-    picture, mask = load_image(image), load_shape(given)
+    input_image, mask = load_image(image), load_shape(given)
     if mask is not None:
-        match_mask(mask, picture.size)  # before the model loads; `edit` does it again
+        match_mask(mask, input_image.size)  # before the model loads; `edit` does it again
 
     from techniques import edit as technique
 
@@ -149,7 +149,7 @@ def edit(image: Path, **given: Any) -> None:
     method = technique.check_kind(given["kind"], given["method"], inverted)
     if method != "edit-friendly" and len(run.seeds) > 1:
         raise SettingError(
-            f"{len(run.seeds)} seeds are given, and {method} draws no noise: its pictures would "
+            f"{len(run.seeds)} seeds are given, and {method} draws no noise: its results would "
             "all be one",
             fix="give one seed, or take edit-friendly",
         )
@@ -165,14 +165,14 @@ def edit(image: Path, **given: Any) -> None:
         of_kind |= {"gates": erasure.PRESETS[given["preset"]]}
 
     pipe = load_pipeline(given, technique.PREFERRED_SCHEDULER)
-    warn_of_size(pipe, picture.size, "scale it down first")
+    warn_of_size(pipe, input_image.size, "scale it down first")
     if given["kind"] == "p2p":
-        of_kind |= {"local_blend": local_blend(pipe, None, given, picture.size)}
+        of_kind |= {"local_blend": local_blend(pipe, None, given, input_image.size)}
     names = ("kind", "guidance", "strength", "background", "feather", "decoder_steps", "cover",
              "reconstruct")  # fmt: skip
     results = [
         technique.edit(
-            pipe, picture, source, target, method=given["method"], inverted=inverted, seed=seed,
+            pipe, input_image, source, target, method=given["method"], inverted=inverted, seed=seed,
             steps=given["steps"] or 50, mask=mask, progress=progress(), **of_kind,
             **{name: given[name] for name in names},
         )

@@ -1,4 +1,4 @@
-"""`pare erase`: a picture without what nobody asked for."""
+"""`pare erase`: an image without what nobody asked for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pare.cli.options import (
     tokenizer_option,
 )
 from pare.cli.run_command import (
-    PictureCommand,
+    ImageCommand,
     Run,
     load_pipeline,
     output_paths,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 # techniques.erasure imports torch, so its presets' names stand here too; a test holds them
 # together.
 PRESETS = ("ungated", "safe-medium", "safe-strong", "safe-max", "sega", "ledits++")
-PICTURE_NAMES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+IMAGE_NAMES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 
 
 def at_most_one(context: click.Context, parameter: click.Parameter, value: Any) -> Path | None:
@@ -113,7 +113,7 @@ concept_options = options(
 
 place_options = options(
     click.option("--strength", type=float, callback=checked(validation.check_strength),
-                 help="How much of the trajectory is run on IMAGE; 0.3 if not given."),
+                 help="How much of the timestep schedule is run on IMAGE; 0.3 if not given."),
     click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
                  help="Work at this size (multiples of 8); IMAGE's own, or the one that the model "
                       "was trained at, if not given."),
@@ -131,7 +131,7 @@ EXAMPLES = examples(
 )
 
 
-@click.command(cls=PictureCommand, epilog=EXAMPLES)
+@click.command(cls=ImageCommand, epilog=EXAMPLES)
 @click.argument("image", metavar="[IMAGE]", nargs=-1, type=InputFile(), callback=at_most_one)
 @prompt_argument
 @concept_options
@@ -144,7 +144,7 @@ EXAMPLES = examples(
 @tokenizer_option
 @output_options
 def erase(image: Path | None, prompt: str, concepts: Sequence[str], **given: Any) -> None:
-    """Make a picture of PROMPT, or IMAGE over, pushing away from what it should not show.
+    """Make an image of PROMPT, or IMAGE over, pushing away from what it should not show.
 
     Unlike --negative, which replaces what guidance starts from, each concept has its own weight,
     and gates choose where and when it acts. The scheduler is dpm++2m with Karras sigmas if none
@@ -155,7 +155,7 @@ def erase(image: Path | None, prompt: str, concepts: Sequence[str], **given: Any
     check_arguments(image, prompt, given)
     run = Run.plan()
     maps = plan_maps(run)
-    picture = None if image is None else load_image(image)
+    input_image = None if image is None else load_image(image)
 
     from pare.schedulers import start_index
     from techniques import erasure
@@ -167,17 +167,17 @@ def erase(image: Path | None, prompt: str, concepts: Sequence[str], **given: Any
     ]
     erasure.check_concepts(listed)
     pipe = load_pipeline(given, erasure.PREFERRED_SCHEDULER)
-    shape = working_size(pipe, picture, given["size"])
+    shape = working_size(pipe, input_image, given["size"])
     warn_of_size(pipe, shape, "--size works smaller")
     latents = pipe.latent_shape(shape[1], shape[0])
     plan = erasure.plan_erasure(
         pipe, len(run.paths), len(listed), latents, batch=given["batch"], tile=given["tile"]
     )
     run = run.noting(batch=plan.batch, tile=plan.tile)
-    width, height = (None, None) if picture and given["size"] is None else shape
+    width, height = (None, None) if input_image and given["size"] is None else shape
     strength = erasure.STRENGTH if given["strength"] is None else given["strength"]
     made = erasure.erase(
-        pipe, prompt, listed, run.seeds, image=picture, strength=strength, gates=gates,
+        pipe, prompt, listed, run.seeds, image=input_image, strength=strength, gates=gates,
         width=width, height=height, batch=plan.batch, tile=plan.tile, progress=progress(),
         **sampling(given),
     )  # fmt: skip
@@ -190,7 +190,9 @@ def erase(image: Path | None, prompt: str, concepts: Sequence[str], **given: Any
         for row in rows:
             run.say(f"{path}: {in_words(row)}")
     if run.again is None:
-        write_maps(maps, made, listed, start_index(given["steps"], strength) if picture else 0, run)
+        write_maps(
+            maps, made, listed, start_index(given["steps"], strength) if input_image else 0, run
+        )
 
 
 def check_arguments(image: Path | None, prompt: str, given: Mapping[str, Any]) -> None:
@@ -199,8 +201,8 @@ def check_arguments(image: Path | None, prompt: str, given: Mapping[str, Any]) -
         return
     if given["strength"] is not None:
         raise click.UsageError("--strength needs an IMAGE.")
-    if prompt.lower().endswith(PICTURE_NAMES) and len(prompt) < 256 and Path(prompt).is_file():
-        raise click.UsageError(f"Missing argument 'PROMPT': {prompt} is a picture.")
+    if prompt.lower().endswith(IMAGE_NAMES) and len(prompt) < 256 and Path(prompt).is_file():
+        raise click.UsageError(f"Missing argument 'PROMPT': {prompt} is an image.")
 
 
 def gates_of(given: Mapping[str, Any]) -> Gates:
@@ -224,24 +226,24 @@ def usual(weight: float | None, given: Mapping[str, Any]) -> float:
 
 
 def working_size(
-    pipe: Any, picture: Image.Image | None, size: tuple[int, int] | None
+    pipe: Any, image: Image.Image | None, size: tuple[int, int] | None
 ) -> tuple[int, int]:
     """Width and height of what goes through the model."""
     from pare.io.images import fit_to_multiple
 
     if size is not None:
         return size
-    if picture is None:
+    if image is None:
         trained: tuple[int, int] = pipe.trained_size
         return trained
-    return fit_to_multiple(picture, pipe.vae.config.factor)[0].size
+    return fit_to_multiple(image, pipe.vae.config.factor)[0].size
 
 
 # --- what was pushed ----------------------------------------------------------------------
 
 
 def pushed(concept: Concept, pushes: Tensor) -> dict[str, Any]:
-    """How much of a picture, and how hard, `pushes` (steps, h, w) pushed a concept."""
+    """How much of an image, and how hard, `pushes` (steps, h, w) pushed a concept."""
     acted = pushes > 0
     return {
         "concept": concept.prompt,
@@ -263,7 +265,7 @@ def in_words(row: Mapping[str, Any]) -> str:
 
 
 def plan_maps(run: Run) -> list[Path]:
-    """The pages to draw, one a picture, checked; none if none are asked for.
+    """The pages to draw, one an image, checked; none if none are asked for.
 
     Raises:
         OutputError: one of them, or its numbers' file, cannot or must not be written.
@@ -282,7 +284,7 @@ def plan_maps(run: Run) -> list[Path]:
 def write_maps(
     pages: Sequence[Path], made: Erased, concepts: Sequence[Concept], first: int, run: Run
 ) -> None:
-    """Draw each picture's pushes, and keep their numbers beside the page.
+    """Draw each image's pushes, and keep their numbers beside the page.
 
     Args:
         first: the step at which the run began, on an IMAGE.

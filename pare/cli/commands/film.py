@@ -1,4 +1,4 @@
-"""`pare film`: how a picture comes out of the noise."""
+"""`pare film`: how an image comes out of the noise."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ EXAMPLES = examples(
 @tokenizer_option
 @film_options
 def film(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
-    """Make a picture from PROMPT, and a film of how it comes out of the noise.
+    """Make an image from PROMPT, and a film of how it comes out of the noise.
 
     Left is x_t, as it is before each step; right is x0, what the model takes it for. The last
-    frame is the picture. The recipe stands in the film as a comment.
+    frame is the image. The recipe stands in the film as a comment.
     """
     from pare.study.record.film_file import check_film, write_film
     from pare.study.record.run_frames import film_frames, walk

@@ -1,4 +1,4 @@
-"""`pare generate`: pictures from words."""
+"""`pare generate`: images from words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pare.cli.options import (
     tokenizer_option,
 )
 from pare.cli.run_command import (
-    PictureCommand,
+    ImageCommand,
     Run,
     fit_memory,
     load_pipeline,
@@ -42,7 +42,7 @@ EXAMPLES = examples(
 )
 
 
-@click.command(cls=PictureCommand, epilog=EXAMPLES)
+@click.command(cls=ImageCommand, epilog=EXAMPLES)
 @prompt_argument
 @generate_options
 @sampling_options
@@ -54,7 +54,7 @@ EXAMPLES = examples(
 @tokenizer_option
 @output_options
 def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
-    """Make pictures from PROMPT."""
+    """Make images from PROMPT."""
     from pare.io.images import to_pil
 
     run, edits = Run.plan(), read_edits(given)

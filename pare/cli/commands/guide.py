@@ -1,4 +1,4 @@
-"""`pare guide`: pictures that a loss steers."""
+"""`pare guide`: images that a loss steers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pare.cli.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.cli.run_command import PictureCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.cli.run_command import ImageCommand, Run, load_pipeline, sampling, warn_of_size
 from pare.cli.terminal import progress
 from pare.cli.text_options import noting_words, read_edits, text_options, under_edits
 from pare.errors import LossError
@@ -51,15 +51,15 @@ guide_options = options(
     click.option("--loss", required=True, metavar="LINE",
                  help="What is to become small: blue, symmetry, style, brightness(0.8), "
                       "colour('orange'), judge('snowy'), clip('a painting'), or arithmetic on the "
-                      "picture and on these, as '(image[:, 2] - 0.9).abs().mean()'."),
+                      "image and on these, as '(image[:, 2] - 0.9).abs().mean()'."),
     click.option("--scale", type=float, default=20.0, show_default=True,
                  callback=checked(lambda scale: validation.check_number("scale", scale, -1e9, 1e9)),
-                 help="How much the loss counts; more for larger pictures."),
+                 help="How much the loss counts; more for larger images."),
     click.option("--every", type=click.IntRange(1, validation.MAX_STEPS), default=5,
                  show_default=True, help="Guide at each such step."),
     click.option("--through-unet", is_flag=True,
                  help="Take the gradient through the UNet as well: exact, slow, and large."),
-    click.option("--style", type=InputFile(), metavar="PICTURE",
+    click.option("--style", type=InputFile(), metavar="IMAGE",
                  help="Whose statistics the loss `style` asks for."),
     click.option("--style-of", type=click.Choice(["vae", "unet"]), default="vae",
                  show_default=True, help="Whose layers' statistics."),
@@ -70,8 +70,8 @@ guide_options = options(
                  help="A CLIP model for the loss `clip`, of PROMPT, or clip('another text')."),
     click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
                  help="Multiples of 8; the size that the model was trained at if not given."),
-    click.option("--batch", type=click.IntRange(1, validation.MAX_PICTURES), default=1,
-                 show_default=True, help="Pictures that go through the UNet together."),
+    click.option("--batch", type=click.IntRange(1, validation.MAX_IMAGES), default=1,
+                 show_default=True, help="Images that go through the UNet together."),
 )  # fmt: skip
 
 EXAMPLES = examples(
@@ -82,7 +82,7 @@ EXAMPLES = examples(
 )
 
 
-@click.command(cls=PictureCommand, epilog=EXAMPLES)
+@click.command(cls=ImageCommand, epilog=EXAMPLES)
 @prompt_argument
 @guide_options
 @sampling_options
@@ -93,11 +93,11 @@ EXAMPLES = examples(
 @tokenizer_option
 @output_options
 def guide(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
-    """Make pictures from PROMPT, steered at every few steps to where a loss is small.
+    """Make images from PROMPT, steered at every few steps to where a loss is small.
 
     The loss is a line of arithmetic over `image`, of shape (1, 3, height, width), red, green
     and blue from 0 to 1; docs/guide.md has its grammar. It is computed, never run as code, so
-    that a stranger's picture may be run again.
+    that a stranger's image may be run again.
     """
     run, edits = Run.plan(), read_edits(given)
 
@@ -140,13 +140,13 @@ def vocabulary(prompt: str, given: Mapping[str, Any], pipe: Pipeline | None = No
         from techniques import losses
 
         if given["style"] is None:
-            raise LossError("the loss asks for a style", fix="name a picture: --style PICTURE")
-        picture = load_image(given["style"])
+            raise LossError("the loss asks for a style", fix="name an image: --style IMAGE")
+        image = load_image(given["style"])
         if pipe is None:
             return losses.symmetry
         layers = losses.vae_features if given["style_of"] == "vae" else losses.unet_features
         factor = pipe.vae.config.factor
-        return losses.style(layers(pipe), picture, given["style_by"], factor=factor)
+        return losses.style(layers(pipe), image, given["style_by"], factor=factor)
 
     def clip(text: str = prompt) -> Loss:
         from techniques.clip_loss import clip_loss

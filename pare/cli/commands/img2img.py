@@ -1,4 +1,4 @@
-"""`pare img2img`: a picture made over."""
+"""`pare img2img`: an image made over."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pare.cli.options import (
     tokenizer_option,
 )
 from pare.cli.run_command import (
-    PictureCommand,
+    ImageCommand,
     Run,
     fit_memory,
     load_pipeline,
@@ -36,8 +36,8 @@ from pare.runtime import validation
 img2img_options = options(
     click.option("--strength", type=float, default=0.8, show_default=True,
                  callback=checked(validation.check_strength),
-                 help="How much of the trajectory is run, from IMAGE under the noise where it "
-                      "starts: 1 is all of it, and leaves a trace of IMAGE's light and colours."),
+                 help="How much of the timestep schedule runs, from IMAGE under the noise where "
+                      "it starts: 1 is all of it, and leaves a trace of IMAGE's light and colours."),
     click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
                  help="Work at this size (multiples of 8); IMAGE's own if not given."),
 )  # fmt: skip
@@ -48,7 +48,7 @@ EXAMPLES = examples(
 )
 
 
-@click.command(cls=PictureCommand, epilog=EXAMPLES)
+@click.command(cls=ImageCommand, epilog=EXAMPLES)
 @image_argument
 @prompt_argument
 @img2img_options
@@ -67,13 +67,13 @@ def img2img(
     from pare.io.images import fit, load_image, to_pil, to_tensor
 
     run, edits = Run.plan(), read_edits(given)
-    picture, restore = fit(load_image(image), size)
+    input_image, restore = fit(load_image(image), size)
     pipe = under_edits(load_pipeline(given), edits, [prompt, given["negative"]])
-    warn_of_size(pipe, picture.size, "--size works smaller")
-    fitted = fit_memory(pipe, run, given, picture.height, picture.width)
+    warn_of_size(pipe, input_image.size, "--size works smaller")
+    fitted = fit_memory(pipe, run, given, input_image.height, input_image.width)
     run = noting_words(run.noting(**fitted), given, edits)
     images = pipe.img2img(
-        to_tensor(picture), prompt, run.seeds, strength=strength, progress=progress(), **fitted,
+        to_tensor(input_image), prompt, run.seeds, strength=strength, progress=progress(), **fitted,
         **sampling(given),
     )  # fmt: skip
     run.write(pipe, [restore(made) for made in to_pil(images)])

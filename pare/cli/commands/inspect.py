@@ -15,9 +15,9 @@ from pare.runtime import validation
 inspect_options = options(
     click.option("--model", metavar="MODEL", help="As the first argument."),
     click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
-                 help="Of the pictures; the size that the model was trained at if not given."),
+                 help="Of the images; the size that the model was trained at if not given."),
     click.option("--batch", type=click.IntRange(1, 1024), default=1, show_default=True,
-                 help="So many pictures at once; under guidance the UNet sees each twice."),
+                 help="So many images at once; under guidance the UNet sees each twice."),
     click.option("--dtype", default="float32", show_default=True,
                  type=click.Choice(DTYPE_NAMES[1:]), help="What the weights would be cast to."),
     click.option("--depth", type=click.IntRange(1, 100), metavar="N",

@@ -1,4 +1,4 @@
-"""`pare invert`: the noise that a picture would have come from."""
+"""`pare invert`: the noise that an image would have come from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pare.cli.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.cli.run_command import PictureCommand, Run, load_pipeline, warn_of_size
+from pare.cli.run_command import ImageCommand, Run, load_pipeline, warn_of_size
 from pare.cli.terminal import progress
 from pare.io.whole_files import check_output
 from pare.runtime import validation
@@ -46,7 +46,7 @@ EXAMPLES = examples(
 )
 
 
-@click.command(cls=PictureCommand, epilog=EXAMPLES)
+@click.command(cls=ImageCommand, epilog=EXAMPLES)
 @image_argument
 @prompt_argument
 @invert_options
@@ -58,9 +58,9 @@ EXAMPLES = examples(
 def invert(image: Path, prompt: str, **given: Any) -> None:
     """Find the noise that IMAGE, which shows PROMPT, would have come from.
 
-    Writes the picture that it gives back, and beside it NAME.safetensors with the latents of
+    Writes the image that it gives back, and beside it NAME.safetensors with the latents of
     every step, for `techniques.inversion.sample` and another prompt. Says how near the
-    picture is, and whether the noise is noise. Of the methods edit-friendly alone draws noise
+    image is, and whether the noise is noise. Of the methods edit-friendly alone draws noise
     (--seed). The scheduler is ddim, which can be inverted.
     """
     from pare.io.images import load_image
@@ -70,15 +70,15 @@ def invert(image: Path, prompt: str, **given: Any) -> None:
     if run.again is None:
         for file in files:
             check_output(file, force=run.force)
-    picture = load_image(image)
+    input_image = load_image(image)
 
     from techniques import inversion
 
     pipe = load_pipeline(given, inversion.PREFERRED_SCHEDULER)
-    warn_of_size(pipe, picture.size, "scale it down first")
+    warn_of_size(pipe, input_image.size, "scale it down first")
     results = [
         inversion.invert_and_report(
-            pipe, picture, prompt, method=given["method"], steps=given["steps"],
+            pipe, input_image, prompt, method=given["method"], steps=given["steps"],
             guidance=given["guidance"], seed=seed, progress=progress(),
         )
         for seed in run.seeds

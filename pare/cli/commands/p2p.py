@@ -1,4 +1,4 @@
-"""`pare p2p`: Prompt-to-Prompt, what other prompts make of the picture of a prompt."""
+"""`pare p2p`: Prompt-to-Prompt, what other prompts make of the image of a prompt."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pare.cli.options import (
     tokenizer_option,
 )
 from pare.cli.run_command import (
-    PictureCommand,
+    ImageCommand,
     Run,
     fit_memory,
     load_pipeline,
@@ -122,7 +122,7 @@ blend_options = options(
     click.option("--subtract", multiple=True, metavar="WORD",
                  help="Keep to SOURCE where one of these is looked at."),
     click.option("--mask", type=InputFile(),
-                 help="Keep to SOURCE where this is black; of the picture's shape."),
+                 help="Keep to SOURCE where this is black; of the image's shape."),
     click.option("--invert-mask", is_flag=True, help="Where it is white."),
     click.option("--threshold", type=float, default=0.3, show_default=True,
                  callback=checked(lambda x: validation.check_number("threshold", x, 0.0, 1.0)),
@@ -143,7 +143,7 @@ run_options = options(
                  help="All prompts side by side (lockstep); or a tutorial's reading of the paper: "
                       "store all maps of SOURCE, put them in place of a TARGET's (replay)."),
     click.option("--injection-ratio", type=float,
-                 callback=checked(lambda x: validation.check_number("injection-ratio", x, 0.0, 1.0)),
+                 callback=checked(lambda x: validation.check_number("injection-ratio", x, 0, 1)),
                  help="The share of all maps that replay puts in place; all if not given."),
     click.option("--separately", is_flag=True,
                  help="Look at SOURCE and each TARGET one after the other, as --batch 1: the "
@@ -162,7 +162,7 @@ LOCKSTEP_ALONE = (
 
 
 def parts(given: Mapping[str, Any]) -> list[str]:
-    """The names of the pictures of one seed."""
+    """The names of the images of one seed."""
     count = len(given["targets"])
     return ["source", *(["target"] if count == 1 else [f"target-{k + 1}" for k in range(count)])]
 
@@ -175,7 +175,7 @@ EXAMPLES = examples(
 )
 
 
-@click.command(cls=PictureCommand, parts=parts, epilog=EXAMPLES)
+@click.command(cls=ImageCommand, parts=parts, epilog=EXAMPLES)
 @click.argument("source", callback=checked(validation.check_prompt))
 @click.argument("targets", metavar="TARGET...", nargs=-1, required=True,
                 callback=each(validation.check_prompt))  # fmt: skip
@@ -191,11 +191,11 @@ EXAMPLES = examples(
 @tokenizer_option
 @output_options
 def p2p(source: str, targets: Sequence[str], **given: Any) -> None:
-    """Make the picture of SOURCE, and beside it what each TARGET makes of the same picture.
+    """Make the image of SOURCE, and beside it what each TARGET makes of the same image.
 
     Words that stand in SOURCE's places look where SOURCE's words looked (Prompt-to-Prompt), so
     that the layout stays and what the words are about changes. Every seed makes several
-    pictures: NAME-source.png and NAME-target.png, or NAME-target-1.png, …
+    images: NAME-source.png and NAME-target.png, or NAME-target-1.png, …
 
     A word is named as it is written, `road#2` is the second road; options about words count for
     every TARGET that has them. The scheduler is dpm++2m with Karras sigmas if none is given.
@@ -218,7 +218,7 @@ def p2p(source: str, targets: Sequence[str], **given: Any) -> None:
     }  # fmt: skip
     if given["method"] == "replay":
         ratio = given["injection_ratio"]
-        run = run.noting(batch=1)  # each picture is made by itself
+        run = run.noting(batch=1)  # each image is made by itself
         made = technique.replayed(
             pipe, source, targets, run.seeds, injection_ratio=1.0 if ratio is None else ratio,
             tile=given["tile"], **common,
@@ -235,8 +235,8 @@ def p2p(source: str, targets: Sequence[str], **given: Any) -> None:
             self_sites=sites("self", given), blend=blend, **fitted, **common,
         )  # fmt: skip
     report = differences(made)
-    pictures = [[first, *more] for first, more in zip(made.sources, made.targets, strict=True)]
-    run.write(pipe, [picture for some in pictures for picture in some], targets=report)
+    images = [[first, *more] for first, more in zip(made.sources, made.targets, strict=True)]
+    run.write(pipe, [image for some in images for image in some], targets=report)
     for path, row in zip(target_paths(run), report, strict=True):
         run.say(f"{path}: {row_in_words(row)}")
 
@@ -376,7 +376,7 @@ def local_blend(
     """What keeps the targets to the source; None if nothing was asked for.
 
     Raises:
-        ImageError: a mask of another shape than the picture.
+        ImageError: a mask of another shape than the image.
     """
     from pare.io.images import match_mask
     from techniques.blended.edit_canvas import mask_on_grid

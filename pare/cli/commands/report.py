@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 REPORTED = (
     "generate", "img2img", "trace", "guide", "blend", "erase", "p2p", "edit", "invert",
 )  # fmt: skip
-"""The commands whose pictures can be reported on; `attention` and `sweep` make pages of them."""
+"""The commands whose images can be reported on; `attention` and `sweep` make pages of them."""
 
 report_options = options(
     click.option("--seed", type=int, default=0, show_default=True,
                  callback=lambda _, __, value: validation.check_seed(value),
                  help="The noise to start from."),
     click.option("--out", type=click.Path(path_type=Path),
-                 help="NAME.html, or a folder; report-SEED.html, or that of the picture, in the "
+                 help="NAME.html, or a folder; report-SEED.html, or that of the image, in the "
                       "current folder if not given."),
     click.option("--force", is_flag=True, help="Overwrite an existing file."),
     json_option,
@@ -61,7 +61,7 @@ EXAMPLES = examples(
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("prompt", metavar="PROMPT|PICTURE")
+@click.argument("prompt", metavar="PROMPT|IMAGE")
 @generate_options
 @sampling_options
 @scheduler_options
@@ -70,23 +70,23 @@ EXAMPLES = examples(
 @tokenizer_option
 @report_options
 def report(prompt: str, **given: Any) -> None:
-    """Make a picture from PROMPT, and a page that shows how it came about.
+    """Make an image from PROMPT, and a page that shows how it came about.
 
-    With the name of a PICTURE that pare made, that picture is made again from its recipe and the
+    With the name of a IMAGE that pare made, that image is made again from its recipe and the
     page is about it; then only --out and --force count. Of an edit it shows the way back from the
-    noise to the picture, of `p2p` the row of this picture, with the attention that the edit met.
+    noise to the image, of `p2p` the row of this image, with the attention that the edit met.
     The page is one file, needs no network, and opens in any browser: where every word looks,
     x_t and x0 step by step, what guidance changed, and every layer of the U with its shape, its
     cost, its code and its answers.
     """
     started = time.perf_counter()
-    picture = Path(prompt)
-    from_picture = picture.suffix.lower() == ".png"
+    path = Path(prompt)
+    from_image = path.suffix.lower() == ".png"
     seed = given["seed"]
-    out = output_path(given["out"], picture.stem if from_picture else f"report-{seed}")
+    out = output_path(given["out"], path.stem if from_image else f"report-{seed}")
     check_output(out, force=given["force"])
-    if from_picture:
-        reported, image, about = from_recipe(picture)
+    if from_image:
+        reported, image, about = from_recipe(path)
     else:
         reported, image, about = from_prompt(validation.check_prompt(prompt), given)
     size = reported.write(out, image, about, force=given["force"])
@@ -139,8 +139,8 @@ def from_prompt(prompt: str, given: dict[str, Any]) -> tuple[Reported, Image.Ima
     return reported, to_pil(images)[0], about
 
 
-def from_recipe(picture: Path) -> tuple[Reported, Image.Image, dict[str, Any]]:
-    """A picture's own run, once more.
+def from_recipe(path: Path) -> tuple[Reported, Image.Image, dict[str, Any]]:
+    """An image's own run, once more.
 
     Raises:
         RecipeError: no recipe, or one of a command that there is no report on.
@@ -149,18 +149,18 @@ def from_recipe(picture: Path) -> tuple[Reported, Image.Image, dict[str, Any]]:
     from pare.recipes.recipe import read_recipe
     from pare.study.record.html_report import Reported
 
-    recipe = read_recipe(picture)
-    require_followed(picture, recipe)
+    recipe = read_recipe(path)
+    require_followed(path, recipe)
     texts, which = prompts_of(recipe)
-    steps = steps_of(picture, recipe)
+    steps = steps_of(path, recipe)
     found: list[Reported] = []
     with ExitStack() as stack:
 
         def watch(pipe: Pipeline) -> Pipeline:
-            """The pipeline that the picture's command gets instead of its own."""
-            size = recipe.arguments.get("size") or fitted(picture, pipe.vae.config.factor)
+            """The pipeline that the path's command gets instead of its own."""
+            size = recipe.arguments.get("size") or fitted(path, pipe.vae.config.factor)
             words = [words_of(pipe, text) for text in texts]
-            found.append(Reported(pipe, words, steps=steps, size=(size[0], size[1]), picture=which))
+            found.append(Reported(pipe, words, steps=steps, size=(size[0], size[1]), image=which))
             announce(found[0], steps, float(recipe.arguments.get("guidance") or 7.5))
             return stack.enter_context(found[0])
 
@@ -168,14 +168,14 @@ def from_recipe(picture: Path) -> tuple[Reported, Image.Image, dict[str, Any]]:
         how: dict[str, Any] = {**instead, "inputs": {}, "alone": True, "watch": watch}
         if recipe.command == "edit":  # or its last walk were that of the reconstruction
             how["otherwise"] = {"reconstruct": False}
-        image, remade, _ = run_again(picture, recipe, how)
+        image, remade, _ = run_again(path, recipe, how)
     if found[0].recording.repeated:
-        raise not_followed(picture, "its run asks the model several times a step")
-    arguments = check_recipe(command_of(recipe, picture), recipe, str(picture))
+        raise not_followed(path, "its run asks the model several times a step")
+    arguments = check_recipe(command_of(recipe, path), recipe, str(path))
     about = {
         "prompt": texts[which],
-        "picture": picture.name,
-        "command": for_a_shell(command_of(recipe, picture), arguments),
+        "image": path.name,
+        "command": for_a_shell(command_of(recipe, path), arguments),
         **{name: value for name, value in arguments.items() if value is not None},
         "seed": remade.seed,
         "model": remade.model.get("name"),
@@ -187,30 +187,30 @@ def from_recipe(picture: Path) -> tuple[Reported, Image.Image, dict[str, Any]]:
     return found[0], image, about
 
 
-def require_followed(picture: Path, recipe: Recipe) -> None:
-    """Raise a RecipeError for a picture whose run is not one look of the model a step."""
+def require_followed(image: Path, recipe: Recipe) -> None:
+    """Raise a RecipeError for an image whose run is not one look of the model a step."""
     if recipe.command not in REPORTED:
         raise RecipeError(
-            f"{picture} was made by `pare {one_line(recipe.command[:40])}`",
-            expected=f"a picture of {', '.join(REPORTED)}",
+            f"{image} was made by `pare {one_line(recipe.command[:40])}`",
+            expected=f"an image of {', '.join(REPORTED)}",
         )
     given = recipe.arguments
     if given.get("method") == "replay":
-        raise not_followed(picture, "its source and target ran one after the other (replay)")
+        raise not_followed(image, "its source and target ran one after the other (replay)")
     if given.get("method") == "edict":
-        raise not_followed(picture, "EDICT walks with two latents")
+        raise not_followed(image, "EDICT walks with two latents")
     if given.get("separately") or (given.get("batch") == 1 and recipe.command == "p2p"):
-        raise not_followed(picture, "its rows were looked at one after the other (--separately)")
+        raise not_followed(image, "its rows were looked at one after the other (--separately)")
 
 
-def not_followed(picture: Path, why: str) -> RecipeError:
+def not_followed(image: Path, why: str) -> RecipeError:
     return RecipeError(
-        f"{picture} cannot be reported on: {why}", expected="one look of the model at each step"
+        f"{image} cannot be reported on: {why}", expected="one look of the model at each step"
     )
 
 
 def prompts_of(recipe: Recipe) -> tuple[list[str], int]:
-    """What each row of the run is to show, and which of them the picture is."""
+    """What each row of the run is to show, and which of them the image is."""
     given = recipe.arguments
     if recipe.command == "p2p":
         return [given["source"], *given["targets"]], recipe.parts.index(recipe.part or "")
@@ -220,13 +220,13 @@ def prompts_of(recipe: Recipe) -> tuple[list[str], int]:
     return [str(given["prompt"])], 0
 
 
-def steps_of(picture: Path, recipe: Recipe) -> int:
+def steps_of(image: Path, recipe: Recipe) -> int:
     """How many steps the whole way has."""
     if recipe.inputs.get("inversion") is not None:
         from pare.recipes.rebuild import find_input
         from techniques.inversion import load
 
-        path = find_input("inversion", recipe.inputs["inversion"], picture)
+        path = find_input("inversion", recipe.inputs["inversion"], image)
         return load(path).trace.steps
     return int(recipe.arguments["steps"] or 50)
 
@@ -237,11 +237,11 @@ def words_of(pipe: Pipeline, prompt: str) -> Words:
     return words.read(pipe.tokenizer, prompt, int(pipe.text_encoder.config.max_position_embeddings))
 
 
-def fitted(picture: Path, factor: int) -> tuple[int, int]:
-    """The size that the model worked at for a picture of the file's size."""
+def fitted(image: Path, factor: int) -> tuple[int, int]:
+    """The size that the model worked at for an image of the file's size."""
     from pare.io.images import load_image
 
-    width, height = (-(-side // factor) * factor for side in load_image(picture).size)
+    width, height = (-(-side // factor) * factor for side in load_image(image).size)
     return width, height
 
 

@@ -1,4 +1,4 @@
-"""`pare rerun`: a picture made again from the recipe in it, and recipes looked at."""
+"""`pare rerun`: an image made again from the recipe in it, and recipes looked at."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 from pare.cli.examples import examples
 from pare.cli.options import DTYPE_NAMES, json_option, options, revision_option
 from pare.cli.printing import plain
-from pare.cli.run_command import Again, PictureCommand, output_paths, with_files
+from pare.cli.run_command import Again, ImageCommand, output_paths, with_files
 from pare.cli.terminal import one_line
 from pare.errors import RecipeError
 from pare.io.whole_files import check_output, sha256, write_whole
@@ -41,11 +41,11 @@ look_options = options(
     click.option("--show", is_flag=True,
                  help="Print the recipe, and a command line to copy; run nothing."),
     click.option("--compare", type=click.Path(path_type=Path), metavar="OTHER",
-                 help="Print where the recipes and pixels of PICTURE and OTHER differ; run "
+                 help="Print where the recipes and pixels of IMAGE and OTHER differ; run "
                       "nothing."),
     click.option("--check", is_flag=True, help="Make it again and compare, but write nothing."),
     click.option("--alone", is_flag=True,
-                 help="Make it without the other pictures of its batch: quicker, but the last "
+                 help="Make it without the other images of its batch: quicker, but the last "
                       "bits may differ."),
 )  # fmt: skip
 
@@ -78,12 +78,12 @@ EXAMPLES = examples(
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("picture", type=click.Path(path_type=Path))
+@click.argument("image", type=click.Path(path_type=Path))
 @look_options
 @instead_options
 @rerun_output_options
-def rerun(picture: Path, **given: Any) -> None:
-    """Make PICTURE again from the recipe in it, and compare the two.
+def rerun(image: Path, **given: Any) -> None:
+    """Make IMAGE again from the recipe in it, and compare the two.
 
     Exit code 0 if they are the same to the pixel, 1 if not. What the recipe names must be
     unchanged, and nothing is downloaded for it; what you name instead is taken as it is.
@@ -93,24 +93,24 @@ def rerun(picture: Path, **given: Any) -> None:
     looks = [name for name in ("show", "compare", "check") if given[name]]
     if len(looks) > 1:
         raise click.UsageError(f"--{looks[0]} and --{looks[1]} exclude each other.")
-    recipe = read_recipe(picture)
+    recipe = read_recipe(image)
     if given["show"]:
-        show(picture, recipe, given["as_json"])
+        show(image, recipe, given["as_json"])
     elif given["compare"]:
-        compare(picture, recipe, given["compare"], given["as_json"])
+        compare(image, recipe, given["compare"], given["as_json"])
     else:
-        make_again(picture, recipe, given)
+        make_again(image, recipe, given)
 
 
 # --- looking ------------------------------------------------------------------------------
 
 
-def show(picture: Path, recipe: Recipe, as_json: bool) -> None:
+def show(image: Path, recipe: Recipe, as_json: bool) -> None:
     """Print the recipe, and the command line that does the same."""
     from pare.cli.recipe_arguments import check_recipe, for_a_shell
 
-    command = command_of(recipe, picture)
-    arguments = check_recipe(command, recipe, str(picture))
+    command = command_of(recipe, image)
+    arguments = check_recipe(command, recipe, str(image))
     revision = recipe.model.get("revision")
     if revision is not None and arguments.get("model") == recipe.model.get("name"):
         arguments["revision"] = revision
@@ -123,7 +123,7 @@ def show(picture: Path, recipe: Recipe, as_json: bool) -> None:
     rows |= {key: value for key, value in arguments.items() if value not in (None, False, "", [])}
     rows["seed"] = recipe.seed
     if len(recipe.seeds) > 1:
-        rows["seed"] = f"{recipe.seed}, picture {recipe.index + 1} of {len(recipe.seeds)}"
+        rows["seed"] = f"{recipe.seed}, image {recipe.index + 1} of {len(recipe.seeds)}"
     if recipe.parts:
         rows["seed"] = f"{recipe.seed}, number {recipe.index + 1} of {len(recipe.seeds)}"
         rows["part"] = f"{recipe.part}, of {', '.join(recipe.parts)}"
@@ -149,20 +149,20 @@ def one_line_at(indent: str, text: str) -> str:
     return indent + one_line(text)
 
 
-def compare(picture: Path, recipe: Recipe, other: Path, as_json: bool) -> None:
-    """Print where two pictures and their recipes differ."""
+def compare(image: Path, recipe: Recipe, other: Path, as_json: bool) -> None:
+    """Print where two images and their recipes differ."""
     from pare.io.images import load_image
     from pare.recipes.rebuild import compare_pixels, compare_recipes, short
     from pare.recipes.recipe import read_recipe
 
     changes = compare_recipes(recipe, read_recipe(other))
-    pixels = compare_pixels(load_image(picture), load_image(other))
+    pixels = compare_pixels(load_image(image), load_image(other))
     if as_json:
         click.echo(json.dumps(report(pixels, changes), indent=2))
         return
     if changes:
         print_table(
-            ["", str(picture), str(other)],
+            ["", str(image), str(other)],
             *([change.name, short(change.one), short(change.other)] for change in changes),
         )
     else:
@@ -189,8 +189,8 @@ def report(pixels: PixelDifference, changes: list[Change]) -> dict[str, Any]:
 # --- running ------------------------------------------------------------------------------
 
 
-def make_again(picture: Path, recipe: Recipe, given: Mapping[str, Any]) -> None:
-    """Run the recipe's command, write the picture, say how the two differ."""
+def make_again(path: Path, recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Run the recipe's command, write the image, say how the two differ."""
     from pare.io.images import load_image
     from pare.recipes.rebuild import compare_pixels, compare_recipes
     from pare.recipes.recipe import save_png
@@ -199,19 +199,19 @@ def make_again(picture: Path, recipe: Recipe, given: Mapping[str, Any]) -> None:
     if not given["check"]:
         out = output_paths(given["out"], "rerun", [recipe.seed], [recipe.part])[0]
         check_output(out, force=given["force"])
-    original = load_image(picture)
-    image, remade, notes = run_again(picture, recipe, given)
+    original = load_image(path)
+    image, remade, notes = run_again(path, recipe, given)
     if out is not None:
         write_whole(out, functools.partial(save_png, image, remade), force=given["force"])
     pixels, changes = compare_pixels(original, image), compare_recipes(recipe, remade)
     if given["as_json"]:
-        place = {"picture": str(picture), "path": None if out is None else str(out)}
+        place = {"image": str(path), "path": None if out is None else str(out)}
         result = {"command": "rerun", **place, **report(pixels, changes), "notes": notes}
         click.echo(json.dumps(result, indent=2))
     else:
         if out is not None:
             click.echo(out)
-        for line in (f"{picture}, made again, is {pixels.in_words()}", *in_words(pixels, changes)):
+        for line in (f"{path}, made again, is {pixels.in_words()}", *in_words(pixels, changes)):
             click.echo(one_line(line), err=out is not None)
     if not pixels.same:
         click.get_current_context().exit(1)
@@ -225,9 +225,9 @@ def in_words(pixels: PixelDifference, changes: list[Change]) -> list[str]:
 
 
 def run_again(
-    picture: Path, recipe: Recipe, given: Mapping[str, Any]
+    path: Path, recipe: Recipe, given: Mapping[str, Any]
 ) -> tuple[Image.Image, Recipe, list[str]]:
-    """The picture and its recipe, as its command makes them now; and what is to be said."""
+    """The image and its recipe, as its command makes them now; and what is to be said."""
     from pare.cli.recipe_arguments import check_recipe, parse
     from pare.recipes.rebuild import (
         batch_of,
@@ -237,10 +237,10 @@ def run_again(
         find_tokenizer,
     )
 
-    command = command_of(recipe, picture)
-    arguments = check_recipe(command, recipe, str(picture))
+    command = command_of(recipe, path)
+    arguments = check_recipe(command, recipe, str(path))
     scheduler = find_scheduler(recipe.scheduler)
-    paths, notes = find_inputs(picture, recipe, given["inputs"])
+    paths, notes = find_inputs(path, recipe, given["inputs"])
     machine = find_machine(recipe, given["device"], given["dtype"], given["threads"])
     notes += machine.notes
     arguments = with_files(command, arguments, paths)
@@ -263,15 +263,15 @@ def run_again(
         click.echo(one_line(f"pare: {note}"), err=True)
 
     again = Again(scheduler, found, watch=given.get("watch"))
-    with parse(command, arguments, str(picture), again) as context:
+    with parse(command, arguments, str(path), again) as context:
         command.invoke(context)
     place = recipe.seed, recipe.part
     image, remade = next(made for made in again.made if (made[1].seed, made[1].part) == place)
     return image, remade, notes
 
 
-def command_of(recipe: Recipe, picture: Path) -> click.Command:
-    """The command that makes such pictures.
+def command_of(recipe: Recipe, image: Path) -> click.Command:
+    """The command that makes such images.
 
     Raises:
         RecipeError: this pare has none.
@@ -279,16 +279,16 @@ def command_of(recipe: Recipe, picture: Path) -> click.Command:
     group = click.get_current_context().find_root().command
     assert isinstance(group, click.Group)
     command = group.commands.get(recipe.command)
-    if not isinstance(command, PictureCommand):
+    if not isinstance(command, ImageCommand):
         raise RecipeError(
-            f"{picture} was made by {recipe.command[:40]!r} of pare "
-            f"{recipe.versions.get('pare', '?')[:20]}, which is no command for pictures here"
+            f"{image} was made by {recipe.command[:40]!r} of pare "
+            f"{recipe.versions.get('pare', '?')[:20]}, which is no command for images here"
         )
     return command
 
 
 def find_inputs(
-    picture: Path, recipe: Recipe, given: Mapping[str, Path]
+    image: Path, recipe: Recipe, given: Mapping[str, Path]
 ) -> tuple[dict[str, str], list[str]]:
     """Input -> the path to read it from; and a sentence for each that has changed."""
     from pare.recipes.rebuild import find_input
@@ -296,11 +296,11 @@ def find_inputs(
     for name in given:
         if name not in recipe.inputs:
             named = ", ".join(recipe.inputs) or "none"
-            raise click.UsageError(f"{picture} has no input {name!r}; its inputs: {named}.")
+            raise click.UsageError(f"{image} has no input {name!r}; its inputs: {named}.")
     paths, notes = {}, []
     for name, recorded in recipe.inputs.items():
-        path = given.get(name) or find_input(name, recorded, picture)
+        path = given.get(name) or find_input(name, recorded, image)
         if sha256(path) != recorded["sha256"]:
-            notes.append(f"{path} is not the {name} that {picture} was made from")
+            notes.append(f"{path} is not the {name} that {image} was made from")
         paths[name] = str(path)
     return paths, notes

@@ -22,7 +22,7 @@ from pare.cli.options import (
     scheduler_options,
     tokenizer_option,
 )
-from pare.cli.run_command import PictureCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.cli.run_command import ImageCommand, Run, load_pipeline, sampling, warn_of_size
 from pare.cli.terminal import progress
 from pare.errors import SettingError
 
@@ -68,7 +68,7 @@ sweep_options = options(
                       "scheduler; with --image also strength, or start, the step at which the run "
                       "begins. Given twice, all values of the one meet all of the other."),
     click.option("--image", type=InputFile(), metavar="FILE",
-                 help="A picture to start from, as `pare img2img` does."),
+                 help="An image to start from, as `pare img2img` does."),
     click.option("--strength", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
                  help="With --image, where it is not swept: how much of the run is run; 0.8 if "
                       "not given."),
@@ -81,7 +81,7 @@ EXAMPLES = examples(
 )
 
 
-@click.command(cls=PictureCommand, epilog=EXAMPLES)
+@click.command(cls=ImageCommand, epilog=EXAMPLES)
 @prompt_argument
 @sweep_options
 @generate_options
@@ -95,9 +95,9 @@ def sweep(
     prompt: str, over: tuple[str, ...], image: Path | None, size: tuple[int, int] | None,
     strength: float | None, **given: Any,
 ) -> None:  # fmt: skip
-    """Make PROMPT's picture again and again while one setting changes, or two.
+    """Make PROMPT's image again and again while one setting changes, or two.
 
-    Writes one page a seed, with a picture for every value, all from the same noise.
+    Writes one page a seed, with an image for every value, all from the same noise.
     """
     from pare.io.images import fit, load_image, to_tensor
     from pare.study.record.image_grid import gallery
@@ -108,24 +108,24 @@ def sweep(
     axes = dict(map(parse_over, over))
     check_sweep(axes, image is not None)
     if strength is not None and image is None:
-        raise SettingError("--strength needs a picture to start from", fix="give one (--image)")
-    picture = None if image is None else load_image(image)
+        raise SettingError("--strength needs a input_image to start from", fix="give one (--image)")
+    input_image = None if image is None else load_image(image)
     pipe = load_pipeline(given)
-    width, height = size or (picture.size if picture else pipe.trained_size)
+    width, height = size or (input_image.size if input_image else pipe.trained_size)
     warn_of_size(pipe, (width, height), "take a smaller --size")
     fixed = {name: value for name, value in sampling(given).items() if name not in axes}
-    if picture is not None:
-        picture = fit(picture, size)[0]
-        width, height = picture.size
+    if input_image is not None:
+        input_image = fit(input_image, size)[0]
+        width, height = input_image.size
         if not {"strength", "start"} & set(axes):
             fixed["strength"] = 0.8 if strength is None else strength
     pages = []
     for seed in run.seeds:
-        pictures = run_sweep(
+        results = run_sweep(
             pipe, prompt, axes, seed=seed, height=height, width=width,
-            image=None if picture is None else to_tensor(picture),
-            progress=progress("pictures"), **fixed,
+            image=None if input_image is None else to_tensor(input_image),
+            progress=progress("images"), **fixed,
         )  # fmt: skip
         columns = len(list(axes.values())[-1]) if len(axes) > 1 else 8
-        pages.append(gallery(pictures, columns))
+        pages.append(gallery(results, columns))
     run.write(pipe, pages, over=axes)

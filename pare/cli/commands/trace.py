@@ -1,4 +1,4 @@
-"""`pare trace`: what happens inside while a picture is made, as files to look into."""
+"""`pare trace`: what happens inside while an image is made, as files to look into."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pare.cli.options import (
     tokenizer_option,
 )
 from pare.cli.printing import plain
-from pare.cli.run_command import PictureCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.cli.run_command import ImageCommand, Run, load_pipeline, sampling, warn_of_size
 from pare.cli.terminal import progress
 from pare.io.whole_files import check_output
 
@@ -60,7 +60,7 @@ EXAMPLES = examples(
 )
 
 
-@click.command(cls=PictureCommand, epilog=EXAMPLES)
+@click.command(cls=ImageCommand, epilog=EXAMPLES)
 @prompt_argument
 @trace_options
 @generate_options
@@ -71,9 +71,9 @@ EXAMPLES = examples(
 @tokenizer_option
 @output_options
 def trace(prompt: str, size: tuple[int, int] | None, plan_only: bool, **given: Any) -> None:
-    """Make a picture from PROMPT and record what happens inside.
+    """Make an image from PROMPT and record what happens inside.
 
-    Beside NAME.png, the same picture as `pare generate` makes, stand NAME.safetensors with
+    Beside NAME.png, the same image as `pare generate` makes, stand NAME.safetensors with
     the tensors (always x_t, x0, eps and both sides of the guidance at each step) and
     NAME.json, which says what their axes are. The memory that they take is said beforehand.
     """
@@ -90,7 +90,7 @@ def trace(prompt: str, size: tuple[int, int] | None, plan_only: bool, **given: A
     width, height = size or pipe.trained_size
     warn_of_size(pipe, (width, height), "take a smaller --size")
     settings = {**sampling(given), "width": width, "height": height, "batch": 1}
-    if run.again is not None:  # the picture is wanted, not the recording
+    if run.again is not None:  # the image is wanted, not the recording
         run.write(pipe, [to_pil(pipe.generate(prompt, [s], **settings))[0] for s in run.seeds])
         return
 

@@ -16,7 +16,7 @@ show.py            as text;  as_json.py: as JSON
 
 attention_maps.py  where the pixels look for each word, recorded and put together
 self_attention.py  which pixels look alike: principal components
-attention_sheet.py both on one page;  heat.py: maps in colours;  gallery.py: labelled pictures
+attention_sheet.py both on one page;  heat.py: maps in colours;  gallery.py: labelled images
 walk.py            a run, moment by moment;  film.py: as a film
 sweep.py           one prompt under many settings
 pieces.py          layers by hand, step by step;  plots.py: curves

@@ -48,7 +48,7 @@ class Settings:
     """How a model is to be looked at."""
 
     size: tuple[int, int] | None = None
-    """Width and height of the pictures; None is the model's own."""
+    """Width and height of the images; None is the model's own."""
     batch: int = 1
     dtype: str = "float32"
     """What the weights would be cast to."""

@@ -96,7 +96,7 @@ class Model:
     tokens: int = 0
     """How many the tokenizer knows; 0 if there is none."""
     words: tuple[str, ...] = ()
-    """Every word that it was taught, where its folder lists them (`pare.text.text_encoder.known_words`)."""
+    """Every word that it was taught, where its folder lists them (`text_encoder.known_words`)."""
     skipped: tuple[str, ...] = ()
     """Parts that pare does not load: the safety checker."""
     notes: tuple[str, ...] = ()
@@ -167,8 +167,8 @@ def describe(model: str | Path, *, revision: str | None = None) -> Model:
         return describe_folder(name, path)
     raise ModelError(
         f"the model {name!r} does not exist",
-        expected=f"{' or '.join([*modules.BUILT_IN, *architectures.UNETS])}, a model's folder in the "
-        "Hub's layout, a single file, or owner/name on the Hub",
+        expected=f"{' or '.join([*modules.BUILT_IN, *architectures.UNETS])}, a model's folder in "
+        "the Hub's layout, a single file, or owner/name on the Hub",
     )
 
 
@@ -466,7 +466,7 @@ def row_problem(row: single_file.Row) -> str:
 
 
 def trained_at(part: Part, pixels: int) -> Part:
-    """The part with the pictures' size that models of its kind were trained at."""
+    """The part with the images' size that models of its kind were trained at."""
     if isinstance(part.config, UNetConfig):
         side = pixels // 8
     elif isinstance(part.config, VAEConfig):

@@ -1,4 +1,4 @@
-"""The layer tables of a model's parts, for pictures of any size.
+"""The layer tables of a model's parts, for images of any size.
 
 model = describe("sd1")
 layers(model, "unet", size=(512, 512))["unet.mid_block"].flops.total
@@ -28,9 +28,9 @@ def layers(
     """The layer table of a part.
 
     Args:
-        part: "unet", "vae" (a picture encoded, and latents decoded) or "text_encoder".
-        size: width and height of the pictures in pixels; None is the model's own.
-        batch: so many pictures at once.  Under guidance the UNet sees each twice.
+        part: "unet", "vae" (an image encoded, and latents decoded) or "text_encoder".
+        size: width and height of the images in pixels; None is the model's own.
+        batch: so many images at once.  Under guidance the UNet sees each twice.
         dtype: what the weights would be cast to.
 
     Raises:
@@ -50,7 +50,7 @@ def layers(
 
 
 def vae_layers(config: VAEConfig, shape: Shape, dtype: torch.dtype) -> LayerTable:
-    """Both directions: a picture (B, 3, H, W) to latents, and latents to a picture."""
+    """Both directions: an image (B, 3, H, W) to latents, and latents to an image."""
     batch, height, width = shape
     with torch.device("meta"):
         vae = AutoencoderKL(config).to(dtype)

@@ -135,8 +135,8 @@ def facts_section(model: Model) -> list[str]:
             f"{config.get('_class_name')}, {config.get('num_train_timesteps', 1000)} timesteps, "
             f"{betas}"
         )
-    meaning = {"epsilon": "epsilon, the noise", "v_prediction": "v_prediction, noise and picture",
-               "sample": "sample, the picture"}  # fmt: skip
+    meaning = {"epsilon": "epsilon, the noise", "v_prediction": "v_prediction, noise and image",
+               "sample": "sample, the image"}  # fmt: skip
     text = model.parts["text_encoder"].config if "text_encoder" in model.parts else None
     pairs = [
         ("from", model.place if model.place != model.name else ""),
@@ -158,7 +158,7 @@ def made_for(model: Model) -> str:
     width, height = model.size
     unet = model.config("unet")
     h, w = unet.sample_size
-    return f"{width} x {height} pictures, which are latents of {unet.out_channels} x {h} x {w}"
+    return f"{width} x {height} images, which are latents of {unet.out_channels} x {h} x {w}"
 
 
 def text_in_words(config: TextConfig) -> str:

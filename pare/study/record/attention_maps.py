@@ -5,7 +5,7 @@
     recorder = WordRecorder({"cond": [words]})
     image    = pipe.generate(prompt, seeds=[7], control=recorder)
     heat     = heat_map(recorder.maps(), "car", size=(128, 128))      (128, 128), DAAM's
-    picture  = overlay(to_pil(image)[0], heat)                 pare.study.record.heatmap
+    image  = overlay(to_pil(image)[0], heat)                 pare.study.record.heatmap
 
 In cross-attention every pixel of a layer's grid shares itself out over the 77 tokens.  A
 `WordRecorder` keeps, of each layer, the shares of the prompt's own tokens and one sum for the
@@ -13,9 +13,9 @@ padding behind them; what it keeps adds up to 1 for every pixel.  In self-attent
 pixel shares itself out over all pixels of the grid; a `PixelRecorder` keeps where chosen ones
 look.  Heads and steps are averaged while they stream, unless asked for: what is kept is all
 the memory that it takes, and `bytes_needed` says how much beforehand.  Watching changes no
-bit of the picture; several recorders watch one run `Together`.
+bit of the image; several recorders watch one run `Together`.
 
-A `LayerMap` is one layer's answer, at one step or on average, for one picture and one side of
+A `LayerMap` is one layer's answer, at one step or on average, for one image and one side of
 the guidance.  `select` and `grouped` sort them, `heat_map` and `level_map` put them together.
 """
 
@@ -50,7 +50,7 @@ SPECIAL = (START, END, PADDING)
 """Columns that are no words, by what `WordMap.of` calls them."""
 
 Point = tuple[float, float]
-"""x and y as shares of the picture, from its upper left corner: in [0, 1]."""
+"""x and y as shares of the image, from its upper left corner: in [0, 1]."""
 
 What = TypeVar("What")
 AnyMap = TypeVar("AnyMap", bound="LayerMap[Any]")
@@ -61,13 +61,13 @@ AnyMap = TypeVar("AnyMap", bound="LayerMap[Any]")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerMap(Generic[What]):
-    """What one attention layer did with one picture: the base of `WordMap` and `PixelMap`."""
+    """What one attention layer did with one image: the base of `WordMap` and `PixelMap`."""
 
     site: Site
     step: int | None
     """Step index `i`; None: the mean over all watched steps."""
     prompt: int
-    """Which picture of the run, from 0."""
+    """Which image of the run, from 0."""
     branch: str
     """Which side of the guidance: "cond", "uncond", or a technique's own word."""
     shares: Tensor
@@ -76,13 +76,13 @@ class LayerMap(Generic[What]):
     """Which head `shares` holds, where it was taken out by `grouped`."""
 
     def of(self, what: What, among: Among = "all") -> Tensor:
-        """(heads, h, w): one picture a head."""
+        """(heads, h, w): one image a head."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WordMap(LayerMap[str]):
-    """Where one picture's pixels looked in one cross-attention layer.
+    """Where one image's pixels looked in one cross-attention layer.
 
     `shares` has, for every pixel, a column for each of `words.ids` (start, the words' tokens,
     end) and a last one for all the padding: over the columns it adds up to 1.
@@ -113,9 +113,9 @@ class WordMap(LayerMap[str]):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PixelMap(LayerMap[Point]):
-    """Where chosen pixels of one picture looked in one self-attention layer.
+    """Where chosen pixels of one image looked in one self-attention layer.
 
-    `shares` has a column for each point, which adds up to 1 over the picture.
+    `shares` has a column for each point, which adds up to 1 over the image.
     """
 
     points: tuple[Point, ...]
@@ -204,7 +204,7 @@ class Recorder(Control):
         Args:
             sites: the UNet's (`unet.sites()`).
             grid: height and width of the latents.
-            steps: of the run, `len(trajectory)`.
+            steps: of the run, `len(timesteps)`.
         """
         watched = range(steps) if self.steps is None else set(self.steps) & set(range(steps))
         kept = len(watched) if self.each_step else min(1, len(watched))
@@ -224,7 +224,7 @@ class WordRecorder(Recorder):
     def __init__(self, texts: Mapping[str, Sequence[Words]], **options: Any) -> None:
         """
         Args:
-            texts: the sides of the guidance to watch, and what each reads, one text a picture:
+            texts: the sides of the guidance to watch, and what each reads, one text an image:
                 {"cond": prompts, "uncond": negatives}.
             options: see `Recorder`.
         """
@@ -260,11 +260,11 @@ class PixelRecorder(Recorder):
     ) -> None:
         """
         Args:
-            rows: of which pictures and sides of the guidance.
+            rows: of which images and sides of the guidance.
             options: see `Recorder`.
 
         Raises:
-            SettingError: no points, or one outside the picture.
+            SettingError: no points, or one outside the image.
         """
         super().__init__(**options)
         if not points:
@@ -315,7 +315,7 @@ def cell_at(point: Point, grid: tuple[int, int]) -> int:
     """Which cell of a grid (height, width), counted row by row, lies under a point.
 
     Raises:
-        SettingError: a point outside the picture.
+        SettingError: a point outside the image.
     """
     x, y = check_number("x", point[0], 0.0, 1.0), check_number("y", point[1], 0.0, 1.0)
     height, width = grid
@@ -339,7 +339,7 @@ def select(
     sites: Callable[[Site], bool] = lambda site: True,
     steps: Collection[int] | None = None,
 ) -> list[AnyMap]:
-    """The maps of one picture and one side of the guidance, in some layers, at some steps."""
+    """The maps of one image and one side of the guidance, in some layers, at some steps."""
     return [
         one
         for one in maps
@@ -399,7 +399,7 @@ def heat_map(
     """DAAM: all maps of a word (or point) brought to one size and averaged, (H, W), at least 0.
 
     Bicubic, over heads, layers and steps (arXiv:2210.04885, eq. 6, which sums; the mean of
-    shares is a share).  Maps of several pictures or sides of the guidance are averaged, too:
+    shares is a share).  Maps of several images or sides of the guidance are averaged, too:
     `select` first.
 
     Raises:

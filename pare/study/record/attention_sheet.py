@@ -1,4 +1,4 @@
-"""Attention maps on one page: over the picture, a row for each word or pixel."""
+"""Attention maps on one page: over the image, a row for each word or pixel."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from pare.study.record.heatmap import overlay
 from pare.study.record.image_grid import gallery
 from pare.study.record.self_attention import (
     AffinityRecorder,
-    components_picture,
+    components_image,
     explained,
     principal_components,
 )
 
 COLUMNS = 8
-LONGEST = 256  # pixels: a larger picture is shown at this size
+LONGEST = 256  # pixels: a larger image is shown at this size
 MOST_TILES = 600
 
 
@@ -46,7 +46,7 @@ class Tile:
     group: str
     """Of which layer, head or step; "" for all together."""
     heat: Tensor
-    """(H, W) of the picture: shares for a word, multiples of the mean for a pixel."""
+    """(H, W) of the image: shares for a word, multiples of the mean for a pixel."""
 
     @property
     def name(self) -> str:
@@ -54,7 +54,7 @@ class Tile:
 
     @property
     def hottest(self) -> tuple[float, float]:
-        """x and y of the most looked-at place, as shares of the picture."""
+        """x and y of the most looked-at place, as shares of the image."""
         height, width = self.heat.shape
         row, column = divmod(int(self.heat.argmax()), width)
         return (column + 0.5) / width, (row + 0.5) / height
@@ -117,23 +117,23 @@ def tiles(
 
 
 def attention_sheet(
-    picture: Image.Image,
+    image: Image.Image,
     rows: Sequence[Sequence[Tile]],
     affinities: Sequence[AffinityRecorder] = (),
 ) -> Image.Image:
-    """The picture, and the maps laid over it: words and pixels row by row, then components.
+    """The image, and the maps laid over it: words and pixels row by row, then components.
 
     Args:
         rows: each begins on a new line, and is broken where it is longer than the page.
-        affinities: of these the first three principal components, one picture each.
+        affinities: of these the first three principal components, one image each.
     """
-    shown = picture.copy()
+    shown = image.copy()
     shown.thumbnail((LONGEST, LONGEST))
     single = len(rows) > 0 and all(len(row) == 1 for row in rows)
-    parts = [{"the picture": shown}] if not single else []
-    if single:  # a map a word: one row that begins with the picture
+    parts = [{"the image": shown}] if not single else []
+    if single:  # a map a word: one row that begins with the image
         tiles_by_label = {row[0].label(): over(shown, row[0]) for row in rows}
-        parts.append({"the picture": shown} | tiles_by_label)
+        parts.append({"the image": shown} | tiles_by_label)
     else:
         parts += [{tile.label(): over(shown, tile) for tile in row} for row in rows]
     if affinities:
@@ -141,9 +141,9 @@ def attention_sheet(
     return stacked([gallery(part, COLUMNS) for part in parts])
 
 
-def over(picture: Image.Image, tile: Tile) -> Image.Image:
-    """The picture under a map; with a cross where the pixel is that looks."""
-    page = overlay(picture, tile.heat)
+def over(image: Image.Image, tile: Tile) -> Image.Image:
+    """The image under a map; with a cross where the pixel is that looks."""
+    page = overlay(image, tile.heat)
     if not isinstance(tile.what, str):
         x, y = (int(part * (side - 1)) for part, side in zip(tile.what, page.size, strict=True))
         draw, arm = ImageDraw.Draw(page), max(3, page.width // 32)
@@ -160,7 +160,7 @@ def components(affinity: AffinityRecorder, size: tuple[int, int]) -> Image.Image
     count = min(3, len(matrix))
     scores = principal_components(matrix, count)
     missing = scores.new_zeros(len(scores), 3 - count)
-    return components_picture(torch.cat([scores, missing], dim=1), affinity.grid, size)
+    return components_image(torch.cat([scores, missing], dim=1), affinity.grid, size)
 
 
 def components_label(affinity: AffinityRecorder) -> str:

@@ -94,7 +94,7 @@ def attention_steps(
 
 @torch.no_grad()
 def noised(pipe: Pipeline, x0: Tensor, timesteps: Sequence[float], seed: int = 0) -> Tensor:
-    """The latents of one picture (1, 4, h, w) under more and more of one noise: (n, 4, h, w)."""
+    """The latents of one image (1, 4, h, w) under more and more of one noise: (n, 4, h, w)."""
     noise = pipe.noise([seed]).draw(tuple(x0.shape[1:]))
     levels = [pipe.scheduler.schedule.level(t) for t in timesteps]
     return torch.cat([add_noise(x0, noise, level.alpha_bar) for level in levels])

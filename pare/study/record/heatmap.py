@@ -1,4 +1,4 @@
-"""Maps of numbers as pictures: a scale of colours, and a map laid over a picture."""
+"""Maps of numbers as images: a scale of colours, and a map laid over an image."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ def heat_colours(heat: Tensor) -> NDArray[np.uint8]:
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def heat_picture(heat: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
+def heat_image(heat: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
     """The map (h, w) in colours, its lowest place cold and its highest hot.
 
     Args:
-        size: (width, height) of the picture, its cells as squares; as the map if None.
+        size: (width, height) of the image, its cells as squares; as the map if None.
     """
-    picture = Image.fromarray(heat_colours(normalised(heat)))
-    return picture if size is None else picture.resize(size, Image.Resampling.NEAREST)
+    image = Image.fromarray(heat_colours(normalised(heat)))
+    return image if size is None else image.resize(size, Image.Resampling.NEAREST)
 
 
-def overlay(picture: Image.Image, heat: Tensor, strength: float = 0.75) -> Image.Image:
-    """The map (h, w), any size, over the picture: hot places in colour, cold ones in dim grey.
+def overlay(image: Image.Image, heat: Tensor, strength: float = 0.75) -> Image.Image:
+    """The map (h, w), any size, over the image: hot places in colour, cold ones in dim grey.
 
     Args:
         strength: of the colours, where the map is hottest.
     """
-    size = (picture.height, picture.width)
+    size = (image.height, image.width)
     smooth = F.interpolate(heat[None, None].float().cpu(), size, mode="bicubic")[0, 0]
     warmth = normalised(smooth)
-    pixels = np.asarray(picture.convert("RGB")).astype(np.float32)
-    grey = 0.55 * np.asarray(picture.convert("L")).astype(np.float32)[..., None]
+    pixels = np.asarray(image.convert("RGB")).astype(np.float32)
+    grey = 0.55 * np.asarray(image.convert("L")).astype(np.float32)[..., None]
     weight = (strength * warmth).numpy()[..., None]
     # Cold places lose their colours, hot ones keep them under the heat's.
     base = grey + (pixels - grey) * warmth.sqrt().numpy()[..., None]
@@ -54,8 +54,8 @@ def overlay(picture: Image.Image, heat: Tensor, strength: float = 0.75) -> Image
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
 
 
-def grey_picture(values: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
+def grey_image(values: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
     """Numbers (h, w) in grey: their lowest black, their highest white."""
     scaled = (normalised(values.detach().float().cpu()) * 255).round().to(torch.uint8)
-    picture = Image.fromarray(scaled.numpy())
-    return picture if size is None else picture.resize(size, Image.Resampling.NEAREST)
+    image = Image.fromarray(scaled.numpy())
+    return image if size is None else image.resize(size, Image.Resampling.NEAREST)

@@ -50,10 +50,10 @@ class Pack:
 
 
 def eight_bit(x: NDArray[Any], axes: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Each picture in its own range: (…, h, w) -> uint8 of that shape, and (…, 2) low and high.
+    """Each image in its own range: (…, h, w) -> uint8 of that shape, and (…, 2) low and high.
 
     Args:
-        axes: how many of the last axes are a picture's.
+        axes: how many of the last axes are an image's.
 
     What is no finite number becomes the range's nearest end; NaN its lower end.
     """

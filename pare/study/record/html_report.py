@@ -6,9 +6,9 @@
     report.write(Path("road.html"), to_pil(image)[0], {"prompt": prompt, "seed": 7})
 
 The page needs nothing but itself: no network, no server.  What it shows was recorded
-while the picture was made (`recording.py`, `attention_maps.py`): latents and predictions
+while the image was made (`recording.py`, `attention_maps.py`): latents and predictions
 at each step, both sides of the guidance, where every word looked, and of every layer its
-statistics and a few small pictures.  `page/` has its HTML, CSS and JavaScript.
+statistics and a few small images.  `page/` has its HTML, CSS and JavaScript.
 """
 
 from __future__ import annotations
@@ -53,22 +53,22 @@ PAGE = Path(__file__).parent / "page"
 
 MOST_STEPS = 60
 """A longer run is looked at in so many steps, evenly spaced, or a few less."""
-PICTURES_BUDGET = 18_000_000
-"""Bytes of layers' pictures in a page, before compression: what gives way is, in this order,
+IMAGES_BUDGET = 18_000_000
+"""Bytes of layers' images in a page, before compression: what gives way is, in this order,
 their size, the channels, and size again."""
 CHOICES = ((64, 4), (32, 4), (32, 2), (32, 0), (16, 0), (8, 0), (4, 0))
-"""Largest side of a layer's pictures, and channels of it that are shown."""
+"""Largest side of a layer's images, and channels of it that are shown."""
 WORDS_BUDGET = 6_000_000
 DECODED = 256 * 256
-"""Pixels of a picture up to which every step goes through the VAE; above, a sketch is shown."""
+"""Pixels of an image up to which every step goes through the VAE; above, a sketch is shown."""
 SIDE = 320
-"""Pixels of the longest side of a step's picture in the page."""
+"""Pixels of the longest side of a step's image in the page."""
 LONGEST_ROW = 256
 """Numbers of a vector that are shown; of more, the means of neighbours."""
 
 
-def pictures(side: int, channels: int) -> Reduction:
-    """The strength of every pixel and some channels, evenly spaced, as small pictures.
+def images(side: int, channels: int) -> Reduction:
+    """The strength of every pixel and some channels, evenly spaced, as small images.
 
     (rows, …) -> (rows, 1 + channels, h, w) with h and w at most `side`; of what has no pixels
     (rows, 1, 1, n).
@@ -89,7 +89,7 @@ def pictures(side: int, channels: int) -> Reduction:
         h, w = shown.shape[2:]
         return kept(F.adaptive_avg_pool2d(shown, small((h, w), side)))
 
-    return Reduction(reduce, lambda ndim, grid: ("picture", "y", "x"))
+    return Reduction(reduce, lambda ndim, grid: ("image", "y", "x"))
 
 
 def kept(x: Tensor) -> Tensor:
@@ -102,20 +102,20 @@ def small(grid: Grid, side: int) -> Grid:
     return max(1, round(grid[0] * shrink)), max(1, round(grid[1] * shrink))
 
 
-def choose_pictures(table: LayerTable, looks: int) -> tuple[int, int]:
-    """Side and channels of layers' pictures, so that those of so many steps fit into the page."""
+def choose_images(table: LayerTable, looks: int) -> tuple[int, int]:
+    """Side and channels of layers' images, so that those of so many steps fit into the page."""
     for side, channels in CHOICES:
-        if looks * sum(picture_size(table, layer, side, channels) for layer in table) <= (
-            PICTURES_BUDGET
+        if looks * sum(image_size(table, layer, side, channels) for layer in table) <= (
+            IMAGES_BUDGET
         ):
             break
     return side, channels
 
 
-def picture_size(table: LayerTable, layer: Layer, side: int, channels: int) -> int:
-    """How many numbers a layer's pictures of one step have."""
+def image_size(table: LayerTable, layer: Layer, side: int, channels: int) -> int:
+    """How many numbers a layer's images of one step have."""
     seen = torch.empty((1, *layer.outputs[0][1:]), device="meta")
-    return pictures(side, channels).reduce(seen, grid_of(table, layer.name)).numel()
+    return images(side, channels).reduce(seen, grid_of(table, layer.name)).numel()
 
 
 class LookedAtWords(WordRecorder):
@@ -137,19 +137,19 @@ class Reported:
         *,
         steps: int,
         size: tuple[int, int] | None = None,
-        picture: int = 0,
+        image: int = 0,
     ) -> None:
         """
         Args:
-            texts: the prompts, read, of all pictures that the run makes side by side.
+            texts: the prompts, read, of all images that the run makes side by side.
             steps: of the run.
             size: width and height in pixels; None is the model's own.
-            picture: which of the run's pictures the report is about.
+            image: which of the run's images the report is about.
 
-        A run that walks several times, like an edit from a picture to its noise and back, is
+        A run that walks several times, like an edit from an image to its noise and back, is
         looked at on its last way.
         """
-        self.pipe, self.words, self.picture = pipe, texts[picture], picture
+        self.pipe, self.words, self.image = pipe, texts[image], image
         self.count = len(texts)
         width, height = size or pipe.trained_size
         _, *self.latents = pipe.latent_shape(height, width)
@@ -158,13 +158,13 @@ class Reported:
         looks = math.ceil(steps / every)
         table = part_table(pipe, "unet", (self.latents[0], self.latents[1]))
         self.table = LayerTable.of([layer for layer in table if layer.outputs])
-        side, channels = choose_pictures(self.table, looks)
+        side, channels = choose_images(self.table, looks)
         self.recorder = LookedAtWords({"cond": texts})
         self.recording = Recording(
             pipe,
             "unet*",
             keep={"statistics": Reduction(statistics, lambda ndim, grid: ("statistic",)),
-                  "pictures": pictures(side, channels)},
+                  "images": images(side, channels)},
             branches=("uncond", "cond"),
             every=every,
             beside=self.recorder,
@@ -203,7 +203,7 @@ class Reported:
         """Write the page; its size in bytes.
 
         Args:
-            image: the finished picture.
+            image: the finished image.
             about: what the page says of the run, by name: prompt, seed, ….
 
         Raises:
@@ -222,7 +222,7 @@ class Reported:
         pack = Pack()
         facts = {
             "about": dict(about),
-            "picture": {"width": image.width, "height": image.height,
+            "image": {"width": image.width, "height": image.height,
                         "file": self.add_file(pack, encoded(image, longest=768))},
             **self.run_facts(pack, image),
             **self.word_facts(pack),
@@ -230,7 +230,7 @@ class Reported:
         }  # fmt: skip
         text = json.dumps(as_json(facts), separators=(",", ":"), ensure_ascii=False)
         parts = {
-            "title": html.escape(str(about.get("prompt") or "a picture without a prompt")),
+            "title": html.escape(str(about.get("prompt") or "an image without a prompt")),
             "style": read_page("page.css"),
             "script": read_page("page.js"),
             # Inside a script element nothing but "<" could end it.
@@ -249,8 +249,8 @@ class Reported:
         return [pack.add_bytes(data), len(data)]
 
     def mine(self, name: str) -> Tensor:
-        """A tensor of the recording, of this report's picture, at the steps looked at."""
-        x = self.recording[name][:, self.picture]
+        """A tensor of the recording, of this report's image, at the steps looked at."""
+        x = self.recording[name][:, self.image]
         looked = self.recording.looked_at
         return x[looked] if name != "x_t" else x[[*looked, len(x) - 1]]
 
@@ -284,7 +284,7 @@ class Reported:
             "count": len(recording.levels),
             "films": films,
             "decoded": decoded,
-            "latents": {name: self.add_pictures(pack, x) for name, x in
+            "latents": {name: self.add_images(pack, x) for name, x in
                         (("x_t", x_t), ("x0", x0))},
         }  # fmt: skip
         if "uncond" in outputs and "cond" in outputs:
@@ -297,13 +297,13 @@ class Reported:
                     outputs["cond"].flatten(1), outputs["uncond"].flatten(1)
                 ).tolist(),
             }
-            facts["guidance"] = {"heat": self.add_pictures(pack, heat), **norms}
+            facts["guidance"] = {"heat": self.add_images(pack, heat), **norms}
         return facts
 
     def films(
         self, pack: Pack, shown: Mapping[str, Tensor], image: Image.Image
     ) -> tuple[dict[str, list[list[int]]], bool]:
-        """Latents as pictures, each step's a small file."""
+        """Latents as images, each step's a small file."""
         decoded = image.width * image.height <= DECODED
         films = {}
         for name, latents in shown.items():
@@ -317,9 +317,9 @@ class Reported:
         return films, decoded
 
     @staticmethod
-    def add_pictures(pack: Pack, x: Tensor) -> dict[str, Any]:
+    def add_images(pack: Pack, x: Tensor) -> dict[str, Any]:
         bits, ends = eight_bit(x.numpy(), axes=2)
-        return {"pictures": pack.add(bits), "ends": pack.add(ends)}
+        return {"images": pack.add(bits), "ends": pack.add(ends)}
 
     def word_facts(self, pack: Pack) -> dict[str, Any]:
         """Tokens, words, and where each token is looked at: by layer and step."""
@@ -327,7 +327,7 @@ class Reported:
         looked = {step: k for k, step in enumerate(self.recording.looked)}
         by_site: dict[str, list[WordMap]] = {}
         for one in self.recorder.maps():
-            if one.prompt == self.picture and one.step in looked:
+            if one.prompt == self.image and one.step in looked:
                 by_site.setdefault(one.site.name, []).append(one)
         columns = len(read.ids) + 1
         side = side_that_fits(by_site, columns, len(looked))
@@ -342,7 +342,7 @@ class Reported:
             site = ordered[0].site
             sites.append(
                 {"name": f"unet.{name}", "label": layer_name(site), "block": site.block,
-                 "level": site.level, "grid": [h, w], **self.add_pictures(pack, shares)}
+                 "level": site.level, "grid": [h, w], **self.add_images(pack, shares)}
             )  # fmt: skip
         return {
             "tokens": [
@@ -359,7 +359,7 @@ class Reported:
         row = self.row_of("cond")
         layers, lines = [], {}
         for layer in self.table:
-            bits, ends = eight_bit(self.recording[f"{layer.name}:pictures"][:, row].numpy(), axes=2)
+            bits, ends = eight_bit(self.recording[f"{layer.name}:images"][:, row].numpy(), axes=2)
             numbers = self.recording[f"{layer.name}:statistics"][:, row].numpy()
             layers.append(
                 {
@@ -367,7 +367,7 @@ class Reported:
                     "outputs": layer.outputs, "parameters": layer.parameters,
                     "flops": layer.flops.total, "memory": layer.peak_bytes,
                     "code": layer.code, "called": layer.called,
-                    "pictures": pack.add(bits), "ends": pack.add(ends),
+                    "images": pack.add(bits), "ends": pack.add(ends),
                     "statistics": pack.add(np.ascontiguousarray(numbers, dtype=np.float32)),
                 }
             )  # fmt: skip
@@ -386,7 +386,7 @@ class Reported:
 
     def row_of(self, branch: str) -> int:
         rows = [(row.prompt, row.branch) for row in self.recording.rows]
-        return rows.index((self.picture, branch))
+        return rows.index((self.image, branch))
 
 
 def side_that_fits(by_site: Mapping[str, Sequence[WordMap]], columns: int, steps: int) -> int:
@@ -428,7 +428,7 @@ def parent(name: str) -> str:
 
 
 def sketches(latents: Tensor, final: Tensor, image: Image.Image) -> list[Image.Image]:
-    """Latents (n, 4, h, w) as pictures of h x w pixels without the VAE.
+    """Latents (n, 4, h, w) as images of h x w pixels without the VAE.
 
     Each pixel is a linear function of its four numbers: the one that best makes `image`
     of the finished latents, by least squares.

@@ -42,9 +42,9 @@ def schedule_figure(scheduler: Scheduler, steps: int) -> Figure:
     Left the two parts of x_t = signal * x0 + noise * eps over the timesteps; right sigma, their
     ratio, step by step.
     """
-    trajectory = scheduler.trajectory(steps)
+    timesteps = scheduler.timesteps(steps)
     alpha_bar = scheduler.schedule.alpha_bar
-    looks = trajectory.levels[:-1]
+    looks = timesteps.levels[:-1]
     figure = new_figure(9, 3)
     left, right = figure.subplots(1, 2)
     left.plot(alpha_bar.sqrt().numpy(), label="signal, $\\sqrt{\\bar\\alpha}$")
@@ -55,14 +55,14 @@ def schedule_figure(scheduler: Scheduler, steps: int) -> Figure:
     )  # fmt: skip
     left.set_xlabel("timestep t")
     left.legend(fontsize="small")
-    right.plot([level.sigma for level in trajectory.levels], "o-", markersize=3)
+    right.plot([level.sigma for level in timesteps.levels], "o-", markersize=3)
     right.set_xlabel("step index i")
     right.set_ylabel("sigma = noise / signal")
     return figure
 
 
 def embedding_figure(embedding: Tensor, names: Sequence[str], most: int = 20) -> Figure:
-    """A prompt's embedding (77, C) as a picture: a row a token, a column a channel.
+    """A prompt's embedding (77, C) as an image: a row a token, a column a channel.
 
     Args:
         names: of the tokens (`Words.names`).

@@ -35,7 +35,7 @@ from pare.attention import Call, Control, ControlledStep, Row, Site
 from pare.errors import SettingError
 from pare.pipeline import Pipeline
 from pare.runtime.memory_plan import check_room
-from pare.schedulers import Level, Prediction, Trajectory
+from pare.schedulers import NoiseLevel, Prediction, Timesteps
 from pare.study.inspect.layer_table import (
     Layer,
     LayerTable,
@@ -57,7 +57,7 @@ from pare.unet.transformer import SpatialTransformer
 PARTS = ("unet", "vae", "text_encoder")
 Module = TypeVar("Module", bound=nn.Module)
 
-LATENTS = ("picture", "channel", "y", "x")
+LATENTS = ("image", "channel", "y", "x")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Planned:
 class Recording(Control):
     """What one run leaves; the run is what happens in its `with` block.
 
-    Always kept are, in float32: `x_t` (steps + 1, pictures, 4, h, w), with the finished
+    Always kept are, in float32: `x_t` (steps + 1, images, 4, h, w), with the finished
     latents at its end; `x0` and `eps`, the guided prediction at each step; and
     `output.cond`, `output.uncond`, …: the model's own answers (eps or v) before guidance.
     """
@@ -99,17 +99,17 @@ class Recording(Control):
         """
         Args:
             layers: names or globs, as `pare inspect` lists them: `unet.mid_block`, `unet.*.attn2`.
-                Of the VAE those that decode: once a picture, or a tile; of the text encoder all:
+                Of the VAE those that decode: once an image, or a tile; of the text encoder all:
                 once for each text.
-            keep: what of them, see `pare.study.record.reductions`: "statistics", "activations" (all),
-                "map" (the strength of every pixel), "channels" (their means); or reductions of
-                one's own, by name.
+            keep: what of them, see `pare.study.record.reductions`: "statistics", "activations"
+                (all), "map" (the strength of every pixel), "channels" (their means); or
+                reductions of one's own, by name.
             attention: names or globs of attention layers whose probabilities are kept.
             branches: the sides of the guidance that are looked at: "cond"; None is all.
             every: of so many steps one is looked at, the first included.
             each_head: keep attention's heads apart, not their mean.
             beside: another control that is to see the run.
-            last: where the model walks several times, as from a picture to its noise and back,
+            last: where the model walks several times, as from an image to its noise and back,
                 keep the last walk.  Otherwise a second one is an error.
 
         Raises:
@@ -130,7 +130,7 @@ class Recording(Control):
         """What was recorded, once the block is left."""
         self.axes: dict[str, tuple[str, ...]] = {}
         """What the axes of each tensor are."""
-        self.levels: list[Level] = []
+        self.levels: list[NoiseLevel] = []
         """The level of noise at each step."""
         self.looked: list[int] = []
         """The steps at which layers and attention were looked at; an edit may begin after 0."""
@@ -171,7 +171,7 @@ class Recording(Control):
         guidance: float = 7.5,
         texts: int = 2,
     ) -> list[Planned]:
-        """The tensors that a run of `count` pictures of `size` (width, height) will leave.
+        """The tensors that a run of `count` images of `size` (width, height) will leave.
 
         Args:
             texts: how many different prompts and negative prompts the text encoder reads.
@@ -180,7 +180,7 @@ class Recording(Control):
         latents = (count, *self.pipe.latent_shape(height, width))
         sides = ["cond"] if guidance == 1 else ["uncond", "cond"]
         rows = count * sum(self.branches is None or side in self.branches for side in sides)
-        evaluations = len(self.pipe.scheduler.trajectory(steps))  # PNDM's are one more
+        evaluations = len(self.pipe.scheduler.timesteps(steps))  # PNDM's are one more
         looks = math.ceil(evaluations / self.every)
         lengths = {"x_t": evaluations + 1, "x0": evaluations, "eps": evaluations}
         lengths |= {f"output.{side}": evaluations for side in sides}
@@ -366,7 +366,7 @@ class Recording(Control):
 
     # As the pipeline tells it:
 
-    def note(self, level: Level, x_t: Tensor, prediction: Prediction) -> None:
+    def note(self, level: NoiseLevel, x_t: Tensor, prediction: Prediction) -> None:
         """The guided prediction of a step."""
         self.levels.append(level)
         for name, x in (("x_t", x_t), ("x0", prediction.x0), ("eps", prediction.eps)):
@@ -398,7 +398,7 @@ class RecordedPipeline(Pipeline):
         watching = self.recording.beside, self.recording, control
         return Beside([one for one in watching if one is not None])
 
-    def noted(self, prediction: Prediction, x_t: Tensor, level: Level) -> Prediction:
+    def noted(self, prediction: Prediction, x_t: Tensor, level: NoiseLevel) -> Prediction:
         if self.recording.handles:
             self.recording.note(level, x_t, prediction)
         return prediction
@@ -406,7 +406,7 @@ class RecordedPipeline(Pipeline):
     def predict(
         self,
         x_t: Tensor,
-        level: Level,
+        level: NoiseLevel,
         prompts: PromptEmbeddings,
         guidance: float,
         *,
@@ -420,7 +420,7 @@ class RecordedPipeline(Pipeline):
     def answers(
         self,
         x_t: Tensor,
-        level: Level,
+        level: NoiseLevel,
         texts: Mapping[str, Tensor],
         *,
         control: Control | None = None,
@@ -428,13 +428,13 @@ class RecordedPipeline(Pipeline):
     ) -> dict[str, Tensor]:
         return super().answers(x_t, level, texts, control=self.beside(control), **more)
 
-    def interpret(self, output: Tensor, x_t: Tensor, level: Level) -> Prediction:
+    def interpret(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> Prediction:
         return self.noted(super().interpret(output, x_t, level), x_t, level)
 
     def denoise(
-        self, x_t: Tensor, trajectory: Trajectory, prompts: PromptEmbeddings, **more: Any
+        self, x_t: Tensor, timesteps: Timesteps, prompts: PromptEmbeddings, **more: Any
     ) -> Tensor:
-        x0 = super().denoise(x_t, trajectory, prompts, **more)
+        x0 = super().denoise(x_t, timesteps, prompts, **more)
         self.recording.note_final(x0)
         return x0
 
@@ -567,7 +567,7 @@ def prefix_of(pipe: Pipeline, part: str) -> str:
 
 
 def part_table(pipe: Pipeline, part: str, latents: Grid | None = None) -> LayerTable:
-    """The layer table of a part as a run of one picture meets it."""
+    """The layer table of a part as a run of one image meets it."""
     config = pipe.unet.config
     h, w = latents or config.sample_size
     length = text_length(pipe)

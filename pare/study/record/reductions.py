@@ -24,7 +24,7 @@ class Reduction:
 
     reduce: Callable[[Tensor, Grid | None], Tensor]
     """x (rows, …) and its grid -> (rows, …).  The grid is the height and width that the tokens
-    of x (rows, h * w, C) were flattened from; None: they are no pixels, or x is a picture."""
+    of x (rows, h * w, C) were flattened from; None: they are no pixels, or x is an image."""
     axes: Callable[[int, Grid | None], tuple[str, ...]]
     """What the axes of the answer are, but for the rows; by the number of x's axes."""
 

@@ -1,16 +1,16 @@
 """Which pixels look alike to the model: self-attention, of single pixels and as a whole.
 
-    recorder = PixelRecorder([(0.5, 0.7)])             a point: x, y as shares of the picture
+    recorder = PixelRecorder([(0.5, 0.7)])             a point: x, y as shares of the image
     affinity = AffinityRecorder(level=1)
     pipe.generate(prompt, seeds=[7], control=Together([recorder, affinity]))
 
     heat_map(recorder.maps(), (0.5, 0.7), (128, 128))  what the pixel there looks at
     components = principal_components(affinity.matrix())        (h * w, 3)
-    picture    = components_picture(components, affinity.grid)
+    image    = components_image(components, affinity.grid)
 
 In self-attention every pixel of a layer's grid shares itself out over all pixels of that
-grid.  One pixel's share is a picture: what it thinks is of its kind.  All of them are a
-matrix, too large to look at; its principal components are pictures again, in which parts of
+grid.  One pixel's share is an image: what it thinks is of its kind.  All of them are a
+matrix, too large to look at; its principal components are images again, in which parts of
 one thing have one colour.  The same works on a layer's features (arXiv:2211.12572, fig. 3).
 """
 
@@ -32,7 +32,7 @@ from pare.study.record.attention_maps import grid_at, no_maps
 class AffinityRecorder(Control):
     """Records the mean self-attention of all pixels at one level of the U, during one run.
 
-    Of one picture and one side of the guidance; over layers, heads and steps.  It keeps one
+    Of one image and one side of the guidance; over layers, heads and steps.  It keeps one
     matrix of (h * w)^2 numbers: `bytes_needed`.
     """
 
@@ -118,18 +118,18 @@ def explained(features: Tensor, count: int = 3) -> list[float]:
     return shares
 
 
-def components_picture(
+def components_image(
     scores: Tensor, grid: tuple[int, int], size: tuple[int, int] | None = None
 ) -> Image.Image:
     """Three components (h * w, 3) as red, green and blue, each from its 2nd to its 98th percentile.
 
     Args:
         grid: h and w.
-        size: (width, height) of the picture, its cells as squares; as the grid if None.
+        size: (width, height) of the image, its cells as squares; as the grid if None.
     """
     values = scores.numpy().astype(np.float64)
     low, high = np.percentile(values, [2, 98], axis=0)
     scaled = np.clip((values - low) / np.maximum(high - low, 1e-12), 0, 1)
     pixels = (scaled * 255).round().astype(np.uint8).reshape(*grid, 3)
-    picture = Image.fromarray(pixels)
-    return picture if size is None else picture.resize(size, Image.Resampling.NEAREST)
+    image = Image.fromarray(pixels)
+    return image if size is None else image.resize(size, Image.Resampling.NEAREST)

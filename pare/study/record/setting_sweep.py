@@ -3,7 +3,7 @@
     pages = sweep(pipe, "a snowy road", {"guidance": [0, 1, 3, 7.5, 15, 40]}, seed=7)
     gallery(pages, columns=6)
 
-With two settings every value of the one meets every value of the other.  With a picture the
+With two settings every value of the one meets every value of the other.  With an image the
 runs start from it (img2img), and `start` says at which step: the later, the less changes.
 """
 
@@ -23,7 +23,7 @@ from pare.pipeline import Pipeline, Progress
 from pare.runtime import validation
 from pare.schedulers import SCHEDULERS
 
-MOST = 100  # pictures
+MOST = 100  # images
 Value = float | int | str
 
 
@@ -42,31 +42,31 @@ SETTINGS: Mapping[str, Callable[[Any], Value]] = {
     "strength": validation.check_strength,
     "start": lambda value: validation.check_steps(value + 1) - 1,
 }
-NEED_PICTURE = ("strength", "start")
+NEED_IMAGE = ("strength", "start")
 
 
-def check_sweep(over: Mapping[str, Sequence[Value]], has_picture: bool) -> None:
+def check_sweep(over: Mapping[str, Sequence[Value]], has_image: bool) -> None:
     """
     Raises:
         SettingError: no or more than two settings, one that cannot be swept, a value out of
-            range, or more pictures than fit on a page.
+            range, or more images than fit on a page.
     """
     if not 1 <= len(over) <= 2:
         raise SettingError(f"{len(over)} settings are to change", expected="one, or two")
     for name, values in over.items():
         if name not in SETTINGS:
             raise SettingError(f"{name!r} cannot be swept", expected=", ".join(SETTINGS))
-        if name in NEED_PICTURE and not has_picture:
-            raise SettingError(f"{name} needs a picture to start from", fix="give one (--image)")
+        if name in NEED_IMAGE and not has_image:
+            raise SettingError(f"{name} needs an image to start from", fix="give one (--image)")
         if not values:
             raise SettingError(f"{name} has no values", expected="at least one")
         for value in values:
             SETTINGS[name](value)
-    if set(NEED_PICTURE) <= set(over):
+    if set(NEED_IMAGE) <= set(over):
         raise SettingError("strength and start are one setting", fix="sweep one of them")
     count = len(list(itertools.product(*over.values())))
     if count > MOST:
-        raise SettingError(f"{count} pictures are asked for", expected=f"at most {MOST}")
+        raise SettingError(f"{count} images are asked for", expected=f"at most {MOST}")
 
 
 def sweep(
@@ -81,12 +81,12 @@ def sweep(
     progress: Progress = iter,
     **fixed: Any,
 ) -> dict[str, Image.Image]:
-    """Label -> picture, the values of the last setting changing fastest.
+    """Label -> image, the values of the last setting changing fastest.
 
     Args:
         over: setting -> its values; one setting or two, of `SETTINGS`.
         image: (1, 3, H, W) in [-1, 1] to start from; None: noise alone.
-        progress: wraps the numbers of the pictures.
+        progress: wraps the numbers of the images.
         fixed: the other settings, as for `Pipeline.generate` or `Pipeline.img2img`.
 
     Raises:
@@ -96,7 +96,7 @@ def sweep(
     combinations = [
         dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())
     ]
-    pictures = {}
+    images = {}
     for k in progress(range(len(combinations))):
         chosen: dict[str, Any] = {**fixed, **combinations[k]}
         under = pipe
@@ -108,8 +108,8 @@ def sweep(
             made = under.generate(prompt, [seed], height=height, width=width, **chosen)
         else:
             made = under.img2img(image, prompt, [seed], **chosen)
-        pictures[label(combinations[k])] = to_pil(made)[0]
-    return pictures
+        images[label(combinations[k])] = to_pil(made)[0]
+    return images
 
 
 def strength_from(start: int, steps: int) -> float:
@@ -155,9 +155,9 @@ def subtract_noise(
     step i should be, which it is not, and the signal is never scaled up.  Latents (1, 4, h, w).
     """
     prompts, noise = pipe.encode_prompts(prompt), pipe.noise([seed])
-    trajectory = pipe.scheduler.trajectory(steps)
-    x = noise.draw(pipe.latent_shape()) * trajectory.initial_scale
-    for i in range(len(trajectory)):
-        eps = pipe.predict(x, trajectory.levels[i], prompts, guidance, step=i).eps
-        x = x - ratio / len(trajectory) * eps
+    timesteps = pipe.scheduler.timesteps(steps)
+    x = noise.draw(pipe.latent_shape()) * timesteps.initial_scale
+    for i in range(len(timesteps)):
+        eps = pipe.predict(x, timesteps.levels[i], prompts, guidance, step=i).eps
+        x = x - ratio / len(timesteps) * eps
     return x

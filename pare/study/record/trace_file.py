@@ -89,7 +89,7 @@ def safe_type(x: Tensor) -> str:
 
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], about: object) -> None:
-    """A safetensors file (its layout: `pare.study.inspect.weight_files`), one tensor after the other.
+    """A safetensors file (layout: `pare.study.inspect.weight_files`), one tensor after the other.
 
     safetensors' own `save` would put all of it together in memory first.
     """

@@ -1,6 +1,6 @@
 """The measured tables of docs/measured.md, all by one command.
 
-    python -m roads.benchmark.tables                     # everything; what was measured before is kept
+    python -m roads.benchmark.tables                # everything; what was measured before is kept
     python -m roads.benchmark.tables --tasks 1 --only blend
 
 `jobs` is one measurement each, remembered in a folder; `edits`, `erasing`, `words` and `defaults`

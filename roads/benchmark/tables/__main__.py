@@ -1,4 +1,4 @@
-"""Measure everything, and write the page and its pictures."""
+"""Measure everything, and write the page and its images."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from roads.contact_sheet import contact_sheet
 PARTS = ("edits", "erasing", "words", "defaults", "memory")
 GOAL = 0.7  # the share of unwanted things that is to be gone: the weight is chosen for it
 
-ERASING_PICTURE = (
-    "![Pictures as they were, and with one, three and five things erased: by the formula, and by "
-    "gates](pictures/measured-erasing.png)"
+ERASING_IMAGE = (
+    "![Images as they were, and with one, three and five things erased: by the formula, and by "
+    "gates](images/measured-erasing.png)"
 )
 
-# What the page's picture shows, beside source and truth.
+# What the page's image shows, beside source and truth.
 SHOWN = (
     "img2img 0.7", "blend paste", "blend on ddim", "resample edit-friendly", "p2p ddim",
     "p2p null-text", "p2p direct", "p2p edit-friendly",
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add("--processes", type=int, default=2, help="that work side by side, one thread each")
     add("--work", type=Path, default=Path("runs/tables"), help="where measurements are kept")
     add("--page", type=Path, default=Path("docs/measured.md"), help="whose tables are filled")
-    add("--pictures", type=Path, default=Path("docs/images"))
+    add("--images", type=Path, default=Path("docs/images"))
     return parser
 
 
@@ -79,7 +79,7 @@ def measure_all(options: argparse.Namespace) -> int:
     )
     found = work(planned(parts, options.tasks, options.without))
     chosen = weights(found) if "erasing" in parts else {}
-    # Which weights the held-out pictures are made with, development has said.
+    # Which weights the held-out images are made with, development has said.
     second = [
         Job("erasing", f"{family} {weight:g}", "held-out", case)
         for family, weight in chosen.items()
@@ -90,12 +90,12 @@ def measure_all(options: argparse.Namespace) -> int:
     tables = Pages(found, taken, chosen).tables()
     if "edits" in parts:
         tables["setting"] = setting(options.model, options.tasks, options.without)
-        save(sheet(found, options.tasks), options.pictures / "measured-edits.png")
+        save(sheet(found, options.tasks), options.images / "measured-edits.png")
     if "erasing" in parts:
-        save(erasing_sheet(found, chosen, options.tasks), options.pictures / "measured-erasing.png")
-        tables["erasing"] += f"\n\n{ERASING_PICTURE}"
+        save(erasing_sheet(found, chosen, options.tasks), options.images / "measured-erasing.png")
+        tables["erasing"] += f"\n\n{ERASING_IMAGE}"
     if "words" in parts:
-        save(words_sheet(found, options.tasks), options.pictures / "measured-words.png")
+        save(words_sheet(found, options.tasks), options.images / "measured-words.png")
     filled = fill(page, tables)
     write_whole(options.page, lambda file: write_text(file, filled), force=True)
     print(options.page)
@@ -110,8 +110,8 @@ def write_text(file: BinaryIO, text: str) -> None:
     file.write(text.encode())
 
 
-def save(picture: Image.Image, path: Path) -> None:
-    write_whole(path, lambda file: picture.save(file, format="PNG", optimize=True), force=True)
+def save(image: Image.Image, path: Path) -> None:
+    write_whole(path, lambda file: image.save(file, format="PNG", optimize=True), force=True)
     print(path)
 
 
@@ -129,7 +129,7 @@ def planned(parts: Sequence[str], count: int, without: Sequence[str]) -> list[Jo
         removals = edit_table.cases("held-out", 2 * count, ("remove",))
         listed += [
             Job("edits", name, "held-out", case)
-            for name in erasure_table.ON_PICTURES
+            for name in erasure_table.ON_IMAGES
             for case in removals
         ]
     if "erasing" in parts:
@@ -196,12 +196,12 @@ def setting(model: str, count: int, without: Sequence[str]) -> str:
     )
 
 
-# --- pictures -------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------
 
 
-def labelled(pictures: Sequence[Pixels], labels: Sequence[str]) -> Image.Image:
+def labelled(images: Sequence[Pixels], labels: Sequence[str]) -> Image.Image:
     """A contact sheet with a word over each column."""
-    sheet = contact_sheet(pictures, columns=len(labels))
+    sheet = contact_sheet(images, columns=len(labels))
     page = Image.new("RGB", (sheet.width, sheet.height + 16), "white")
     page.paste(sheet, (0, 16))
     write = ImageDraw.Draw(page)
@@ -213,38 +213,38 @@ def labelled(pictures: Sequence[Pixels], labels: Sequence[str]) -> Image.Image:
 def sheet(found: Found, count: int) -> Image.Image:
     """One task of each kind: source, truth, and what techniques made of it."""
     shown = [name for name in SHOWN if found.records("edits", name, "held-out")]
-    pictures = []
+    images = []
     for case in edit_table.cases("held-out", count)[::count]:
         task = tasks("held-out")[case]
-        pictures += [task.source_pixels, task.target_pixels]
-        pictures += [found.pixels(Job("edits", name, "held-out", case)) for name in shown]
-    return labelled(pictures, ["source", "truth", *shown])
+        images += [task.source_pixels, task.target_pixels]
+        images += [found.pixels(Job("edits", name, "held-out", case)) for name in shown]
+    return labelled(images, ["source", "truth", *shown])
 
 
 def erasing_sheet(found: Found, chosen: dict[str, float], count: int) -> Image.Image:
     """Some scenes: as they were, and with 1, 3 and 5 things erased, by formula and by gates."""
     names = [f"{family} {chosen[family]:g}" for family in ("formula", "sega") if family in chosen]
-    pictures = []
+    images = []
     for case in erasure_table.cases(count)[:4]:
         for k, name in enumerate(names):
             strip = found.pixels(Job("erasing", name, "held-out", case))
             parts = np.split(strip, 1 + len(erasure_table.COUNTS), axis=1)
-            pictures += parts[1 if k else 0 :]
+            images += parts[1 if k else 0 :]
     labels = ["as it was"]
     for name in names:
         labels += [f"{name}: {count}" for count in erasure_table.COUNTS]
-    return labelled(pictures, labels)
+    return labelled(images, labels)
 
 
 def words_sheet(found: Found, count: int) -> Image.Image:
     """A task of each kind: the source, and its target by each way."""
     names = ("no injection", "cross 0.8, self 0.4", "cross 1, self 1", words.TUTORIAL)
-    pictures = []
+    images = []
     for case in edit_table.cases("held-out", count, words.KINDS)[::count]:
         for k, name in enumerate(names):
             both = np.split(found.pixels(Job("words", name, "held-out", case)), 2, axis=1)
-            pictures += both[1 if k else 0 :]
-    return labelled(pictures, ["source", *names])
+            images += both[1 if k else 0 :]
+    return labelled(images, ["source", *names])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Edits of pictures whose true answer is known: every technique, every mode."""
+"""Edits of images whose true answer is known: every technique, every mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from roads.benchmark import edit_benchmark
 from roads.benchmark.compared_methods import FRAME, TECHNIQUES, Technique, blended, on_the_way_back
 from roads.benchmark.edit_benchmark import Pixels
 from roads.benchmark.edit_tasks import Split, tasks
-from roads.benchmark.tables.erasure_table import ON_PICTURES
+from roads.benchmark.tables.erasure_table import ON_IMAGES
 from roads.benchmark.tables.jobs import Job, Record
 from roads.judge.judge import Judge
 
@@ -53,7 +53,7 @@ def spread(numbers: Sequence[int], count: int) -> list[int]:
 
 
 def measure(job: Job, pipe: Pipeline, judge: Judge) -> tuple[Record, Pixels]:
-    technique = {**FRAME, **TECHNIQUES, **COMPARED, **ON_PICTURES}[job.variant]
+    technique = {**FRAME, **TECHNIQUES, **COMPARED, **ON_IMAGES}[job.variant]
     task = tasks(job.split)[job.case]
     with torch.no_grad():
         found, pixels = edit_benchmark.measure(job.variant, technique, task, pipe, judge, job.case)

@@ -1,8 +1,8 @@
 """Erasure: is the concept gone, and did everything else stay?
 
-A picture is made from words that name every thing of this world.  Then it is made again from
+An image is made from words that name every thing of this world.  Then it is made again from
 the same noise, pushed away from one, three or all five of them, although the words ask for them:
-the hardest case.  The judge looks at both pictures: of the unwanted things that were there, how
+the hardest case.  The judge looks at both images: of the unwanted things that were there, how
 many are gone, and of everything else, how much is as it was?
 """
 
@@ -75,18 +75,18 @@ def unwanted(case: int, count: int) -> Sequence[str]:
 
 @functools.lru_cache(maxsize=64)
 def unerased(pipe: Pipeline, split: Split, case: int) -> Image.Image:
-    """The picture without any push, from the same noise."""
-    pictures = pipe.with_scheduler("dpm++2m", karras=True).generate(
+    """The image without any push, from the same noise."""
+    images = pipe.with_scheduler("dpm++2m", karras=True).generate(
         prompt(split, case), [case], steps=STEPS
     )
-    return to_pil(pictures)[0]
+    return to_pil(images)[0]
 
 
 def measure(job: Job, pipe: Pipeline, judge: Judge) -> tuple[Record, Pixels]:
     family, weight = job.variant.rsplit(" ", 1)
     before = unerased(pipe, job.split, job.case)
     solver = pipe.with_scheduler("dpm++2m", karras=True)
-    pictures = []
+    images = []
     for count in COUNTS:
         concepts = [Concept(WORDS[name], float(weight)) for name in unwanted(job.case, count)]
         with torch.no_grad():
@@ -94,10 +94,10 @@ def measure(job: Job, pipe: Pipeline, judge: Judge) -> tuple[Record, Pixels]:
                 solver, prompt(job.split, job.case), concepts, [job.case],
                 steps=STEPS, gates=scaled(GATES[family]),
             )  # fmt: skip
-        pictures.append(made.images[0])
-    looks = judge([before, *pictures])
+        images.append(made.images[0])
+    looks = judge([before, *images])
     record: dict[str, float] = {}
-    for count, picture, look in zip(COUNTS, pictures, looks[1:], strict=True):
+    for count, image, look in zip(COUNTS, images, looks[1:], strict=True):
         names = unwanted(job.case, count)
         seen = [name for name in names if looks[0].has(name)]
         others = [name for name in ("weather", "place", *OBJECTS) if name not in names]
@@ -105,10 +105,10 @@ def measure(job: Job, pipe: Pipeline, judge: Judge) -> tuple[Record, Pixels]:
         record[f"kept {count}"] = mean(
             [getattr(look, name) == getattr(looks[0], name) for name in others]
         )
-        record[f"structure {count}"] = structure_distance(np.asarray(before), np.asarray(picture))
+        record[f"structure {count}"] = structure_distance(np.asarray(before), np.asarray(image))
     for what in ("gone", "kept", "structure"):
         record[what] = mean([record[f"{what} {count}"] for count in COUNTS])
-    return record, np.asarray(np.hstack([np.asarray(p) for p in (before, *pictures)]))
+    return record, np.asarray(np.hstack([np.asarray(p) for p in (before, *images)]))
 
 
 def scaled(gates: Gates) -> Gates:
@@ -116,11 +116,11 @@ def scaled(gates: Gates) -> Gates:
     return dataclasses.replace(gates, warm_up=math.ceil(gates.warm_up * STEPS / 50))
 
 
-# --- on a picture ---------------------------------------------------------------------------
+# --- on an image ---------------------------------------------------------------------------
 
 
 def erased(pipe: Pipeline, task: Task, seed: int, *, family: str, weight: float) -> Image.Image:
-    """The task's object, pushed away while its picture is repainted: the tutorial's setting,
+    """The task's object, pushed away while its image is repainted: the tutorial's setting,
     deeper into the noise."""
     solver = pipe.with_scheduler("dpm++2m", karras=True)
     made = erase(
@@ -142,7 +142,7 @@ def erased_on_the_way(pipe: Pipeline, task: Task, seed: int, *, weight: float) -
     )  # fmt: skip
 
 
-ON_PICTURES: dict[str, compared_methods.Technique] = {
+ON_IMAGES: dict[str, compared_methods.Technique] = {
     "erase nothing": functools.partial(compared_methods.img2img, strength=0.5),
     "erase tutorial": functools.partial(erased, family="formula", weight=10.0),
     "erase formula 5": functools.partial(erased, family="formula", weight=5.0),

@@ -1,6 +1,6 @@
 """Single measurements: what is to be done, and what was found, remembered in a folder.
 
-A measurement is one picture and a record of it.  Both lie in the folder under the model's
+A measurement is one image and a record of it.  Both lie in the folder under the model's
 fingerprint, so that a run that is cut off goes on where it was, and another model begins anew.
 """
 
@@ -74,13 +74,13 @@ def measure(job: Job, path: str, folder: Path, threads: int | None = None) -> st
     record, pixels = EXPERIMENTS[job.experiment](job, pipe, judge)
     base.parent.mkdir(parents=True, exist_ok=True)
 
-    def picture(file: BinaryIO) -> None:
+    def image(file: BinaryIO) -> None:
         Image.fromarray(pixels).save(file, format="PNG")
 
     def numbers(file: BinaryIO) -> None:
         file.write(json.dumps(record).encode())
 
-    write_whole(base.with_suffix(".png"), picture, force=True)
+    write_whole(base.with_suffix(".png"), image, force=True)
     write_whole(base.with_suffix(".json"), numbers, force=True)  # last: it says that all is there
     return str(base)
 
@@ -97,8 +97,8 @@ class Found:
         return record
 
     def pixels(self, job: Job) -> Pixels:
-        with Image.open(self.bases[job].with_suffix(".png")) as picture:
-            return np.asarray(picture.convert("RGB"))
+        with Image.open(self.bases[job].with_suffix(".png")) as image:
+            return np.asarray(image.convert("RGB"))
 
     def records(self, experiment: str, variant: str, split: Split) -> list[Record]:
         jobs = [

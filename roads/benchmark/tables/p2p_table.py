@@ -1,7 +1,7 @@
 """Prompt-to-Prompt from noise: does the target keep the layout of its source?
 
-A source picture is made from a task's first prompt, and beside it a target from the second,
-from the same noise.  Without any injection the words alone change the picture: that is what
+A source image is made from a task's first prompt, and beside it a target from the second,
+from the same noise.  Without any injection the words alone change the image: that is what
 the technique has to beat, at the same success.
 """
 
@@ -41,9 +41,9 @@ def measure(job: Job, pipe: Pipeline, judge: Judge) -> tuple[Record, Pixels]:
     solver = pipe.with_scheduler("dpm++2m", karras=True)
     with torch.no_grad():
         before, after = made(solver, job.variant, task.source_prompt, task.target_prompt, job.case)
-    pictures = to_pil(pipe.decode(torch.cat([before, after])))
-    first, second = judge(pictures)
-    pixels = [np.asarray(picture) for picture in pictures]
+    images = to_pil(pipe.decode(torch.cat([before, after])))
+    first, second = judge(images)
+    pixels = [np.asarray(image) for image in images]
     others = [name for name in ATTRIBUTES if name != task.attribute]
     record = {
         "success": float(getattr(second, task.attribute) == getattr(task.target, task.attribute)),
@@ -58,10 +58,10 @@ def made(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The latents of both, (1, 4, h, w) each."""
     if variant == TUTORIAL:
-        trajectory = pipe.scheduler.trajectory(steps)
-        x_T = pipe.noise([seed]).draw(pipe.latent_shape()) * trajectory.initial_scale
+        timesteps = pipe.scheduler.timesteps(steps)
+        x_T = pipe.noise([seed]).draw(pipe.latent_shape()) * timesteps.initial_scale
         return p2p.replay_latents(
-            pipe, x_T, trajectory, pipe.encode_prompts([source]), pipe.encode_prompts([target]),
+            pipe, x_T, timesteps, pipe.encode_prompts([source]), pipe.encode_prompts([target]),
             guidance=7.5,
         )  # fmt: skip
     cross, own = VARIANTS[variant]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pare.errors import OutputError
 from roads.benchmark.compared_methods import FRAME, TECHNIQUES
 from roads.benchmark.edit_benchmark import Row
-from roads.benchmark.edit_tasks import WHOLE_PICTURE, Split
+from roads.benchmark.edit_tasks import WHOLE_IMAGE, Split
 from roads.benchmark.tables import edit_table, erasure_table, p2p_table
 from roads.benchmark.tables.jobs import Found
 from techniques.edit import METHODS
@@ -75,13 +75,13 @@ class Pages:
         makers: dict[str, Callable[[], str]] = {
             "edits": self.edits_table, "order": self.order_table, "blend": self.blend_table,
             "erasing-choice": self.erasing_choice_table, "erasing": self.erasing_table,
-            "erasing-pictures": self.erasing_pictures_table, "words": self.words_table,
+            "erasing-images": self.erasing_images_table, "words": self.words_table,
             "words-memory": self.words_memory_table, "defaults": self.defaults_table,
         }  # fmt: skip
         made = {name: make() for name, make in makers.items()}
         return {name: table for name, table in made.items() if table}
 
-    # --- edits of pictures ------------------------------------------------------------------
+    # --- edits of images ------------------------------------------------------------------
 
     def rows(self, names: Sequence[str], split: Split = "held-out") -> list[Row]:
         """One a technique that was measured."""
@@ -148,14 +148,14 @@ class Pages:
         found = [
             (name, [
                 record for record in self.found.records("edits", name, "held-out")
-                if record["kind"] not in WHOLE_PICTURE
+                if record["kind"] not in WHOLE_IMAGE
             ])
             for name in TECHNIQUES
         ]  # fmt: skip
         return [edit_table.row(name, records) for name, records in found if records]
 
-    def erasing_pictures_table(self) -> str:
-        rows = self.rows([*erasure_table.ON_PICTURES])
+    def erasing_images_table(self) -> str:
+        rows = self.rows([*erasure_table.ON_IMAGES])
         head = ["", "gone", "unchanged", "dB outside", "to the source"]
         return markdown(head, [
             [row.technique, number(row.success), number(row.unchanged),

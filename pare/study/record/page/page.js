@@ -12,7 +12,7 @@ const parts = []; // functions of the position, one for each part of the page
 
 // --- the numbers -----------------------------------------------------------------------------
 
-let block; // an ArrayBuffer: all arrays and picture files
+let block; // an ArrayBuffer: all arrays and image files
 
 async function unpack() {
   const text = atob(document.getElementById("numbers").textContent);
@@ -29,9 +29,9 @@ function array({ at, shape, type }) {
   return { values: new kind(block, at, count), shape };
 }
 
-/** One small picture of a stack: {bits, low, high, h, w}; `place` has an index for each axis. */
-function picture(stack, ...place) {
-  const { values, shape } = array(stack.pictures);
+/** One small image of a stack: {bits, low, high, h, w}; `place` has an index for each axis. */
+function stackImage(stack, ...place) {
+  const { values, shape } = array(stack.images);
   const [h, w] = shape.slice(-2);
   let index = 0;
   place.forEach((k, axis) => { index = index * shape[axis] + Math.min(k, shape[axis] - 1); });
@@ -44,7 +44,7 @@ function picture(stack, ...place) {
 
 const files = new Map();
 
-/** The URL of a picture file in the block. */
+/** The URL of an image file in the block. */
 function fileURL([at, size]) {
   if (!files.has(at)) {
     files.set(at, URL.createObjectURL(new Blob([new Uint8Array(block, at, size)], { type: "image/webp" })));
@@ -139,9 +139,9 @@ function chart(title, series, { shared = false } = {}) {
   const W = 600, H = 120;
   const root = make("div", { class: "chart" });
   const legend = make("div", { class: "legend" });
-  const picture = svg("svg", { viewBox: `0 0 ${W} ${H}`, preserveAspectRatio: "none", role: "img" });
-  picture.setAttribute("aria-label", title);
-  picture.append(svg("path", { class: "frame-line", d: `M0 ${H} H${W}` }));
+  const plot = svg("svg", { viewBox: `0 0 ${W} ${H}`, preserveAspectRatio: "none", role: "img" });
+  plot.setAttribute("aria-label", title);
+  plot.append(svg("path", { class: "frame-line", d: `M0 ${H} H${W}` }));
   const x = (k) => (series[0].values.length > 1 ? (k / (series[0].values.length - 1)) * W : W / 2);
   const numbers = (one) => [...one.values, ...(one.low || []), ...(one.high || [])].filter(Number.isFinite);
   const everything = series.flatMap(numbers);
@@ -153,20 +153,20 @@ function chart(title, series, { shared = false } = {}) {
     const line = (values) => values.map((v, k) => `${x(k).toFixed(1)} ${y(Number.isFinite(v) ? v : bottom).toFixed(1)}`);
     if (one.low) {
       const d = `M${line(one.high).join("L")}L${line(one.low).reverse().join("L")}Z`;
-      picture.append(svg("path", { class: "band", d, style: `fill:${one.colour}` }));
+      plot.append(svg("path", { class: "band", d, style: `fill:${one.colour}` }));
     }
-    picture.append(svg("path", { class: "series", d: `M${line(one.values).join("L")}`, style: `stroke:${one.colour}` }));
+    plot.append(svg("path", { class: "series", d: `M${line(one.values).join("L")}`, style: `stroke:${one.colour}` }));
     const value = make("b");
     labels.push(value);
     legend.append(make("span", {}, make("i", { style: `background:${one.colour}` }), `${one.name} `, value));
   }
   const cursor = svg("line", { class: "cursor", y1: 0, y2: H });
-  picture.append(cursor);
-  picture.addEventListener("pointerdown", (event) => {
-    const box = picture.getBoundingClientRect();
+  plot.append(cursor);
+  plot.addEventListener("pointerdown", (event) => {
+    const box = plot.getBoundingClientRect();
     go(Math.round(((event.clientX - box.left) / box.width) * (series[0].values.length - 1)));
   });
-  root.append(legend, picture);
+  root.append(legend, plot);
   root.show = (position) => {
     const k = Math.min(position, series[0].values.length - 1);
     cursor.setAttribute("x1", x(k));
@@ -230,7 +230,7 @@ function head() {
   byId("prompt").textContent = about.prompt || "(the empty prompt)";
   byId("prompt").classList.toggle("empty", !about.prompt);
   const said = [
-    `${facts.picture.width} × ${facts.picture.height} pixels`, `model ${about.model}`,
+    `${facts.image.width} × ${facts.image.height} pixels`, `model ${about.model}`,
     `${about.scheduler}, ${about.steps ?? facts.count} steps`, `guidance ${about.guidance}`, `seed ${about.seed}`,
   ];
   if (about.negative) said.push(`without “${about.negative}”`);
@@ -257,7 +257,7 @@ const wholes = new Map(); // what all words together take, by layer and step
 function sum(site, tokens, k) {
   let total = null;
   for (const token of tokens) {
-    const { bits, low, high } = picture(site, token, k);
+    const { bits, low, high } = stackImage(site, token, k);
     total ??= new Float32Array(bits.length);
     for (let i = 0; i < total.length; i++) total[i] += low + (bits[i] / 255) * (high - low);
   }
@@ -268,7 +268,7 @@ function sum(site, tokens, k) {
  *  of start, end and padding, which take most of it, of all. */
 function share(site, tokens, position) {
   const k = Math.min(position, last - 1);
-  const { h, w } = picture(site, tokens[0], k);
+  const { h, w } = stackImage(site, tokens[0], k);
   const values = sum(site, tokens, k);
   if (isWord(tokens)) {
     const key = `${site.name} ${k}`;
@@ -309,7 +309,7 @@ function stretched(values) {
   return Uint8Array.from(values, (v) => (high > low ? (255 * (v - low)) / (high - low) : 0));
 }
 
-/** The mean share of the word over the picture, step by step. */
+/** The mean share of the word over the image, step by step. */
 function sharesOverSteps(tokens) {
   const seen = state.site ? [state.site] : sites;
   return steps.map((_, k) => mean(seen.map((site) => mean(share(site, tokens, k).values))));
@@ -388,22 +388,22 @@ function words() {
   parts.push(showWords);
 }
 
-const pictures = new Map(); // image elements by URL, decoded
+const images = new Map(); // image elements by URL, decoded
 
 function withImage(url, use) {
-  let image = pictures.get(url);
+  let image = images.get(url);
   if (!image) {
     image = new Image();
     image.src = url;
-    pictures.set(url, image);
+    images.set(url, image);
   }
   if (image.complete && image.naturalWidth) use(image);
   else image.addEventListener("load", () => use(image), { once: true });
 }
 
-/** The picture as the model foresees it at a position. */
+/** The image as the model foresees it at a position. */
 const foreseen = (position) =>
-  position === last ? facts.picture.file : facts.films.x0[Math.min(position, facts.films.x0.length - 1)];
+  position === last ? facts.image.file : facts.films.x0[Math.min(position, facts.films.x0.length - 1)];
 
 function showWords(position) {
   const tokens = chosenTokens();
@@ -422,12 +422,12 @@ function showWords(position) {
   withImage(fileURL(foreseen(position)), (image) => {
     if (position !== state.position) return; // the slider has gone on
     canvas.width = 768;
-    canvas.height = Math.round((768 * facts.picture.height) / facts.picture.width);
+    canvas.height = Math.round((768 * facts.image.height) / facts.image.width);
     const context = canvas.getContext("2d");
     context.imageSmoothingQuality = "high";
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
     if (!heat) return;
-    // A spotlight: where nobody looks, the picture goes dark.
+    // A spotlight: where nobody looks, the image goes dark.
     const small = make("canvas", { width: heat.w, height: heat.h });
     const bits = stretched(heat.values);
     const data = small.getContext("2d").createImageData(heat.w, heat.h);
@@ -444,7 +444,7 @@ function showWords(position) {
   const text = heat
     ? `“${state.word.text}” takes ${percent(mean(heat.values))} ${what} ${where}, at ` +
       `${position === last ? "the last step" : `step ${steps[position].i + 1}`}; up to ${percent(Math.max(...heat.values))} in a place.`
-    : "The picture as the model foresees it at this step.";
+    : "The image as the model foresees it at this step.";
   byId("overlay-caption").textContent = text;
   canvas.setAttribute("aria-label", text);
   if (shareChart) shareChart.show(position);
@@ -454,10 +454,10 @@ function showWords(position) {
 
 function walk() {
   const films = byId("films");
-  films.style.setProperty("--aspect", facts.picture.width / facts.picture.height);
+  films.style.setProperty("--aspect", facts.image.width / facts.image.height);
   const how = facts.decoded ? "" : " A sketch: each latent pixel’s colour by a linear fit.";
   const shown = [
-    ["x_t", sub("x", "t"), `What the model is given: picture and noise.${how}`],
+    ["x_t", sub("x", "t"), `What the model is given: image and noise.${how}`],
     ["x0", sub("x", "0"), "What it foresees at the end, under guidance."],
     ["cond", "the prompt alone", "What it would foresee without guidance."],
     ["uncond", "no prompt", "What it foresees from the negative prompt, which guidance leads away from."],
@@ -476,11 +476,11 @@ function walk() {
   parts.push((position) => {
     for (const [name, image] of images) {
       const film = facts.films[name];
-      image.src = position === last && name !== "uncond" && name !== "cond" ? fileURL(facts.picture.file)
+      image.src = position === last && name !== "uncond" && name !== "cond" ? fileURL(facts.image.file)
         : fileURL(film[Math.min(position, film.length - 1)]);
     }
     if (heat) {
-      const one = picture(facts.guidance.heat, position);
+      const one = stackImage(facts.guidance.heat, position);
       draw(heat, one.bits, one.h, one.w, HEAT);
     }
   });
@@ -508,7 +508,7 @@ function walk() {
     return [canvas, range];
   });
   const show = (position) => canvases.forEach(([canvas, range], channel) => {
-    const one = picture(facts.latents[state.latents], position, channel);
+    const one = stackImage(facts.latents[state.latents], position, channel);
     draw(canvas, one.bits, one.h, one.w, GREY);
     range.textContent = `${number(one.low)} to ${number(one.high)}`;
   });
@@ -580,7 +580,7 @@ function columnsOf(name, level) {
 
 function drawU() {
   const u = byId("u");
-  u.style.setProperty("--aspect", facts.picture.width / facts.picture.height);
+  u.style.setProperty("--aspect", facts.image.width / facts.image.height);
   const down = facts.stages.filter((stage) => stage.name.startsWith("down_blocks."));
   const up = facts.stages.filter((stage) => stage.name.startsWith("up_blocks.")).reverse();
   down.forEach((stage, level) => {
@@ -607,7 +607,7 @@ function drawU() {
   window.addEventListener("hashchange", () => { const name = decodeURIComponent(location.hash.slice(1)); if (layers.has(name)) open(name); });
   parts.push((position) => {
     for (const [name, button] of tiles) {
-      const one = picture(layers.get(name), position, 0);
+      const one = stackImage(layers.get(name), position, 0);
       draw(button.querySelector("canvas"), one.bits, one.h, one.w, HEAT);
     }
     showLayer(position);
@@ -649,7 +649,7 @@ function buildLayer() {
   ];
   root.append(make("dl", { class: "facts" }, ...rows.flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)])));
 
-  const stack = array(layer.pictures).shape;
+  const stack = array(layer.images).shape;
   const [count, h] = [stack[1], stack[2]];
   const flat = h === 1 && count === 1;
   const answers = make("div", { class: `answers${flat ? " row" : ""}` });
@@ -658,7 +658,7 @@ function buildLayer() {
     const title = flat ? "" : k === 0 ? "strength " : "";
     answers.append(make("div", {}, canvas, range));
     panel.push((position) => {
-      const one = picture(layer, position, k);
+      const one = stackImage(layer, position, k);
       if (k === 0 && !(flat && one.low < 0)) draw(canvas, one.bits, one.h, one.w, HEAT);
       else drawSigned(canvas, one);
       range.textContent = `${title}${number(one.low)} to ${number(one.high)}`;

@@ -1,4 +1,4 @@
-"""Pictures and masks of every kind: read as what they are, or refused in a sentence."""
+"""Images and masks of every kind: read as what they are, or refused in a sentence."""
 
 from __future__ import annotations
 
@@ -128,9 +128,9 @@ REFUSED: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_picture(loaded: Command, kind: str) -> None:
-    Path("picture").write_bytes(REFUSED[kind])
-    loaded.refuses("img2img", "picture", *IMG2IMG, words="picture")
+def test_what_is_no_image(loaded: Command, kind: str) -> None:
+    Path("image").write_bytes(REFUSED[kind])
+    loaded.refuses("img2img", "image", *IMG2IMG, words="image")
 
 
 @pytest.mark.parametrize("kind", list(REFUSED)[::5])
@@ -141,13 +141,13 @@ def test_what_is_no_mask(loaded: Command, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", NO_FILES)
 def test_what_is_no_file(loaded: Command, kind: str) -> None:
-    NO_FILES[kind](Path("picture"))
-    loaded.refuses("img2img", "picture", *IMG2IMG)
-    loaded.refuses("blend", "good.png", "--mask", "picture", *BLEND)
+    NO_FILES[kind](Path("image"))
+    loaded.refuses("img2img", "image", *IMG2IMG)
+    loaded.refuses("blend", "good.png", "--mask", "image", *BLEND)
 
 
 @pytest.mark.parametrize("name", ["", ".", "x" * 300, "\udcff.png", "no/such.png", "~", "-"])
-def test_names_that_are_no_picture(loaded: Command, name: str) -> None:
+def test_names_that_are_no_image(loaded: Command, name: str) -> None:
     loaded.refuses("img2img", name, *IMG2IMG)
 
 
@@ -187,11 +187,11 @@ READ: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("kind", READ)
-def test_pictures_of_every_kind(loaded: Command, kind: str) -> None:
+def test_images_of_every_kind(loaded: Command, kind: str) -> None:
     make, words = READ[kind]
-    Path("picture").write_bytes(make())
-    loaded.works("img2img", "picture", *IMG2IMG, words=words)
-    size = Image.open("picture").size
+    Path("image").write_bytes(make())
+    loaded.works("img2img", "image", *IMG2IMG, words=words)
+    size = Image.open("image").size
     turned = kind in {f"exif-{k}" for k in (5, 6, 7, 8)}
     assert Image.open("out/img2img-0.png").size == (size[::-1] if turned else size)
 

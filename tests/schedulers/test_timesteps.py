@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pare.errors import PareError, SettingError
-from pare.schedulers import CLEAN, SCHEDULERS, Trajectory, build_scheduler, start_index
+from pare.schedulers import CLEAN, SCHEDULERS, Timesteps, build_scheduler, start_index
 from pare.schedulers.timesteps import karras_sigmas
 from tests.schedulers.rollout import KARRAS, NAMES, SD14
 
 
-def trajectory(name: str, steps: int, start: int = 0, **keys: Any) -> Trajectory:
-    return build_scheduler(SD14 | keys, "a test", name).trajectory(steps, start)
+def schedule(name: str, steps: int, start: int = 0, **keys: Any) -> Timesteps:
+    return build_scheduler(SD14 | keys, "a test", name).timesteps(steps, start)
 
 
 def timesteps(name: str, steps: int, start: int = 0, **keys: Any) -> list[float]:
-    return [level.t for level in trajectory(name, steps, start, **keys).levels]
+    return [level.t for level in schedule(name, steps, start, **keys).levels]
 
 
 @pytest.mark.parametrize(
@@ -61,27 +61,27 @@ def test_where_each_solver_goes_by_default() -> None:
 
 @pytest.mark.parametrize("name", ["ddim", "pndm"])
 def test_where_a_run_ends(name: str) -> None:
-    assert trajectory(name, 5, set_alpha_to_one=True).levels[-1] == CLEAN
-    end = trajectory(name, 5, set_alpha_to_one=False).levels[-1]
+    assert schedule(name, 5, set_alpha_to_one=True).levels[-1] == CLEAN
+    end = schedule(name, 5, set_alpha_to_one=False).levels[-1]
     assert end.alpha_bar == pytest.approx(1 - 0.00085)
 
 
 def test_initial_scale() -> None:
     for name in NAMES:
-        scale = trajectory(name, 5, timestep_spacing="leading").initial_scale
+        scale = schedule(name, 5, timestep_spacing="leading").initial_scale
         assert scale == 1.0
     for name in ("lms", "euler", "euler-ancestral"):
-        first = trajectory(name, 5)
+        first = schedule(name, 5)
         assert first.initial_scale == first.levels[0].noise_rate == pytest.approx(0.99767, abs=1e-5)
-        zero_snr = trajectory(name, 5, rescale_betas_zero_snr=True)
+        zero_snr = schedule(name, 5, rescale_betas_zero_snr=True)
         assert zero_snr.initial_scale == 1.0
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_start_in_midway_is_the_rest_of_the_run(name: str) -> None:
-    whole = trajectory(name, 20)
+    whole = schedule(name, 20)
     for start in (1, 7, 19):
-        rest = trajectory(name, 20, start)
+        rest = schedule(name, 20, start)
         assert rest.first == start
         if name == "pndm":  # its doubled level is where it starts
             plain = [whole.levels[0], *whole.levels[2:]]
@@ -122,13 +122,13 @@ def test_a_strength_out_of_range(strength: Any) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_out_of_range(name: str, steps: Any) -> None:
     with pytest.raises(SettingError, match="steps is"):
-        trajectory(name, steps)
+        schedule(name, steps)
 
 
 @pytest.mark.parametrize("start", [-1, 5, 6, 1.0, True, "1", None])
 def test_starts_out_of_range(start: Any) -> None:
     with pytest.raises(SettingError, match="starts at step"):
-        trajectory("ddim", 5, start)
+        schedule("ddim", 5, start)
 
 
 CONFIGS = st.fixed_dictionaries(
@@ -156,7 +156,7 @@ def test_any_trajectory_falls_to_its_end(
     steps = min(steps, count)
     start = data.draw(st.integers(0, steps - 1))
     try:
-        levels = trajectory(name, steps, start, **keys).levels
+        levels = schedule(name, steps, start, **keys).levels
     except PareError:  # a single timestep cannot be rescaled; PNDM cannot start without signal
         assert keys["rescale_betas_zero_snr"]
         return
@@ -178,7 +178,7 @@ def test_any_trajectory_falls_to_its_end(
 
 def test_karras_evaluates_at_falling_sigmas_with_many_steps() -> None:
     for name in KARRAS:
-        levels = trajectory(name, 1000, use_karras_sigmas=True).levels
+        levels = schedule(name, 1000, use_karras_sigmas=True).levels
         assert all(here.sigma > there.sigma for here, there in pairwise(levels))
         repeated = len({level.t for level in levels}) < len(levels)
         assert repeated == (name == "dpm++2m")
