@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.test_weights_convert import FULL
 from torch import Tensor
 
 from tests.conftest import ROOT
+from tests.loading.test_weights_convert import FULL
 from tests.single_files import original_checkpoint
 from weights_convert import stream_safetensors
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.test_weights_convert import FULL
 
 import pare.cli.main
 from pare.study.inspect.inspection import split_names
 from pare.study.inspect.text_tables import common_beginning, in_words, short, size
 from tests.conftest import ROOT
+from tests.loading.test_weights_convert import FULL
 from tests.single_files import original_checkpoint
 from tests.tiny_model import write_tiny_model
 

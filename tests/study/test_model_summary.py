@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.test_download import User
 from torch import Tensor
 
 from pare.errors import ModelError, SettingError
 from pare.study.inspect import describe, layer_table
 from pare.study.inspect.model_summary import Model
 from tests.hub_server import COMMIT, Hub, Repository
+from tests.loading.test_hub_client import User
 from tests.single_files import original_checkpoint, with_average
 from tests.tiny_model import change_json, write_tiny_model
 

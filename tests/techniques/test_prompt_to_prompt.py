@@ -27,10 +27,10 @@ from techniques.prompt_to_prompt import (
     LocalBlend,
     Sites,
     Words,
-    control,
+    attention_edit,
     edit_latents,
     local_blend,
-    loop,
+    p2p_loop,
     prepare,
     prompt_to_prompt,
     token_map,
@@ -132,7 +132,7 @@ def ours(
         injection.masks.__class__ = modules["local_blend"].Masks
     embeddings = pipe.encode_prompts(["source", *(edit.prompt for edit in edits)] * seeds)
     noise = [normal(1, 4, 9, 11, seed=3 + k).expand(group, -1, -1, -1) for k in range(seeds)]
-    return modules.get("loop", loop).edit_latents(
+    return modules.get("loop", p2p_loop).edit_latents(
         pipe,
         torch.cat(noise) * timesteps.initial_scale,
         timesteps,
@@ -280,7 +280,7 @@ MUTATIONS = {
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_the_comparison_notices(model: TinyModel, name: str, tmp_path: Path) -> None:
     which, old, new = MUTATIONS[name]
-    module = {"control": control, "loop": loop, "local_blend": local_blend}[which]
+    module = {"control": attention_edit, "loop": p2p_loop, "local_blend": local_blend}[which]
     target, edit, combine = CASES["replace"]
     mutants = {which: mutant(module, old, new, tmp_path)}
     reference = theirs(model, [(edit, combine)], blend=their_blend())

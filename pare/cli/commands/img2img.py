@@ -37,7 +37,7 @@ img2img_options = options(
     click.option("--strength", type=float, default=0.8, show_default=True,
                  callback=checked(validation.check_strength),
                  help="How much of the timestep schedule runs, from IMAGE under the noise where "
-                      "it starts: 1 is all of it, and leaves a trace of IMAGE's light and colours."),
+                      "it starts: 1 is all of it, with a trace of IMAGE's light and colours."),
     click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
                  help="Work at this size (multiples of 8); IMAGE's own if not given."),
 )  # fmt: skip
