@@ -7,10 +7,10 @@ values are the same pixels: each asks what the others look like.  In *cross*-att
 they are the 77 tokens of the prompt: each pixel asks which words concern it.
 
 Nobody watching, PyTorch's fused kernel computes all of it at once, and the
-probabilities softmax(...) never exist in memory.  A `Control` that wants to see them
+weights softmax(...) never exist in memory.  A `Control` that wants to see them
 gets them computed on the side while the output still comes from the fused kernel, so
 that watching changes no bit of the image.  A `Control` that edits names rows of the
-batch and returns new probabilities for those alone.
+batch and returns new weights for those alone.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ class Site:
     """Where an attention layer sits in the U."""
 
     block: Literal["down", "mid", "up"]
-    level: int
-    """Resolution: 0 works on the full latent grid, each further level on half of it."""
+    stage: int
+    """Resolution stage: 0 works on the full latent grid, each further stage at half the
+    resolution of the one before."""
     index: int
     """Which transformer of its block, in the order of execution."""
     kind: Literal["self", "cross"]
@@ -41,7 +42,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Row:
+class BatchRow:
     """What one row of the UNet's batch stands for."""
 
     prompt: int
@@ -51,13 +52,13 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Call:
+class AttentionCall:
     """Everything that is known about one attention call."""
 
     site: Site
     step: int
     """Step index `i` of the run, from 0."""
-    rows: tuple[Row, ...]
+    rows: tuple[BatchRow, ...]
     """One entry a row of the batch."""
     height: int
     """Height and width of the grid of queries: queries = height * width, row by row."""
@@ -67,7 +68,7 @@ class Call:
 class Control:
     """Looks at attention, edits it, or both.  This base class does neither.
 
-    A control keeps its own state and serves one run.  The unedited probabilities are
+    A control keeps its own state and serves one run.  The unedited weights are
     what `observe` sees, also where the same control goes on to edit them.
     """
 
@@ -75,12 +76,12 @@ class Control:
         """Whether `observe` is to be called for this site at this step."""
         return False
 
-    def observes_row(self, row: Row) -> bool:
+    def observes_row(self, row: BatchRow) -> bool:
         """Whether it is to be called for this row, of those sites and steps that it observes."""
         return True
 
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
-        """See probabilities (heads, queries, keys) of some heads of one row of the batch.
+    def observe(self, call: AttentionCall, row: int, heads: slice, weights: Tensor) -> None:
+        """See weights (heads, queries, keys) of some heads of one row of the batch.
 
         Large layers arrive in several calls, a few heads at a time: reduce, then store.
         """
@@ -89,10 +90,10 @@ class Control:
         """Whether `edit` is to be called for this site at this step."""
         return False
 
-    def edit(self, call: Call, probabilities: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
-        """New probabilities for the rows that they are to replace: {row: (heads, queries, keys)}.
+    def edit(self, call: AttentionCall, weights: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
+        """New weights for the rows that they are to replace: {row: (heads, queries, keys)}.
 
-        `probabilities(row)` computes the model's own.  Rows that are not in the answer
+        `weights(row)` computes the model's own.  Rows that are not in the answer
         keep the fused kernel's output, bit for bit.
         """
         return {}
@@ -104,10 +105,10 @@ class ControlledStep:
 
     control: Control
     step: int
-    rows: tuple[Row, ...]
+    rows: tuple[BatchRow, ...]
 
-    def call(self, site: Site, height: int, width: int) -> Call:
-        return Call(site, self.step, self.rows, height, width)
+    def call(self, site: Site, height: int, width: int) -> AttentionCall:
+        return AttentionCall(site, self.step, self.rows, height, width)
 
 
 class Attention(nn.Module):
@@ -186,22 +187,20 @@ def attend(
         wanted = [r for r, row in enumerate(call.rows) if control.control.observes_row(row)]
         for row in wanted:
             for heads in head_chunks(query.shape[1], query.shape[2] * key.shape[2]):
-                seen = attention_probabilities(query[row, heads], key[row, heads])
+                seen = attention_weights(query[row, heads], key[row, heads])
                 control.control.observe(call, row, heads, seen)
     if edited:
-        edits = control.control.edit(
-            call, lambda row: attention_probabilities(query[row], key[row])
-        )
+        edits = control.control.edit(call, lambda row: attention_weights(query[row], key[row]))
         if edits:
             # A fresh tensor, not written in place: gradients may need the old one.
             rows = list(output.unbind(0))
-            for row, probabilities in edits.items():
-                rows[row] = probabilities.to(value.dtype) @ value[row]
+            for row, weights in edits.items():
+                rows[row] = weights.to(value.dtype) @ value[row]
             output = torch.stack(rows)
     return output
 
 
-def attention_probabilities(query: Tensor, key: Tensor) -> Tensor:
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) spelled out: (heads, queries, d), (heads, keys, d) ->
     (heads, queries, keys), in float32 or better, each row summing to 1."""
     # Not in half precision, where the scores could overflow.
@@ -210,7 +209,7 @@ def attention_probabilities(query: Tensor, key: Tensor) -> Tensor:
     return (scaled @ key.to(exact).transpose(-1, -2)).softmax(dim=-1)
 
 
-# Watching may hold this many probabilities at a time: 64 MiB in float32.
+# Watching may hold this many weights at a time: 64 MiB in float32.
 OBSERVED_AT_ONCE = 2**24
 
 

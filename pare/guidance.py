@@ -16,9 +16,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pare.attention import Control, ControlledStep, Row
+from pare.attention import BatchRow, Control, ControlledStep
 from pare.errors import SettingError
-from pare.runtime.numerics import check_answer
+from pare.runtime.numerics import check_finite
 from pare.schedulers import NoiseLevel, Prediction, interpret
 from pare.text.text_encoder import PromptEmbeddings
 from pare.unet import UNet
@@ -86,14 +86,14 @@ def branch_outputs(
         for each branch the UNet's output, (B, 4, h, w), float32.
     """
     count = len(seen)
-    rows = tuple(Row(prompt, branch) for branch in texts for prompt in range(count))
+    rows = tuple(BatchRow(prompt, branch) for branch in texts for prompt in range(count))
     seam = None if control is None else ControlledStep(control, step, rows)
     dtype = unet.conv_in.weight.dtype
     batch = torch.cat([seen] * len(texts)) if len(texts) > 1 else seen
     text = torch.cat(list(texts.values()))
     inputs = batch.to(dtype), level.t, text.to(dtype)
     output = unet(*inputs, seam).float()
-    check_answer(
+    check_finite(
         f"the UNet's answer at step {step} (t = {level.t:g})",
         output,
         unet,

@@ -356,7 +356,7 @@ class Pipeline:
             extra=extra,
         )
 
-    def answers(
+    def branch_outputs(
         self,
         x_t: Tensor,
         level: NoiseLevel,
@@ -457,7 +457,7 @@ class Pipeline:
         shape = self.latent_shape(height, width)
         timesteps = self.scheduler.timesteps(steps)
         noise = self.noise(seeds)
-        embeddings = self.encode_prompts(one_a_seed(prompts, seeds), negative)
+        embeddings = self.encode_prompts(one_per_seed(prompts, seeds), negative)
         together = batch if control is None else len(noise)
         plan = self.plan(len(noise), height, width, guidance=guidance, batch=together, tile=tile)
         images = []
@@ -517,7 +517,7 @@ class Pipeline:
                 expected="one seed an image, or one image for all seeds",
             )
         timesteps = self.scheduler.timesteps(steps, start_index(steps, strength))
-        embeddings = self.encode_prompts(one_a_seed(prompts, seeds), negative)
+        embeddings = self.encode_prompts(one_per_seed(prompts, seeds), negative)
         height, width = image.shape[-2:]
         source = self.encode(image, tile=tile).expand(len(noise), -1, -1, -1)
         plan = self.plan(len(noise), height, width, guidance=guidance, batch=batch, tile=tile)
@@ -562,7 +562,7 @@ def check_sampling(steps: int, guidance: float, rescale: float) -> None:
     validation.check_rescale(rescale)
 
 
-def one_a_seed(prompts: str | Sequence[str], seeds: Sequence[int]) -> list[str]:
+def one_per_seed(prompts: str | Sequence[str], seeds: Sequence[int]) -> list[str]:
     """One prompt a seed; a single prompt serves all."""
     listed = [prompts] if isinstance(prompts, str) else list(prompts)
     if len(listed) == 1:

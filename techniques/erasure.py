@@ -26,12 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pare.attention import Call, Control, Site
+from pare.attention import AttentionCall, Control, Site
 from pare.errors import SettingError
 from pare.guidance import guide
 from pare.io.images import fit, fit_to_multiple, to_pil, to_tensor
 from pare.noise import Noise
-from pare.pipeline import Pipeline, Progress, check_sampling, one_a_seed
+from pare.pipeline import Pipeline, Progress, check_sampling, one_per_seed
 from pare.runtime import validation
 from pare.runtime.memory_plan import Plan
 from pare.schedulers import (
@@ -173,8 +173,8 @@ def erase_latents(
     history: History = ()
     for i in progress(range(len(timesteps))):
         level = timesteps.levels[i]
-        answers = pipe.answers(x_t, level, texts, control=looks, step=i)
-        uncond, cond, *unwanted = answers.values()
+        outputs = pipe.branch_outputs(x_t, level, texts, control=looks, step=i)
+        uncond, cond, *unwanted = outputs.values()
 
         # The gates' thresholds are published for eps: other outputs are brought to its scale.
         to_eps = eps_per_output(level, pipe.scheduler.prediction_type)
@@ -253,14 +253,14 @@ class WhereLookedAt(Control):
         self.maps: dict[tuple[int, int], list[Tensor]] = {}
 
     def observes(self, site: Site, step: int) -> bool:
-        return site.kind == "cross" and site.level < self.coarsest
+        return site.kind == "cross" and site.stage < self.coarsest
 
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
+    def observe(self, call: AttentionCall, row: int, heads: slice, weights: Tensor) -> None:
         here = call.rows[row]
         if not here.branch.startswith("concept") or max(call.height, call.width) > self.FINEST:
             return
         k = int(here.branch.removeprefix("concept "))
-        share = probabilities[:, :, self.words[k]].sum(2).mean(0)
+        share = weights[:, :, self.words[k]].sum(2).mean(0)
         self.maps.setdefault((k, here.prompt), []).append(share.view(1, 1, call.height, call.width))
 
     def at(self, k: int, x_t: Tensor) -> Tensor:
@@ -333,7 +333,7 @@ def erase(
     check_concepts(concepts)
     check_gates(gates)
     noise = pipe.noise(seeds)
-    embeddings = pipe.encode_prompts(one_a_seed(prompts, seeds), negative)
+    embeddings = pipe.encode_prompts(one_per_seed(prompts, seeds), negative)
     if image is None:
         timesteps = pipe.scheduler.timesteps(steps)
         shape, source = pipe.latent_shape(height, width), None

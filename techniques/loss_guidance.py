@@ -36,7 +36,7 @@ from torch import Tensor
 from pare.errors import LossError, SettingError
 from pare.io.images import to_pil
 from pare.noise import Noise
-from pare.pipeline import Pipeline, Progress, check_sampling, one_a_seed
+from pare.pipeline import Pipeline, Progress, check_sampling, one_per_seed
 from pare.runtime import validation
 from pare.schedulers import History, Timesteps, interpret
 from pare.text.text_encoder import PromptEmbeddings
@@ -255,7 +255,7 @@ def guide(
     check_loss(on_device(loss, pipe.device), factor * shape[1], factor * shape[2])
     timesteps = pipe.scheduler.timesteps(steps)
     noise = pipe.noise(seeds)
-    embeddings = pipe.encode_prompts(one_a_seed(prompts, seeds), negative)
+    embeddings = pipe.encode_prompts(one_per_seed(prompts, seeds), negative)
 
     latents: list[Tensor] = []
     looks: list[list[Look]] = [[] for _ in seeds]

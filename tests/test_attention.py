@@ -14,20 +14,20 @@ from torch import Tensor
 import pare.attention
 from pare.attention import (
     Attention,
-    Call,
+    AttentionCall,
+    BatchRow,
     Control,
     ControlledStep,
-    Row,
     Site,
     attend,
-    attention_probabilities,
+    attention_weights,
     head_chunks,
 )
 from pare.unet import UNet
 from tests.random_models import TINY_UNET, normal, unet_pair
 
 SITE = Site("mid", 0, 0, "cross", 2, "a.layer")
-ROWS = (Row(0, "uncond"), Row(0, "cond"))
+ROWS = (BatchRow(0, "uncond"), BatchRow(0, "cond"))
 GRID = (2, 3)
 
 
@@ -40,28 +40,28 @@ def unet() -> UNet:
 class Recorder(Control):
     """Sees everything."""
 
-    calls: list[tuple[Call, int, slice, Tensor]] = field(default_factory=list)
+    calls: list[tuple[AttentionCall, int, slice, Tensor]] = field(default_factory=list)
 
     def observes(self, site: Site, step: int) -> bool:
         return True
 
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
-        self.calls.append((call, row, heads, probabilities.clone()))
+    def observe(self, call: AttentionCall, row: int, heads: slice, weights: Tensor) -> None:
+        self.calls.append((call, row, heads, weights.clone()))
 
 
 @dataclass
 class Editor(Control):
-    """Replaces the probabilities of some rows at some sites."""
+    """Replaces the weights of some rows at some sites."""
 
     rows: tuple[int, ...] = (1,)
-    change: Callable[[Tensor], Tensor] = lambda probabilities: probabilities
+    change: Callable[[Tensor], Tensor] = lambda weights: weights
     kinds: tuple[str, ...] = ("self", "cross")
 
     def edits(self, site: Site, step: int) -> bool:
         return site.kind in self.kinds
 
-    def edit(self, call: Call, probabilities: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
-        return {row: self.change(probabilities(row)) for row in self.rows}
+    def edit(self, call: AttentionCall, weights: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
+        return {row: self.change(weights(row)) for row in self.rows}
 
 
 def run(unet: UNet, control: Control | None, step: int = 3) -> Tensor:
@@ -88,17 +88,17 @@ def test_what_a_control_is_told(unet: UNet) -> None:
     recorder = Recorder()
     run(unet, recorder, step=17)
     sites = {site.name: site for site in unet.sites()}
-    for call, row, heads, probabilities in recorder.calls:
+    for call, row, heads, weights in recorder.calls:
         assert call.site is sites[call.site.name]
         assert call.step == 17
         assert call.rows == ROWS
         assert row in (0, 1)
         # Level 0 works on 8 x 6 latents, level 1 on half of each side.
-        scale = 2**call.site.level
+        scale = 2**call.site.stage
         assert (call.height, call.width) == (8 // scale, 6 // scale)
         keys = 7 if call.site.kind == "cross" else call.height * call.width
         count = len(range(*heads.indices(call.site.heads)))
-        assert probabilities.shape == (count, call.height * call.width, keys)
+        assert weights.shape == (count, call.height * call.width, keys)
 
 
 def test_probabilities_sum_to_one_and_give_the_fused_output() -> None:
@@ -106,10 +106,10 @@ def test_probabilities_sum_to_one_and_give_the_fused_output() -> None:
     query, key, value = qkv()
     fused = F.scaled_dot_product_attention(query, key, value)
     for row in range(2):
-        probabilities = attention_probabilities(query[row], key[row])
-        assert (probabilities >= 0).all()
-        torch.testing.assert_close(probabilities.sum(-1), torch.ones(2, 6))
-        torch.testing.assert_close(probabilities @ value[row], fused[row])
+        weights = attention_weights(query[row], key[row])
+        assert (weights >= 0).all()
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 6))
+        torch.testing.assert_close(weights @ value[row], fused[row])
 
 
 def test_probabilities_by_hand() -> None:
@@ -117,7 +117,7 @@ def test_probabilities_by_hand() -> None:
     query, key = torch.ones(1, 1, 4), torch.tensor([[[1.0] * 4, [0.0] * 4]])
     one = 1 / (1 + torch.tensor(-2.0).exp())
     expected = torch.stack([one, 1 - one]).view(1, 1, 2)
-    torch.testing.assert_close(attention_probabilities(query, key), expected)
+    torch.testing.assert_close(attention_weights(query, key), expected)
 
 
 @pytest.mark.parametrize("at_once", [1, 42, 43, 100, 2**24])
@@ -129,7 +129,7 @@ def test_chunks_of_heads_join_up(at_once: int, monkeypatch: pytest.MonkeyPatch) 
     for row in range(2):
         chunks = [(heads, seen) for _, r, heads, seen in recorder.calls if r == row]
         joined = torch.cat([seen for _, seen in chunks])
-        assert torch.equal(joined, attention_probabilities(query[row], key[row]))
+        assert torch.equal(joined, attention_weights(query[row], key[row]))
         assert [h for heads, _ in chunks for h in range(heads.start, heads.stop)] == [0, 1, 2, 3, 4]
         # No chunk is larger than allowed, unless a single head is.
         assert all(seen.numel() <= max(at_once, 6 * 7) for _, seen in chunks)
@@ -160,16 +160,16 @@ def test_rows_that_a_control_does_not_observe_are_not_computed(
 ) -> None:
     @dataclass
     class OneSide(Recorder):
-        def observes_row(self, row: Row) -> bool:
+        def observes_row(self, row: BatchRow) -> bool:
             return row.branch == "cond"
 
     computed: list[int] = []
 
     def counting(query: Tensor, key: Tensor) -> Tensor:
         computed.append(1)
-        return attention_probabilities(query, key)
+        return attention_weights(query, key)
 
-    monkeypatch.setattr(pare.attention, "attention_probabilities", counting)
+    monkeypatch.setattr(pare.attention, "attention_weights", counting)
     recorder = OneSide()
     attend(*qkv(), SITE, GRID, ControlledStep(recorder, 0, ROWS))
     assert [row for _, row, *_ in recorder.calls] == [1]
@@ -200,8 +200,8 @@ def test_an_edit_is_what_the_values_are_weighed_with() -> None:
     """All weight on key 4: every query of that row gets value 4."""
     query, key, value = qkv()
 
-    def only_key_4(probabilities: Tensor) -> Tensor:
-        return F.one_hot(torch.tensor(4), 7).float().expand_as(probabilities)
+    def only_key_4(weights: Tensor) -> Tensor:
+        return F.one_hot(torch.tensor(4), 7).float().expand_as(weights)
 
     control = ControlledStep(Editor(rows=(1,), change=only_key_4), 0, ROWS)
     output = attend(query, key, value, SITE, GRID, control)
@@ -220,7 +220,7 @@ def test_observing_and_editing_at_once_shows_the_unedited(unet: UNet) -> None:
     attend(query, key, value, SITE, GRID, ControlledStep(alone, 0, ROWS))
     edited = attend(query, key, value, SITE, GRID, ControlledStep(both, 0, ROWS))
     assert all(torch.equal(a[3], b[3]) for a, b in zip(alone.calls, both.calls, strict=True))
-    flipped = attention_probabilities(query[1], key[1]).flip(-1) @ value[1]
+    flipped = attention_weights(query[1], key[1]).flip(-1) @ value[1]
     assert torch.equal(edited[1], flipped)
 
 
@@ -304,6 +304,6 @@ def test_upcast_attention_is_exact_up_to_its_last_rounding(dtype: torch.dtype) -
 def test_half_precision_scores_do_not_overflow() -> None:
     """SD 2.1 makes products beyond float16's 65504; the fused kernel copes with them."""
     query = torch.full((1, 2, 64), 60.0, dtype=torch.float16)
-    probabilities = attention_probabilities(query, query)
-    assert probabilities.isfinite().all()
-    torch.testing.assert_close(probabilities, torch.full((1, 2, 2), 0.5))
+    weights = attention_weights(query, query)
+    assert weights.isfinite().all()
+    torch.testing.assert_close(weights, torch.full((1, 2, 2), 0.5))

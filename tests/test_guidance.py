@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pare.attention import Call, Control, Row, Site
+from pare.attention import AttentionCall, BatchRow, Control, Site
 from pare.guidance import guide, predict
 from pare.schedulers import NoiseLevel, Prediction, interpret
 from pare.text.text_encoder import PromptEmbeddings
@@ -84,12 +84,12 @@ class Witness(Control):
     """Keeps what each call was told."""
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []
+        self.calls: list[AttentionCall] = []
 
     def observes(self, site: Site, step: int) -> bool:
         return True
 
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
+    def observe(self, call: AttentionCall, row: int, heads: slice, weights: Tensor) -> None:
         self.calls.append(call)
 
 
@@ -132,7 +132,7 @@ def test_guidance_1_asks_once_and_for_the_conditional(
 ) -> None:
     witness = Witness()
     prediction = ask(unet, prompts, 1.0, control=witness)
-    assert {call.rows for call in witness.calls} == {(Row(0, "cond"), Row(1, "cond"))}
+    assert {call.rows for call in witness.calls} == {(BatchRow(0, "cond"), BatchRow(1, "cond"))}
     assert torch.equal(prediction.eps, unet(normal(2, 4, 8, 8), LEVEL.t, prompts.cond))
 
 
@@ -142,7 +142,7 @@ def test_a_control_is_told_the_step_and_what_each_row_is(
 ) -> None:
     witness = Witness()
     ask(unet, prompts, guidance, control=witness)
-    rows = (Row(0, "uncond"), Row(1, "uncond"), Row(0, "cond"), Row(1, "cond"))
+    rows = (BatchRow(0, "uncond"), BatchRow(1, "uncond"), BatchRow(0, "cond"), BatchRow(1, "cond"))
     assert {(call.step, call.rows) for call in witness.calls} == {(3, rows)}
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import pare
-from pare.attention import Call, Control, Site
+from pare.attention import AttentionCall, Control, Site
 from pare.errors import ImageError, ModelError, PareError, SchedulerError, SettingError
 from pare.loading import modules
 from pare.pipeline import Pipeline
@@ -232,15 +232,15 @@ class Sums(Control):
     def observes(self, site: Site, step: int) -> bool:
         return True
 
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
-        self.sums[call.site.name, call.step, row] = probabilities.square().sum().item()
+    def observe(self, call: AttentionCall, row: int, heads: slice, weights: Tensor) -> None:
+        self.sums[call.site.name, call.step, row] = weights.square().sum().item()
 
     def edits(self, site: Site, step: int) -> bool:
         return site.kind == "cross" and step == self.sharpened
 
-    def edit(self, call: Call, probabilities: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
+    def edit(self, call: AttentionCall, weights: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
         rows = [k for k, row in enumerate(call.rows) if row.branch == "cond"]
-        return {row: (4 * probabilities(row).log()).softmax(-1) for row in rows}
+        return {row: (4 * weights(row).log()).softmax(-1) for row in rows}
 
 
 def test_two_runs_in_two_threads_give_what_they_give_alone(pipe: Pipeline) -> None:

@@ -154,7 +154,7 @@ def type_advice(module: nn.Module, dtype: torch.dtype) -> str:
     return f"{advice}; --find-nan names the layer in which it begins"
 
 
-def error_of(
+def non_finite_error(
     where: str, output: Tensor, module: nn.Module, diagnosis: Diagnosis, again: Callable[[], object]
 ) -> NonFiniteError:
     """The error for what a part answered, e.g. `where` = "the UNet's answer at step 3".
@@ -170,7 +170,7 @@ def error_of(
     return error
 
 
-def check_answer(
+def check_finite(
     where: str,
     output: Tensor,
     module: nn.Module,
@@ -183,7 +183,7 @@ def check_answer(
         NonFiniteError: it is not.
     """
     if not is_finite(output):
-        raise error_of(where, output, module, diagnose(module, inputs), again)
+        raise non_finite_error(where, output, module, diagnose(module, inputs), again)
 
 
 # --- the layer ----------------------------------------------------------------------------

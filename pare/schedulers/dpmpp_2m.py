@@ -113,7 +113,7 @@ class DPMPlusPlus2M(Scheduler):
     ) -> tuple[Tensor, History]:
         here, there = timesteps.levels[i], timesteps.levels[i + 1]
         x0 = prediction.x0
-        h = there.half_log_snr - here.half_log_snr
+        h = there.lambda_t - here.lambda_t
         decay = math.expm1(-h)  # e^-h - 1
         # Order 1: x0 stays what it is for the step (the first step of algorithm 2).
         x_next = (there.noise_rate / here.noise_rate) * x_t - there.signal_rate * decay * x0
@@ -121,7 +121,7 @@ class DPMPlusPlus2M(Scheduler):
         if history and not self.ends_with_order_1(timesteps, i):
             # Order 2: x0 goes on changing as it did in the step before (algorithm 2's others).
             (earlier_x0,) = history
-            h_before = here.half_log_snr - timesteps.levels[i - 1].half_log_snr
+            h_before = here.lambda_t - timesteps.levels[i - 1].lambda_t
             change = (h / h_before) * (x0 - earlier_x0)
             if self.config.solver_type == "midpoint":
                 x_next = x_next - 0.5 * there.signal_rate * decay * change

@@ -49,7 +49,7 @@ class NoiseLevel:
         return 1.0 if math.isinf(self.sigma) else self.sigma / math.hypot(1.0, self.sigma)
 
     @property
-    def half_log_snr(self) -> float:
+    def lambda_t(self) -> float:
         """log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), DPM-Solver's lambda."""
         return math.inf if self.sigma == 0 else -math.log(self.sigma)
 

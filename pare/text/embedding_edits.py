@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pare.errors import PromptError
-from pare.runtime.numerics import check_answer
+from pare.runtime.numerics import check_finite
 from pare.runtime.validation import check_number, check_prompt
 from pare.text.text_encoder import PromptEmbeddings, cut_off
 from pare.text.textual_inversion import LearnedWord, check_width
@@ -380,7 +380,7 @@ def encode_edited(text_encoder: CLIPTextModel, edited: EditedPrompt) -> Tensor:
     encoder = with_rows(text_encoder, edited.rows)
     ids = edited.ids.to(text_encoder.device)
     embeddings: Tensor = encoder(ids).last_hidden_state
-    check_answer("the text encoder's embeddings", embeddings, encoder, {}, lambda: encoder(ids))
+    check_finite("the text encoder's embeddings", embeddings, encoder, {}, lambda: encoder(ids))
     return embeddings
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pare.config import HubConfig, Pin, integer, number, one_of
 from pare.errors import ConfigError, SettingError
-from pare.runtime.numerics import check_answer
+from pare.runtime.numerics import check_finite
 from pare.runtime.validation import check_prompt
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def encode(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Seque
     ids = tokenize(tokenizer, [check_prompt(prompt) for prompt in prompts], length)
     ids = ids.to(text_encoder.device)
     embeddings: Tensor = text_encoder(ids).last_hidden_state
-    check_answer(
+    check_finite(
         "the text encoder's embeddings", embeddings, text_encoder, {}, lambda: text_encoder(ids)
     )
     return embeddings

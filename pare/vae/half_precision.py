@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pare.runtime.numerics import PrecisionWarning, diagnose, error_of, is_finite
+from pare.runtime.numerics import PrecisionWarning, diagnose, is_finite, non_finite_error
 from pare.vae.autoencoder import AutoencoderKL
 
 Work = Callable[[AutoencoderKL, Tensor], Tensor]
@@ -48,7 +48,7 @@ def run_vae(vae: AutoencoderKL, x: Tensor, work: Work, *, what: str, given: str)
                 stacklevel=3,
             )
             return exact
-    raise error_of(what, answer, vae, diagnosis, lambda: work(vae, cast))
+    raise non_finite_error(what, answer, vae, diagnosis, lambda: work(vae, cast))
 
 
 def in_float32(vae: AutoencoderKL) -> AutoencoderKL:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pare.errors import ModelError, SettingError
 from pare.io.images import to_pil
 from pare.noise import Noise
-from pare.pipeline import Pipeline, Progress, check_sampling, one_a_seed
+from pare.pipeline import Pipeline, Progress, check_sampling, one_per_seed
 from pare.runtime import validation
 from pare.schedulers import Timesteps, start_index
 from pare.text.text_encoder import PromptEmbeddings
@@ -136,7 +136,7 @@ def blend(
     check_numbers(feather, shrink, decoder_steps)
     check_combination(pipe, method, history, shrink)
     timesteps = pipe.scheduler.timesteps(steps, first_step(steps, strength, rounding))
-    prompts, noise = one_a_seed(prompts, seeds), pipe.noise(seeds)
+    prompts, noise = one_per_seed(prompts, seeds), pipe.noise(seeds)
     canvas = Canvas.prepare(image, mask, factor=pipe.vae.config.factor, size=size, cover=cover)
     height, width = canvas.image.shape[2:]
     plan = pipe.plan(len(noise), height, width, guidance=guidance, batch=batch, tile=tile)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pare.errors import SettingError
-from pare.pipeline import Pipeline, Progress, one_a_seed
+from pare.pipeline import Pipeline, Progress, one_per_seed
 from techniques.blended.blended_loop import blend_latents
 from techniques.blended.edit_canvas import Canvas
 
@@ -55,7 +55,7 @@ def measure_history(
             fix="take dpm++2m or lms",
         )
     canvas = Canvas.prepare(image, mask, factor=pipe.vae.config.factor)
-    embeddings = pipe.encode_prompts(one_a_seed(prompts, seeds))
+    embeddings = pipe.encode_prompts(one_per_seed(prompts, seeds))
     noise = pipe.noise(seeds)
     source = pipe.encode(canvas.image).expand(len(noise), -1, -1, -1)
     noises = [noise.draw(tuple(source.shape[1:])) for _ in range(2)]

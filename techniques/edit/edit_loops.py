@@ -101,8 +101,8 @@ def erase_latents(
     for i in progress(range(len(way))):
         level = way.level(i)
         texts["uncond"] = way.uncond(i)
-        answers = pipe.answers(x_t, level, texts, control=looks, step=way.skip + i)
-        uncond, cond, *unwanted = answers.values()
+        outputs = pipe.branch_outputs(x_t, level, texts, control=looks, step=way.skip + i)
+        uncond, cond, *unwanted = outputs.values()
 
         to_eps = eps_per_output(level, way.solver.prediction_type)
         total = torch.zeros_like(x_t)

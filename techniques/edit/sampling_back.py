@@ -96,11 +96,11 @@ class Way:
             )
         # As `negative.sample_latents`: also at guidance 1 the source's prompt is asked.
         texts = {"uncond": prompts.uncond, "cond": prompts.cond}
-        answers = self.pipe.answers(x_t, level, texts, control=control, step=self.skip + i)
-        difference = answers["cond"] - answers["uncond"]
+        outputs = self.pipe.branch_outputs(x_t, level, texts, control=control, step=self.skip + i)
+        difference = outputs["cond"] - outputs["uncond"]
         if self.method == "proximal":
             difference = negative.proximal(difference, negative.QUANTILE)
-        output = answers["uncond"] + self.guidance * difference
+        output = outputs["uncond"] + self.guidance * difference
         return self.pipe.interpret(output, x_t, level)
 
     def step(self, i: int, x_t: Tensor, prediction: Prediction) -> Tensor:

@@ -53,11 +53,11 @@ def sample_latents(
     x_t = trace.start(skip, len(prompts), pipe.device)
     for i in progress(range(len(timesteps))):
         level = timesteps.levels[i]
-        answers = pipe.answers(x_t, level, texts, control=control, step=skip + i)
-        difference = answers["cond"] - answers["uncond"]
+        outputs = pipe.branch_outputs(x_t, level, texts, control=control, step=skip + i)
+        difference = outputs["cond"] - outputs["uncond"]
         if quantile is not None:
             difference = proximal(difference, quantile)
-        output = answers["uncond"] + guidance * difference
+        output = outputs["uncond"] + guidance * difference
         prediction = pipe.interpret(output, x_t, level)
         x_t, _ = ddim.step(timesteps, i, x_t, prediction, ())
         if watch:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pare.attention import Call, Control, Row, Site
+from pare.attention import AttentionCall, BatchRow, Control, Site
 from pare.errors import SettingError
 from pare.runtime.validation import check_number
 from pare.text.words import Words
@@ -49,7 +49,7 @@ class Sites:
             raise SettingError(f"coarsest is {self.coarsest}", expected=f"at most {self.finest}")
 
     def has(self, site: Site) -> bool:
-        return site.block in self.blocks and self.coarsest <= 2.0**-site.level <= self.finest
+        return site.block in self.blocks and self.coarsest <= 2.0**-site.stage <= self.finest
 
 
 EVERYWHERE = Sites()
@@ -140,30 +140,30 @@ class Injection(Control):
         looked_at = self.masks is not None and self.masks.wants(site)
         return looked_at or (acts and self.cross_sites.has(site))
 
-    def edit(self, call: Call, probabilities: Callable[[int], Tensor]) -> dict[int, Tensor]:
+    def edit(self, call: AttentionCall, weights: Callable[[int], Tensor]) -> dict[int, Tensor]:
         edited = {}
         for row, meaning in enumerate(call.rows):
             if meaning.branch != "cond":  # the negative prompt is the same for all
                 continue
             seed, k = divmod(meaning.prompt, 1 + len(self.targets))
             if k == 0:
-                self.sources[call.site.name, seed] = probabilities(row)
+                self.sources[call.site.name, seed] = weights(row)
             source = self.sources[call.site.name, seed]
             if k > 0 and call.site.kind == "self":
                 if call.step in self.targets[k - 1].self_steps:
                     edited[row] = source
             elif k > 0 and self.crosses(call, k - 1):
                 target = self.targets[k - 1]
-                own, acts = probabilities(row), target.cross[call.step]
+                own, acts = weights(row), target.cross[call.step]
                 edited[row] = target.table.apply(source, own) * acts + own * (1 - acts)
             if self.masks is not None and self.masks.wants(call.site):
                 maps = source if k == 0 else edited.get(row)
-                self.masks.add(call, meaning.prompt, probabilities(row) if maps is None else maps)
+                self.masks.add(call, meaning.prompt, weights(row) if maps is None else maps)
             if k == len(self.targets):
                 del self.sources[call.site.name, seed]
         return edited
 
-    def crosses(self, call: Call, target: int) -> bool:
+    def crosses(self, call: AttentionCall, target: int) -> bool:
         return self.cross_sites.has(call.site) and call.step in self.cross_steps[target]
 
 
@@ -177,19 +177,19 @@ class Part(Control):
     def observes(self, site: Site, step: int) -> bool:
         return self.whole.observes(site, step)
 
-    def observes_row(self, row: Row) -> bool:
-        return self.whole.observes_row(Row(self.first + row.prompt, row.branch))
+    def observes_row(self, row: BatchRow) -> bool:
+        return self.whole.observes_row(BatchRow(self.first + row.prompt, row.branch))
 
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
-        self.whole.observe(self.placed(call), row, heads, probabilities)
+    def observe(self, call: AttentionCall, row: int, heads: slice, weights: Tensor) -> None:
+        self.whole.observe(self.placed(call), row, heads, weights)
 
     def edits(self, site: Site, step: int) -> bool:
         return self.whole.edits(site, step)
 
-    def edit(self, call: Call, probabilities: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
-        return self.whole.edit(self.placed(call), probabilities)
+    def edit(self, call: AttentionCall, weights: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
+        return self.whole.edit(self.placed(call), weights)
 
-    def placed(self, call: Call) -> Call:
+    def placed(self, call: AttentionCall) -> AttentionCall:
         """The call with the rows numbered as in the whole run."""
-        rows = tuple(Row(self.first + row.prompt, row.branch) for row in call.rows)
+        rows = tuple(BatchRow(self.first + row.prompt, row.branch) for row in call.rows)
         return dataclasses.replace(call, rows=rows)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pare.attention import Call, Site
+from pare.attention import AttentionCall, Site
 from pare.errors import PromptError, SettingError
 from pare.runtime.validation import check_number
 from pare.text.words import Words
@@ -97,10 +97,10 @@ class Masks:
 
     def wants(self, site: Site) -> bool:
         by_words = bool(self.blend_by.words or self.blend_by.subtract)
-        here = site.kind == "cross" and site.level == self.level
+        here = site.kind == "cross" and site.stage == self.level
         return by_words and here and site.block in self.blend_by.blocks
 
-    def add(self, call: Call, image: int, maps: Tensor) -> None:
+    def add(self, call: AttentionCall, image: int, maps: Tensor) -> None:
         """Add one layer's maps (heads, queries, 77) of row `image` of the run to its sums."""
         for kind, tokens in (("words", self.tokens), ("subtract", self.subtracted)):
             of_words = maps[:, :, tokens[image % self.group].to(maps.device)]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pare.attention import Call, Control, Site
+from pare.attention import AttentionCall, Control, Site
 from pare.errors import NotEnoughMemoryError
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress
@@ -87,7 +87,7 @@ def maps_bytes(pipe: Pipeline, grid: tuple[int, int], rows: int, calls: int) -> 
     """
     tokens = pipe.text_encoder.config.max_position_embeddings if pipe.text_encoder else 77
     sizes = [
-        site.heads * math.prod(math.ceil(side / 2**site.level) for side in grid) * tokens
+        site.heads * math.prod(math.ceil(side / 2**site.stage) for side in grid) * tokens
         for site in pipe.unet.sites()
         if site.kind == "cross"
     ]
@@ -118,9 +118,9 @@ class Recorder(Control):
     def edits(self, site: Site, step: int) -> bool:
         return (site, step) in self.wanted
 
-    def edit(self, call: Call, probabilities: Callable[[int], Tensor]) -> dict[int, Tensor]:
+    def edit(self, call: AttentionCall, weights: Callable[[int], Tensor]) -> dict[int, Tensor]:
         self.maps[call.step, call.site.name] = [
-            probabilities(row).to(self.dtype) for row in range(len(call.rows))
+            weights(row).to(self.dtype) for row in range(len(call.rows))
         ]
         return {}
 
@@ -134,5 +134,5 @@ class Player(Control):
     def edits(self, site: Site, step: int) -> bool:
         return (site, step) in self.wanted
 
-    def edit(self, call: Call, probabilities: Callable[[int], Tensor]) -> dict[int, Tensor]:
+    def edit(self, call: AttentionCall, weights: Callable[[int], Tensor]) -> dict[int, Tensor]:
         return dict(enumerate(self.maps.pop((call.step, call.site.name))))

@@ -369,11 +369,11 @@ import os, signal, sys
 from pare.cli.main import main
 from techniques.prompt_to_prompt import attention_edit
 whole, calls = control.Injection.edit, []
-def edit(self, call, probabilities):
+def edit(self, call, weights):
     calls.append(call.step)
     if call.step == 1:
         os.kill(os.getpid(), signal.SIGINT)
-    return whole(self, call, probabilities)
+    return whole(self, call, weights)
 control.Injection.edit = edit
 sys.exit(main(sys.argv[1:]))
 """

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.hostile.test_images import REFUSED
 
 from tests.conftest import RunPare
 from tests.hostile.damage import JSON, PICKLES, SAFETENSORS
+from tests.hostile.test_images import REFUSED
 from tests.tiny_model import write_tiny_model
 
 MEMORY = 6 * 2**30

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pare.attention import Call, Control, Site
+from pare.attention import AttentionCall, Control, Site
 from pare.cli.main import main
 from pare.config import VAEConfig
 from pare.errors import NonFiniteError, WeightsError
@@ -160,8 +160,8 @@ def test_an_edit_of_attention_that_breaks_is_not_the_models_fault(folder: Path) 
         def edits(self, site: Site, step: int) -> bool:
             return step == 1
 
-        def edit(self, call: Call, probabilities: Callable[[int], torch.Tensor]) -> dict:  # type: ignore[type-arg]
-            return {1: probabilities(1) * NAN}
+        def edit(self, call: AttentionCall, weights: Callable[[int], torch.Tensor]) -> dict:  # type: ignore[type-arg]
+            return {1: weights(1) * NAN}
 
     with pytest.raises(NonFiniteError, match="at step 1 ") as caught:
         load(folder).generate("a car", [0], steps=3, control=Broken())

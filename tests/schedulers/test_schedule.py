@@ -65,7 +65,7 @@ def test_zero_terminal_snr_keeps_the_first_level_and_empties_the_last() -> None:
     assert float(rescaled.alpha_bar[0]) == pytest.approx(float(plain.alpha_bar[0]), rel=1e-12)
     last = rescaled.level(999)
     assert (last.alpha_bar, last.signal_rate, last.noise_rate) == (0.0, 0.0, 1.0)
-    assert last.half_log_snr == -math.inf
+    assert last.lambda_t == -math.inf
 
 
 def test_levels() -> None:
@@ -74,7 +74,7 @@ def test_levels() -> None:
         assert table.level(t).alpha_bar == pytest.approx(float(table.alpha_bar[t]), rel=1e-12)
     middle = table.level(10.25).sigma
     assert middle == pytest.approx(0.75 * table.level(10).sigma + 0.25 * table.level(11).sigma)
-    assert (CLEAN.alpha_bar, CLEAN.noise_rate, CLEAN.half_log_snr) == (1.0, 0.0, math.inf)
+    assert (CLEAN.alpha_bar, CLEAN.noise_rate, CLEAN.lambda_t) == (1.0, 0.0, math.inf)
     for t in (-1, -0.01, 999.01, math.nan, math.inf):
         with pytest.raises(SchedulerError):
             table.level(t)

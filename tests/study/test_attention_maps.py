@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pare.attention
-from pare.attention import Call, Control, ControlledStep, Row, Site
+from pare.attention import AttentionCall, BatchRow, Control, ControlledStep, Site
 from pare.config import UNetConfig
 from pare.errors import PromptError, SettingError
 from pare.pipeline import Pipeline
@@ -42,7 +42,7 @@ from pare.unet import UNet
 from tests.random_models import TINY_UNET, normal, random_state
 
 KEYS = 9
-ROWS = (Row(0, "uncond"), Row(1, "uncond"), Row(0, "cond"), Row(1, "cond"))
+ROWS = (BatchRow(0, "uncond"), BatchRow(1, "uncond"), BatchRow(0, "cond"), BatchRow(1, "cond"))
 
 
 def words(*counts: tuple[str, int]) -> Words:
@@ -73,7 +73,7 @@ def unet() -> UNet:
 
 
 class Everything(Control):
-    """Keeps all probabilities, whole: (site, step, row) -> (heads, queries, keys)."""
+    """Keeps all weights, whole: (site, step, row) -> (heads, queries, keys)."""
 
     def __init__(self) -> None:
         self.seen: dict[tuple[Site, int, int], Tensor] = {}
@@ -81,10 +81,10 @@ class Everything(Control):
     def observes(self, site: Site, step: int) -> bool:
         return True
 
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
+    def observe(self, call: AttentionCall, row: int, heads: slice, weights: Tensor) -> None:
         key = call.site, call.step, row
         before = [self.seen[key]] if key in self.seen else []
-        self.seen[key] = torch.cat([*before, probabilities])
+        self.seen[key] = torch.cat([*before, weights])
 
 
 def run(unet: UNet, control: Control | None, steps: int = 3) -> Tensor:
@@ -123,16 +123,16 @@ def test_what_is_kept_is_what_attention_did(
     at_once: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Column by column, against the probabilities kept whole; also when heads come singly."""
+    """Column by column, against the weights kept whole; also when heads come singly."""
     monkeypatch.setattr(pare.attention, "OBSERVED_AT_ONCE", at_once)
     maps = recorded(unet, each_head=each_head).maps()
     cross = [key for key in seen if key[0].kind == "cross"]
     assert len(maps) == len(cross)
     for one in maps:
         assert one.step is not None
-        whole = seen[one.site, one.step, ROWS.index(Row(one.prompt, one.branch))]
+        whole = seen[one.site, one.step, ROWS.index(BatchRow(one.prompt, one.branch))]
         whole = whole if each_head else whole.mean(0, keepdim=True)
-        assert one.shares.shape[2:] == grid_at((9, 6), one.site.level)
+        assert one.shares.shape[2:] == grid_at((9, 6), one.site.stage)
         own = len(one.words.ids)
         for column in range(own):
             expected = whole[..., column].view(-1, *one.shares.shape[2:])
@@ -259,7 +259,7 @@ def test_heat_map_is_daam_s_equation(unet: UNet) -> None:
 
 def test_level_map_averages_one_resolution(unet: UNet) -> None:
     maps = select(recorded(unet).maps())
-    level = [one for one in maps if one.site.level == 0 and one.site.block != "mid"]
+    level = [one for one in maps if one.site.stage == 0 and one.site.block != "mid"]
     expected = torch.stack([one.of("red")[0] for one in level]).mean(0)
     torch.testing.assert_close(level_map(maps, "red", 0), expected)
     up = [one.of("red")[0] for one in level if one.site.block == "up"]
@@ -336,8 +336,8 @@ def test_where_a_pixel_looks(
     kept = sum(total.nbytes for total in recorder.sums.values())
     assert recorder.bytes_needed(unet.sites(), (9, 6), 3) == kept
     for one in recorder.maps():
-        grid = grid_at((9, 6), one.site.level)
-        row = ROWS.index(Row(one.prompt, one.branch))
+        grid = grid_at((9, 6), one.site.stage)
+        row = ROWS.index(BatchRow(one.prompt, one.branch))
         whole = torch.stack([seen[one.site, step, row] for step in range(3)]).mean(0)
         for k, point in enumerate(recorder.points):
             expected = whole[:, cell_at(point, grid)].view(-1, *grid)
@@ -345,7 +345,7 @@ def test_where_a_pixel_looks(
             torch.testing.assert_close(one.of(point), expected * math.prod(grid))
             torch.testing.assert_close(one.shares[:, k], expected)
     mean = torch.stack(
-        [p for (s, _, r), p in seen.items() if s.kind == "self" and s.level == 0 and r == 3]
+        [p for (s, _, r), p in seen.items() if s.kind == "self" and s.stage == 0 and r == 3]
     ).mean((0, 1))
     assert affinity.grid == (9, 6)
     torch.testing.assert_close(affinity.matrix(), mean)

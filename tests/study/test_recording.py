@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from pare.attention import Call, Control, Site
+from pare.attention import AttentionCall, Control, Site
 from pare.errors import NotEnoughMemoryError, OutputError, SettingError
 from pare.guidance import guide
 from pare.pipeline import Pipeline
@@ -224,14 +224,14 @@ class Flat(Control):
     def observes(self, site: Site, step: int) -> bool:
         return site.kind == "self" and step == 0
 
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
+    def observe(self, call: AttentionCall, row: int, heads: slice, weights: Tensor) -> None:
         self.seen += 1
 
     def edits(self, site: Site, step: int) -> bool:
         return site.kind == "cross"
 
-    def edit(self, call: Call, probabilities: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
-        own = probabilities(1)
+    def edit(self, call: AttentionCall, weights: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
+        own = weights(1)
         return {1: torch.full_like(own, 1 / own.shape[-1])}
 
 

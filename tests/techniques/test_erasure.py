@@ -132,8 +132,8 @@ def psnr(ours: Tensor, theirs: Tensor) -> float:
 
 MUTATIONS = {
     "the concepts' rows are taken in another order": (
-        "uncond, cond, *unwanted = answers.values()",
-        "cond, uncond, *unwanted = answers.values()",
+        "uncond, cond, *unwanted = outputs.values()",
+        "cond, uncond, *unwanted = outputs.values()",
     ),
     "the push pulls": ("output = output - total", "output = output + total"),
     "pushes start from the prompt's answer": ("answer - uncond", "answer - cond"),

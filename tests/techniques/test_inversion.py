@@ -252,7 +252,7 @@ OTHER_MUTATIONS = {
         negative_apart, negative, "size > threshold", "size <= threshold",
     ),
     "guidance starts at the new prompt": (
-        negative_apart, negative, "answers[\"uncond\"] + guidance", "answers[\"cond\"] + guidance",
+        negative_apart, negative, "outputs[\"uncond\"] + guidance", "outputs[\"cond\"] + guidance",
     ),
     "both rows are put back": (direct_apart, direct, "[source, x_t[1:]]", "[source, source]"),
     "the source is put back a level late": (direct_apart, direct, "skip + i + 1", "skip + i"),

@@ -44,11 +44,11 @@ def test_every_attention_layer_has_its_site(raw: dict[str, Any], parameters: int
         # The name is the module's own path, and the layer there knows this very site.
         layer = unet.get_submodule(site.name)
         assert layer.site is site
-        assert site.heads == config.heads[site.level]
-        assert layer.to_q.weight.shape[0] == config.block_out_channels[site.level]
+        assert site.heads == config.heads[site.stage]
+        assert layer.to_q.weight.shape[0] == config.block_out_channels[site.stage]
         width = config.cross_attention_dim if site.kind == "cross" else layer.to_q.in_features
         assert layer.to_k.in_features == width
-    assert [(s.block, s.level, s.index) for s in sites[::2]] == [
+    assert [(s.block, s.stage, s.index) for s in sites[::2]] == [
         *(("down", level, index) for level in (0, 1, 2) for index in (0, 1)),
         ("mid", 3, 0),
         *(("up", level, index) for level in (2, 1, 0) for index in (0, 1, 2)),

@@ -145,7 +145,7 @@ class Watch:
             PromptError: a word that the prompt does not have.
             SettingError: nothing to look at.
         """
-        from pare.attention import Control, Row
+        from pare.attention import BatchRow, Control
         from pare.study.record import attention_maps as maps
         from pare.study.record.self_attention import AffinityRecorder
         from pare.text.words import read
@@ -178,11 +178,11 @@ class Watch:
         self.pixel_recorder = None
         if self.points:
             self.pixel_recorder = maps.PixelRecorder(
-                self.points, [Row(0, branch)], sites=chosen.__contains__, **apart
+                self.points, [BatchRow(0, branch)], sites=chosen.__contains__, **apart
             )
             watched.append(self.pixel_recorder)
 
-        levels = sorted({site.level for site in sites if site.kind == "self"})
+        levels = sorted({site.stage for site in sites if site.kind == "self"})
         self.affinities = [
             AffinityRecorder(level, branch=branch, sites=chosen.__contains__)
             for level in levels

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pare.attention import Call, Control, Row, Site
+from pare.attention import AttentionCall, BatchRow, Control, Site
 from pare.errors import SettingError
 from pare.runtime.validation import check_number
 from pare.text.words import END, PADDING, START, Words
@@ -153,10 +153,10 @@ class Recorder(Control):
         """
         self.sites, self.steps = sites, steps
         self.each_step, self.each_head = each_step, each_head
-        self.sums: dict[tuple[Site, int | None, Row], Tensor] = {}
-        self.looks: dict[tuple[Site, int | None, Row], int] = {}
+        self.sums: dict[tuple[Site, int | None, BatchRow], Tensor] = {}
+        self.looks: dict[tuple[Site, int | None, BatchRow], int] = {}
 
-    def columns(self, call: Call, row: Row, probabilities: Tensor) -> Tensor:
+    def columns(self, call: AttentionCall, row: BatchRow, weights: Tensor) -> Tensor:
         """(heads, queries, keys) -> (heads, columns, h * w): what is kept."""
         raise NotImplementedError
 
@@ -170,9 +170,9 @@ class Recorder(Control):
     def observes(self, site: Site, step: int) -> bool:
         return self.wants(site) and (self.steps is None or step in self.steps)
 
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
+    def observe(self, call: AttentionCall, row: int, heads: slice, weights: Tensor) -> None:
         meaning = call.rows[row]
-        seen = probabilities.detach()
+        seen = weights.detach()
         if not self.each_head:
             seen = seen.sum(0, keepdim=True) / call.site.heads
         shares = self.columns(call, meaning, seen)
@@ -209,7 +209,7 @@ class Recorder(Control):
         watched = range(steps) if self.steps is None else set(self.steps) & set(range(steps))
         kept = len(watched) if self.each_step else min(1, len(watched))
         cells = sum(
-            math.prod(grid_at(grid, site.level)) * (site.heads if self.each_head else 1)
+            math.prod(grid_at(grid, site.stage)) * (site.heads if self.each_head else 1)
             for site in sites
             if self.wants(site)
         )
@@ -231,13 +231,13 @@ class WordRecorder(Recorder):
         super().__init__(**options)
         self.texts = {branch: tuple(words) for branch, words in texts.items()}
 
-    def observes_row(self, row: Row) -> bool:
+    def observes_row(self, row: BatchRow) -> bool:
         return row.branch in self.texts and row.prompt < len(self.texts[row.branch])
 
-    def columns(self, call: Call, row: Row, probabilities: Tensor) -> Tensor:
+    def columns(self, call: AttentionCall, row: BatchRow, weights: Tensor) -> Tensor:
         own = len(self.texts[row.branch][row.prompt].ids)
-        padding = probabilities[..., own:].sum(-1, keepdim=True)
-        return torch.cat([probabilities[..., :own], padding], dim=-1).transpose(1, 2)
+        padding = weights[..., own:].sum(-1, keepdim=True)
+        return torch.cat([weights[..., :own], padding], dim=-1).transpose(1, 2)
 
     def column_count(self) -> int:
         return sum(len(words.ids) + 1 for texts in self.texts.values() for words in texts)
@@ -256,7 +256,10 @@ class PixelRecorder(Recorder):
     kind = "self"
 
     def __init__(
-        self, points: Sequence[Point], rows: Sequence[Row] = (Row(0, "cond"),), **options: Any
+        self,
+        points: Sequence[Point],
+        rows: Sequence[BatchRow] = (BatchRow(0, "cond"),),
+        **options: Any,
     ) -> None:
         """
         Args:
@@ -273,11 +276,11 @@ class PixelRecorder(Recorder):
             cell_at(point, (1, 1))
         self.points, self.rows = tuple(points), tuple(rows)
 
-    def observes_row(self, row: Row) -> bool:
+    def observes_row(self, row: BatchRow) -> bool:
         return row in self.rows
 
-    def columns(self, call: Call, row: Row, probabilities: Tensor) -> Tensor:
-        return probabilities[:, [cell_at(p, (call.height, call.width)) for p in self.points]]
+    def columns(self, call: AttentionCall, row: BatchRow, weights: Tensor) -> Tensor:
+        return weights[:, [cell_at(p, (call.height, call.width)) for p in self.points]]
 
     def column_count(self) -> int:
         return len(self.points) * len(self.rows)
@@ -296,13 +299,13 @@ class Together(Control):
     def observes(self, site: Site, step: int) -> bool:
         return any(control.observes(site, step) for control in self.controls)
 
-    def observes_row(self, row: Row) -> bool:
+    def observes_row(self, row: BatchRow) -> bool:
         return any(control.observes_row(row) for control in self.controls)
 
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
+    def observe(self, call: AttentionCall, row: int, heads: slice, weights: Tensor) -> None:
         for control in self.controls:
             if control.observes(call.site, call.step) and control.observes_row(call.rows[row]):
-                control.observe(call, row, heads, probabilities)
+                control.observe(call, row, heads, weights)
 
 
 def grid_at(grid: tuple[int, int], level: int) -> tuple[int, int]:
@@ -361,7 +364,7 @@ def grouped(maps: Iterable[AnyMap], by: By) -> dict[str, list[AnyMap]]:
         if by == "layer":
             groups.setdefault(layer_name(one.site), []).append(one)
         elif by == "level":
-            groups.setdefault(f"{one.site.block}, level {one.site.level}", []).append(one)
+            groups.setdefault(f"{one.site.block}, level {one.site.stage}", []).append(one)
         elif by == "step":
             if one.step is None:
                 raise not_kept("steps", "each_step=True")
@@ -443,7 +446,7 @@ def level_map(
     same = [
         one.of(what, among).mean(0)
         for one in maps
-        if one.site.level == level and one.site.block in blocks
+        if one.site.stage == level and one.site.block in blocks
     ]
     if not same:
         raise no_maps()

@@ -72,7 +72,7 @@ def attention_steps(
         context: (B, keys, C'), what they look at; None: themselves.
 
     Returns:
-        q, k, v (B, heads, tokens, d); scores and probabilities (B, heads, queries, keys);
+        q, k, v (B, heads, tokens, d); scores and weights (B, heads, queries, keys);
         attended (B, heads, queries, d); output (B, queries, C).
     """
     context = hidden if context is None else context
@@ -80,11 +80,11 @@ def attention_steps(
     key = attention.split_heads(attention.to_k(context))
     value = attention.split_heads(attention.to_v(context))
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    probabilities = scores.softmax(dim=-1)
-    attended = probabilities @ value
+    weights = scores.softmax(dim=-1)
+    attended = weights @ value
     joined = attended.transpose(1, 2).reshape(hidden.shape)
     return {
-        "q": query, "k": key, "v": value, "scores": scores, "probabilities": probabilities,
+        "q": query, "k": key, "v": value, "scores": scores, "weights": weights,
         "attended": attended, "output": attention.to_out[0](joined),
     }  # fmt: skip
 

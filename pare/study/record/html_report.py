@@ -342,7 +342,7 @@ class Reported:
             site = ordered[0].site
             sites.append(
                 {"name": f"unet.{name}", "label": layer_name(site), "block": site.block,
-                 "level": site.level, "grid": [h, w], **self.add_images(pack, shares)}
+                 "level": site.stage, "grid": [h, w], **self.add_images(pack, shares)}
             )  # fmt: skip
         return {
             "tokens": [

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pare.attention import Call, Control, ControlledStep, Row, Site
+from pare.attention import AttentionCall, BatchRow, Control, ControlledStep, Site
 from pare.errors import SettingError
 from pare.pipeline import Pipeline
 from pare.runtime.memory_plan import check_room
@@ -104,7 +104,7 @@ class Recording(Control):
             keep: what of them, see `pare.study.record.reductions`: "statistics", "activations"
                 (all), "map" (the strength of every pixel), "channels" (their means); or
                 reductions of one's own, by name.
-            attention: names or globs of attention layers whose probabilities are kept.
+            attention: names or globs of attention layers whose attention weights are kept.
             branches: the sides of the guidance that are looked at: "cond"; None is all.
             every: of so many steps one is looked at, the first included.
             each_head: keep attention's heads apart, not their mean.
@@ -134,7 +134,7 @@ class Recording(Control):
         """The level of noise at each step."""
         self.looked: list[int] = []
         """The steps at which layers and attention were looked at; an edit may begin after 0."""
-        self.rows: tuple[Row, ...] = ()
+        self.rows: tuple[BatchRow, ...] = ()
         """What the rows are that layers and attention have."""
 
         self.streams: dict[str, list[Tensor]] = {}
@@ -207,7 +207,7 @@ class Recording(Control):
 
     def planned_attention(self, calls: Shape, latents: Grid) -> Iterator[Planned]:
         for name, site in self.sites.items():
-            h, w = grid_at(latents, site.level)
+            h, w = grid_at(latents, site.stage)
             keys = h * w if site.kind == "self" else text_length(self.pipe)
             heads = (site.heads,) if self.each_head else ()
             axes = attention_axes(site, self.each_head)
@@ -316,7 +316,7 @@ class Recording(Control):
         """`looked`, counted from the run's own first step."""
         return [step - self.first_step for step in self.looked]
 
-    def chosen(self, rows: Sequence[Row]) -> list[int]:
+    def chosen(self, rows: Sequence[BatchRow]) -> list[int]:
         """The rows of the batch that are looked at."""
         return [i for i, row in enumerate(rows) if self.observes_row(row)]
 
@@ -347,18 +347,18 @@ class Recording(Control):
     def observes(self, site: Site, step: int) -> bool:
         return f"unet.{site.name}" in self.sites and self.wants(step)
 
-    def observes_row(self, row: Row) -> bool:
+    def observes_row(self, row: BatchRow) -> bool:
         return self.branches is None or row.branch in self.branches
 
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
+    def observe(self, call: AttentionCall, row: int, heads: slice, weights: Tensor) -> None:
         name, site = f"unet.{call.site.name}:attention", call.site
         chosen = self.chosen(call.rows)
         if row == chosen[0] and heads.start == 0:
             own = (site.heads,) if self.each_head else ()
-            empty = torch.zeros(len(chosen), *own, call.height, call.width, probabilities.shape[-1])
+            empty = torch.zeros(len(chosen), *own, call.height, call.width, weights.shape[-1])
             self.stream(name, empty, attention_axes(site, self.each_head)[1:])
         kept = self.streams[name][-1][chosen.index(row)]
-        seen = probabilities.detach().cpu().view(-1, *kept.shape[-3:])
+        seen = weights.detach().cpu().view(-1, *kept.shape[-3:])
         if self.each_head:
             kept[heads] = seen
         else:
@@ -417,7 +417,7 @@ class RecordedPipeline(Pipeline):
         prediction = super().predict(x_t, level, prompts, guidance, control=watching, **more)
         return self.noted(prediction, x_t, level)
 
-    def answers(
+    def branch_outputs(
         self,
         x_t: Tensor,
         level: NoiseLevel,
@@ -426,7 +426,7 @@ class RecordedPipeline(Pipeline):
         control: Control | None = None,
         **more: Any,
     ) -> dict[str, Tensor]:
-        return super().answers(x_t, level, texts, control=self.beside(control), **more)
+        return super().branch_outputs(x_t, level, texts, control=self.beside(control), **more)
 
     def interpret(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> Prediction:
         return self.noted(super().interpret(output, x_t, level), x_t, level)
@@ -449,8 +449,8 @@ class Beside(Together):
     def edits(self, site: Site, step: int) -> bool:
         return self.controls[-1].edits(site, step)
 
-    def edit(self, call: Call, probabilities: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
-        return self.controls[-1].edit(call, probabilities)
+    def edit(self, call: AttentionCall, weights: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
+        return self.controls[-1].edit(call, weights)
 
 
 def twin(module: Module) -> Module:

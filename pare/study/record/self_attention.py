@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pare.attention import Call, Control, Row, Site
+from pare.attention import AttentionCall, BatchRow, Control, Site
 from pare.errors import SettingError
 from pare.study.record.attention_maps import grid_at, no_maps
 
@@ -45,7 +45,7 @@ class AffinityRecorder(Control):
         sites: Callable[[Site], bool] = lambda site: True,
         steps: Collection[int] | None = None,
     ) -> None:
-        self.level, self.row = level, Row(prompt, branch)
+        self.level, self.row = level, BatchRow(prompt, branch)
         self.sites, self.steps = sites, steps
         self.grid: tuple[int, int] | None = None
         """Height and width of the level, once it was seen."""
@@ -53,18 +53,18 @@ class AffinityRecorder(Control):
         self.looks = 0
 
     def wants(self, site: Site) -> bool:
-        return site.kind == "self" and site.level == self.level and self.sites(site)
+        return site.kind == "self" and site.stage == self.level and self.sites(site)
 
     def observes(self, site: Site, step: int) -> bool:
         return self.wants(site) and (self.steps is None or step in self.steps)
 
-    def observes_row(self, row: Row) -> bool:
+    def observes_row(self, row: BatchRow) -> bool:
         return row == self.row
 
-    def observe(self, call: Call, row: int, heads: slice, probabilities: Tensor) -> None:
+    def observe(self, call: AttentionCall, row: int, heads: slice, weights: Tensor) -> None:
         self.grid = call.height, call.width
-        self.looks += probabilities.shape[0]
-        seen = probabilities.detach().sum(0)
+        self.looks += weights.shape[0]
+        seen = weights.detach().sum(0)
         self.total = seen if self.total is None else self.total.add_(seen)
 
     def matrix(self) -> Tensor:
