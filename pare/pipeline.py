@@ -28,14 +28,13 @@ from pare.errors import ImageError, ModelError, SettingError
 from pare.loading.modules import (
     Components,
     ModelSource,
-    choose_device,
-    choose_dtype,
     find_model,
     load_model,
     read_scheduler_config,
 )
 from pare.noise import Noise
 from pare.runtime import validation
+from pare.runtime.device import choose_device, choose_dtype
 from pare.runtime.memory_plan import (
     Plan,
     decoder_bytes,

@@ -31,12 +31,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pare.config import UNetConfig, VAEConfig, read_json, short_json
-from pare.errors import ConfigError, DeviceError, ModelError, SettingError, WeightsError
+from pare.errors import ConfigError, ModelError, SettingError, WeightsError
 from pare.loading import hub_folder
 from pare.loading.checkpoint import open_checkpoint
 from pare.loading.hub_client import fetch_snapshot, looks_like_repository, say_what_is_left_out
 from pare.loading.single_file import SingleFile, load_single_file, tokenizer_files
-from pare.runtime.numerics import Numbers, PrecisionWarning, is_finite, type_name
+from pare.runtime.device import choose_device, choose_dtype, dtype_name
+from pare.runtime.numerics import Numbers, PrecisionWarning, is_finite
 from pare.text.text_encoder import TextConfig
 from pare.text.tokenizer import TokenizerFiles, build_tokenizer, read_tokenizer
 from pare.unet import UNet
@@ -634,7 +635,7 @@ def in_type(key: str, tensor: Tensor, dtype: torch.dtype, path: Path) -> Tensor:
         )
     largest = max(-numbers.low, numbers.high)
     raise WeightsError(
-        f"{path} holds {largest:.3g} in {key}, and {type_name(dtype)} ends at "
+        f"{path} holds {largest:.3g} in {key}, and {dtype_name(dtype)} ends at "
         f"{torch.finfo(dtype).max:.3g}",
         fix="use --dtype bfloat16 or float32",
     )
@@ -645,7 +646,7 @@ def say_what_is_in_8_bits(kinds: Sequence[str], path: Path, dtype: torch.dtype) 
     if small:
         warnings.warn(
             f"{path} holds {len(small)} of {len(kinds)} tensors in 8 bits ({small[0]}): they are "
-            f"cast to {type_name(dtype)} in memory, and what was rounded away stays away",
+            f"cast to {dtype_name(dtype)} in memory, and what was rounded away stays away",
             PrecisionWarning,
             stacklevel=2,
         )
@@ -711,50 +712,3 @@ def empty_text_encoder(config: TextConfig) -> CLIPTextModel:
             owner = model.get_submodule(name.rpartition(".")[0])
             owner.position_ids = torch.arange(buffer.shape[-1]).expand(1, -1)
     return model
-
-
-# --- device and dtype ---------------------------------------------------------------------
-
-
-def choose_device(device: str) -> torch.device:
-    """ "auto" is CUDA, MPS or the CPU, in this order.
-
-    Raises:
-        DeviceError: a device that does not exist or that this machine does not have.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise DeviceError(
-            f"there is no device {device!r}", expected="auto, cpu, cuda, cuda:N or mps"
-        ) from error
-    if place.type == "cuda" and not (place.index or 0) < torch.cuda.device_count():
-        raise DeviceError(
-            f"the device {device!r} is not on this machine", fix="use --device cpu or auto"
-        )
-    if place.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("the device 'mps' is not on this machine", fix="use --device cpu or auto")
-    one_only = place.type in ("cpu", "mps") and place.index in (None, 0)
-    if not one_only and place.type != "cuda":
-        raise DeviceError(
-            f"pare does not run on the device {device!r}", expected="auto, cpu, cuda or mps"
-        )
-    return place
-
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """ "auto" is float16 on CUDA, float32 elsewhere."""
-    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
-        return dtype
-    if dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    if dtype not in DTYPES:
-        raise DeviceError(f"the dtype is {dtype!r}", expected=f"auto, {', '.join(DTYPES)}")
-    return DTYPES[str(dtype)]

@@ -22,6 +22,7 @@ from pare.io.whole_files import sha256
 from pare.loading import modules
 from pare.loading.hub_client import COMMIT, find_cached, looks_like_repository
 from pare.recipes.recipe import Recipe
+from pare.runtime.device import choose_device, choose_dtype
 from pare.schedulers import SCHEDULERS, Scheduler, rebuild_scheduler
 
 if TYPE_CHECKING:
@@ -195,12 +196,12 @@ def find_machine(
     if device is None:
         device = recipe.device
         try:
-            modules.choose_device(device)
+            choose_device(device)
         except DeviceError:
-            device, kind = str(modules.choose_device("auto")), "auto"
+            device, kind = str(choose_device("auto")), "auto"
             notes.append(f"made on {recipe.device}, which this machine has not: on {device} now")
     processors = os.cpu_count() or 1
-    kind = str(modules.choose_dtype(dtype or kind, modules.choose_device(device)))
+    kind = str(choose_dtype(dtype or kind, choose_device(device)))
     if threads is None and recipe.threads > processors:
         notes.append(f"made with {recipe.threads} threads: with {processors} now, one a processor")
     threads = threads or min(recipe.threads, processors)

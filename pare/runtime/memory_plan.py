@@ -25,7 +25,6 @@ import torch
 from pare.config import UNetConfig, VAEConfig
 from pare.errors import NotEnoughMemoryError
 from pare.runtime import validation
-from pare.vae.tiling import SMALLEST
 
 # Numbers that are alive at a part's worst moment, as a multiple of the width of a level.
 UNET_COPIES = 40  # of the first level, for every latent: the feed-forward's alone are 16
@@ -241,7 +240,7 @@ def fitting_tile(need: int, free: int | None, height: int, width: int, factor: i
     if free is None or need <= USABLE * free:
         return None
     side = math.sqrt(USABLE * free / need * height * width)
-    return factor * int(2 ** int(math.log2(max(side / factor, SMALLEST))))
+    return factor * int(2 ** int(math.log2(max(side / factor, validation.MIN_TILE))))
 
 
 def check_room(what: str, need: int, device: torch.device, fix: str) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pare.config import UNetConfig
 from pare.errors import NonFiniteError
+from pare.runtime.device import dtype_name
 
 
 class PrecisionWarning(UserWarning):
@@ -81,11 +82,7 @@ class Numbers:
     def __str__(self) -> str:
         spread = f"{self.low:.3g} to {self.high:.3g}"
         wrong = f", {self.wrong_in_words()}" if self.wrong else ""
-        return f"{' x '.join(map(str, self.shape))} {type_name(self.dtype)}, {spread}{wrong}"
-
-
-def type_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+        return f"{' x '.join(map(str, self.shape))} {dtype_name(self.dtype)}, {spread}{wrong}"
 
 
 # --- the reason ---------------------------------------------------------------------------
@@ -129,7 +126,7 @@ def diagnose(module: nn.Module, inputs: Mapping[str, Tensor]) -> Diagnosis:
             )
         if max(-numbers.low, numbers.high) > largest:
             return Diagnosis(
-                f"{name} reached {max(-numbers.low, numbers.high):.3g}, and {type_name(dtype)} "
+                f"{name} reached {max(-numbers.low, numbers.high):.3g}, and {dtype_name(dtype)} "
                 f"ends at {largest:.3g}",
                 "lower --guidance if it is far above 20; or use --dtype float32",
                 overflowed=False,
@@ -161,7 +158,7 @@ def non_finite_error(
 
     `again` runs the part on the same inputs, for `first_bad_layer`.
     """
-    dtype = type_name(next(module.parameters()).dtype)
+    dtype = dtype_name(next(module.parameters()).dtype)
     problem = f"{where} held {Numbers.of(output).wrong_in_words()}, in {dtype}"
     if diagnosis.reason:
         problem += f", as {diagnosis.reason}"

@@ -19,7 +19,8 @@ MAX_IMAGES = 256  # in one run
 MAX_SIDE = 8192  # pixels
 MAX_PROMPT = 20_000  # characters; 77 tokens are never more than a few hundred
 MAX_WEIGHT = 100.0  # of a word; papers take -2 to 2
-SIZE_STEP = 8  # a VAE of four levels halves three times
+SIZE_STEP = 8  # a VAE of four resolution levels halves three times
+MIN_TILE = 8  # latents along a side of the VAE's tiles
 
 
 def check_steps(steps: int, most: int = MAX_STEPS) -> int:

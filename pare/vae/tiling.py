@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from pare.errors import SettingError
+from pare.runtime.validation import MIN_TILE
 
 OVERLAP = 0.25
-SMALLEST = 8  # latents along the side of a tile
 
 
 def tile_in_latents(tile: int, factor: int) -> int:
@@ -27,9 +27,9 @@ def tile_in_latents(tile: int, factor: int) -> int:
         SettingError: no whole number of latents, or less than 8 of them.
     """
     whole = isinstance(tile, int) and not isinstance(tile, bool)
-    if not whole or tile < SMALLEST * factor or tile % factor:
+    if not whole or tile < MIN_TILE * factor or tile % factor:
         raise SettingError(
-            f"tile is {tile!r}", expected=f"a multiple of {factor}, at least {SMALLEST * factor}"
+            f"tile is {tile!r}", expected=f"a multiple of {factor}, at least {MIN_TILE * factor}"
         )
     return tile // factor
 

@@ -30,9 +30,10 @@ import weights_convert
 from pare.config import UNetConfig, VAEConfig
 from pare.loading import ldm_names
 from pare.loading.architectures import SCHEDULERS, TEXTS, UNETS, VAE
-from pare.loading.modules import DTYPES, ModelSource, choose_dtype, find_model, load_model
+from pare.loading.modules import ModelSource, find_model, load_model
 from pare.loading.single_file import Part, SingleFile
 from pare.recipes.recipe import current_versions
+from pare.runtime.device import DTYPES, choose_dtype
 from pare.text.text_encoder import TextConfig
 from pare.unet import UNet
 from pare.vae import AutoencoderKL

@@ -24,15 +24,13 @@ from torch import Tensor, nn
 from pare.config import UNetConfig, VAEConfig
 from pare.loading.architectures import UNETS, VAE
 from pare.loading.modules import (
-    DTYPES,
     ModelSource,
-    choose_device,
-    choose_dtype,
     config_of,
     find_model,
     load_model,
 )
 from pare.recipes.recipe import current_versions
+from pare.runtime.device import DTYPES, choose_device, choose_dtype
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 from pare.verify.diffusers_side import load_reference, quiet, require_diffusers, require_folder

@@ -11,15 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pare.errors import ConfigError, DeviceError, ModelError, WeightsError
-from pare.loading import modules as hub
+from pare.errors import ConfigError, ModelError, WeightsError
 from pare.loading.modules import Components, fingerprint, load_model
 from tests.hub_configs import SD14_UNET
 from tests.tiny_model import SCHEDULER, change_json, write_tiny_model
@@ -511,27 +509,6 @@ def test_a_large_files_fingerprint_is_cheap_and_sees_both_ends(tmp_path: Path) -
         file.truncate(2**32 + 1)
     seen.add(fingerprint(path))
     assert len(seen) == 4
-
-
-# --- device and dtype ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("device", ["gpu", "", "cuda:x", "meta", "cuda:99", "xpu"])
-def test_devices_that_are_not_there_are_refused(device: str) -> None:
-    with pytest.raises(DeviceError):
-        hub.choose_device(device)
-
-
-def test_dtypes() -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert hub.choose_dtype("auto", cpu) == torch.float32
-    assert hub.choose_dtype("auto", cuda) == torch.float16
-    assert hub.choose_dtype("bfloat16", cpu) == torch.bfloat16
-    assert hub.choose_dtype(torch.float16, cpu) == torch.float16
-    wrong: Any
-    for wrong in ("float64", "half", "", torch.float64, torch.int8, None):
-        with pytest.raises(DeviceError, match=r"the dtype is .*; expected auto, float32"):
-            hub.choose_dtype(wrong, cpu)
 
 
 # --- memory --------------------------------------------------------------------------------

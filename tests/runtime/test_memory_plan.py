@@ -283,9 +283,9 @@ def peak(run):
     # Bytes of resident memory that `run` needs more than before it.
     status = Path("/proc/self/status")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
-    before = memory.colon_table(status)["VmRSS"]
+    before = memory_plan.colon_table(status)["VmRSS"]
     run()
-    return memory.colon_table(status)["VmHWM"] - before
+    return memory_plan.colon_table(status)["VmHWM"] - before
 
 pipe = Pipeline.from_pretrained("roads", device="cpu", dtype="float32")
 unet, vae = pipe.unet, pipe.vae
@@ -296,8 +296,8 @@ with torch.no_grad():
     unet(x_t[..., :16, :16], 500, text), vae.decode(latents[..., :8, :8])
     measured = peak(lambda: unet(x_t, 500, text)), peak(lambda: vae.decode(latents))
 estimated = (
-    2 * memory.unet_bytes(unet.config, 64, 64, torch.float32),
-    memory.decoder_bytes(vae.config, 512, 512, torch.float32),
+    2 * memory_plan.unet_bytes(unet.config, 64, 64, torch.float32),
+    memory_plan.decoder_bytes(vae.config, 512, 512, torch.float32),
 )
 print(json.dumps([measured, estimated]))
 """

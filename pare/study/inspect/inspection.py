@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pare.errors import SettingError
+from pare.runtime.device import DTYPES
 from pare.study.inspect import text_tables
 from pare.study.inspect.as_json import as_json
 from pare.study.inspect.layer_table import LayerTable, is_glob, nearest
@@ -24,9 +23,6 @@ from pare.study.inspect.model_tables import layers
 from pare.study.inspect.u_shape import u_shape
 from pare.study.inspect.weight_files import WeightFile
 from pare.study.inspect.weight_values import Values, read_values
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
 
 # How the name of a layer may begin; those of a part's own layers get a hint.
 BEGINNINGS = (*CLASSES, "down_blocks", "mid_block", "up_blocks", "encoder", "decoder", "text_model")
