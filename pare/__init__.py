@@ -3,7 +3,7 @@
     import pare
 
     pipe = pare.Pipeline.from_pretrained("roads")
-    images = pipe.generate(["a snowy road in the forest"], seeds=[7])
+    images = pipe("a snowy road in the forest", seeds=[7])
 
 Importing pare imports neither torch nor anything else that is slow: the names below
 are looked up when they are first used.
@@ -15,17 +15,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pare.attention import Control
     from pare.errors import PareError
     from pare.pipeline import Pipeline
+    from pare.results import Images
+    from pare.unet import UNet
+    from pare.vae import AutoencoderKL
 
 __version__ = "0.1.0"
 
-__all__ = ["PareError", "Pipeline", "__version__"]
+__all__ = [
+    "AutoencoderKL",
+    "Control",
+    "Images",
+    "PareError",
+    "Pipeline",
+    "UNet",
+    "__version__",
+]
 
-_HOMES = {"PareError": "pare.errors", "Pipeline": "pare.pipeline"}
+_HOMES = {
+    "AutoencoderKL": "pare.vae",
+    "Control": "pare.attention",
+    "Images": "pare.results",
+    "PareError": "pare.errors",
+    "Pipeline": "pare.pipeline",
+    "UNet": "pare.unet",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'pare' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

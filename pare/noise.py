@@ -13,14 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pare.errors import SettingError
-from pare.runtime.validation import check_seed
+from pare.runtime.validation import seed_list
 
 
 class Noise:
     """A stream of unit Gaussian noise for a batch of images, one generator a seed."""
 
-    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(self, seeds: int | Sequence[int], device: torch.device | str = "cpu") -> None:
         """`device` is where the noise is moved to, not where it is drawn.
 
         A seed may occur twice: two prompts from one noise is how edits are compared.
@@ -28,9 +27,7 @@ class Noise:
         Raises:
             SettingError: no seeds, or a seed that is not in 0 .. 2**63 - 1.
         """
-        if not seeds:
-            raise SettingError("no seeds are given", expected="one an image")
-        self.generators = [torch.Generator().manual_seed(check_seed(seed)) for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seed_list(seeds)]
         self.device = torch.device(device)
 
     def __len__(self) -> int:

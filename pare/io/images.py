@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,6 +25,9 @@ from pare.errors import ImageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
+
+ImageLike: TypeAlias = Union[Image.Image, Path, str, "NDArray[Any]", "Tensor"]
+"""What an image may be given as; see `as_image`."""
 
 MAX_PIXELS = 50_000_000  # 150 MB as RGB; far more than any model here can work on
 MASK_THRESHOLD = 128  # of 255: from here on a mask's pixel means "edit"
@@ -259,6 +262,88 @@ def fit_to_multiple(image: Image.Image, multiple: int = 8) -> tuple[Image.Image,
 
 
 # --- tensors ---------------------------------------------------------------------------
+
+
+def as_image(image: ImageLike) -> Image.Image:
+    """The image as a PIL image: RGB, 8 bits a channel.
+
+    Args:
+        image: a path; a PIL image in any mode (transparency is laid on white); a numpy array
+            (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or floats in [0, 1]; or a tensor
+            (3, H, W) or (1, 3, H, W) in [-1, 1].
+
+    Raises:
+        ImageError: something else, an array of another shape, type or range, or a path whose
+            file `load_image` refuses.
+        OSError: the file cannot be opened.
+    """
+    import torch
+
+    if isinstance(image, str | Path):
+        return load_image(image)
+    if isinstance(image, Image.Image):
+        return lay_on_white(to_8_bits(image, "`image`"))
+    if isinstance(image, np.ndarray):
+        return lay_on_white(Image.fromarray(eight_bit(image)))
+    if isinstance(image, torch.Tensor):
+        found = to_pil(as_batch(image))
+        if len(found) == 1:
+            return found[0]
+        raise ImageError(f"`image` is a tensor of {len(found)} images", expected="one image")
+    raise not_an_image(image)
+
+
+def as_image_tensor(image: ImageLike) -> Tensor:
+    """The image as a tensor (B, 3, H, W), float32, in [-1, 1]; a tensor may hold several.
+
+    Takes what `as_image` takes; a tensor keeps its values.
+
+    Raises:
+        ImageError, OSError: as `as_image`.
+    """
+    import torch
+
+    return as_batch(image) if isinstance(image, torch.Tensor) else to_tensor(as_image(image))
+
+
+def as_batch(image: Tensor) -> Tensor:
+    """(3, H, W) or (B, 3, H, W) as (B, 3, H, W)."""
+    batch = image[None] if image.ndim == 3 else image
+    if batch.ndim != 4 or batch.shape[1] != 3:
+        raise ImageError(
+            f"`image` is a tensor of shape {tuple(image.shape)}",
+            expected="(B, 3, H, W) or (3, H, W), in [-1, 1]",
+        )
+    return batch
+
+
+def eight_bit(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """An array of uint8, or of floats in [0, 1], as uint8: (H, W) or (H, W, 3 or 4)."""
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    good = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    if not good or not pixels.size:
+        raise ImageError(
+            f"`image` is an array of shape {pixels.shape}",
+            expected="(H, W, 3), (H, W, 4) or (H, W)",
+        )
+    if pixels.dtype == np.uint8:
+        return np.ascontiguousarray(pixels)
+    if not np.issubdtype(pixels.dtype, np.floating) or not (
+        pixels.min() >= 0 and pixels.max() <= 1  # false for NaN, too
+    ):
+        raise ImageError(
+            f"`image` is an array of {pixels.dtype} from {pixels.min():g} to {pixels.max():g}",
+            expected="uint8, or floats from 0 to 1",
+        )
+    return np.rint(pixels * 255).astype(np.uint8)
+
+
+def not_an_image(image: object) -> ImageError:
+    return ImageError(
+        f"`image` is a {type(image).__name__}",
+        expected="a PIL image, a path, a numpy array (H, W, 3) or a tensor (B, 3, H, W)",
+    )
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -70,6 +70,20 @@ def check_seed(seed: int) -> int:
     return seed
 
 
+def seed_list(seeds: int | Sequence[int]) -> list[int]:
+    """One seed or several as a list: at least one; a seed may occur twice.
+
+    Raises:
+        SettingError: no seeds, or something that is no seed.
+    """
+    listed = [seeds] if isinstance(seeds, int) else seeds
+    if isinstance(listed, str) or not isinstance(listed, Sequence | range):
+        raise SettingError(f"seeds is {seeds!r}", expected="a whole number, or a sequence of them")
+    if not listed:
+        raise SettingError("no seeds are given", expected="one per image")
+    return [check_seed(seed) for seed in listed]
+
+
 def check_seeds(seeds: Sequence[int]) -> list[int]:
     """Seeds of one batch: at least one, none twice (equal seeds make equal images)."""
     checked = [check_seed(seed) for seed in seeds]
