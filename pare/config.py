@@ -208,7 +208,7 @@ _SD1_DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
 _SD1_UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UNetConfig(HubConfig):
     """The architecture of a UNet: `unet/config.json` (class `UNet2DConditionModel`).
 
@@ -295,6 +295,9 @@ class UNetConfig(HubConfig):
     }
     UNUSED: ClassVar[frozenset[str]] = frozenset({"addition_embed_type_num_heads"})
 
+    def __repr__(self) -> str:
+        return f"UNetConfig(widths {self.block_out_channels}, text {self.cross_attention_dim})"
+
     @property
     def inpaints(self) -> bool:
         """Whether the UNet reads a mask and the masked image's latents beside x_t."""
@@ -353,7 +356,7 @@ class UNetConfig(HubConfig):
         return values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class VAEConfig(HubConfig):
     """The architecture of a VAE: `vae/config.json` (class `AutoencoderKL`)."""
 
@@ -396,6 +399,9 @@ class VAEConfig(HubConfig):
     }
     # `force_upcast` is read by SDXL's pipelines only.
     UNUSED: ClassVar[frozenset[str]] = frozenset({"force_upcast"})
+
+    def __repr__(self) -> str:
+        return f"VAEConfig(widths {self.block_out_channels}, latents {self.latent_channels})"
 
     @property
     def factor(self) -> int:

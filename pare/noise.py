@@ -27,7 +27,8 @@ class Noise:
         Raises:
             SettingError: no seeds, or a seed that is not in 0 .. 2**63 - 1.
         """
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seed_list(seeds)]
+        self.seeds = seed_list(seeds)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
         self.device = torch.device(device)
 
     def __len__(self) -> int:
@@ -36,7 +37,7 @@ class Noise:
     def __getitem__(self, rows: slice) -> Noise:
         """The streams of some of the images: the same generators, not copies."""
         some = copy.copy(self)
-        some.generators = self.generators[rows]
+        some.seeds, some.generators = self.seeds[rows], self.generators[rows]
         return some
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:

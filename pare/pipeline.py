@@ -1,15 +1,15 @@
-"""The whole run, from words to pixels.
+"""Text to image by latent diffusion (arXiv:2112.10752): the parts of a run, and whole runs.
 
-    pipe       = Pipeline.from_pretrained("roads")
-    prompts    = pipe.encode_prompts(["a snowy road"])
-    timestep schedule = pipe.scheduler.timesteps(25)
-    noise      = pipe.noise([7])
-    x_T        = noise.draw(pipe.latent_shape()) * timesteps.initial_scale
-    x0         = pipe.denoise(x_T, timestep schedule, prompts, guidance=7.5, noise=noise)
-    image      = pipe.decode(x0)
+    pipe      = Pipeline.from_pretrained("roads")
+    prompts   = pipe.encode_prompts(["a snowy road"])
+    timesteps = pipe.scheduler.timesteps(25)
+    noise     = pipe.noise([7])
+    x_T       = noise.draw(pipe.latent_shape()) * timesteps.initial_scale
+    x0        = pipe.denoise(x_T, timesteps, prompts, guidance=7.5, noise=noise)
+    image     = pipe.decode(x0)
 
-`generate` and `img2img` are these lines; the techniques write their own loop instead of
-`denoise`, out of the same parts.
+`generate` and `img2img` are these lines, batched to fit into memory.  The techniques use
+the same parts and write their own sampling loop in place of `denoise`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 from pare import guidance as guiding
 from pare.attention import Control
 from pare.errors import ImageError, ModelError, SettingError
+from pare.io.images import ImageLike, as_image_tensor, to_pil
 from pare.loading.modules import (
     Components,
     ModelSource,
@@ -33,8 +34,9 @@ from pare.loading.modules import (
     read_scheduler_config,
 )
 from pare.noise import Noise
+from pare.results import Images
 from pare.runtime import validation
-from pare.runtime.device import choose_device, choose_dtype
+from pare.runtime.device import choose_device, choose_dtype, dtype_name
 from pare.runtime.memory_plan import (
     Plan,
     decoder_bytes,
@@ -72,8 +74,8 @@ Progress = Callable[[Iterable[int]], Iterable[int]]
 class Pipeline:
     """A model's parts with a scheduler, and the steps of a run as methods.
 
-    Latents are float32, variance-preserving and scaled by the VAE's `scaling_factor`;
-    they are cast to the model's dtype at its door.
+    Latents are float32, variance-preserving and scaled by the VAE's `scaling_factor`.  The
+    UNet gets them in its own dtype.
     """
 
     def __init__(self, components: Components, scheduler: Scheduler) -> None:
@@ -137,6 +139,33 @@ class Pipeline:
         other.text_edits = edits
         return other
 
+    def to(
+        self,
+        device: str | torch.device | torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> Self:
+        """Move UNet, VAE and text encoder to a device, a dtype, or both; returns the pipeline.
+
+        In place, as PyTorch's modules do it: pipelines that share the model (`with_scheduler`,
+        `with_text_edits`) move with it.  `pipe.to(torch.float16)` changes the dtype alone.
+
+        Raises:
+            DeviceError: a device that this machine does not have, or a dtype that models do
+                not run in.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        place = self.device if device is None else choose_device(str(device))
+        kind = self.dtype if dtype is None else choose_dtype(dtype, place)
+        for part in (self.unet, self.vae, self.text_encoder):
+            part.to(place, kind)
+        return self
+
+    def __repr__(self) -> str:
+        width, height = self.trained_size
+        where = f"{self.device}, {dtype_name(self.dtype)}"
+        return f"Pipeline({self.source.name}, {width} x {height}, {self.scheduler.name}, {where})"
+
     @property
     def device(self) -> torch.device:
         return self.unet.conv_in.weight.device
@@ -182,8 +211,8 @@ class Pipeline:
             uncond=torch.cat([rows[prompt] for prompt in negatives]),
         )
 
-    def noise(self, seeds: Sequence[int]) -> Noise:
-        """A stream of noise for a batch, one seed an image."""
+    def noise(self, seeds: int | Sequence[int]) -> Noise:
+        """A stream of unit Gaussian noise for a batch, one seed per image."""
         return Noise(seeds, self.device)
 
     @property
@@ -421,7 +450,7 @@ class Pipeline:
     def generate(
         self,
         prompts: str | Sequence[str],
-        seeds: Sequence[int] = (0,),
+        seeds: int | Sequence[int] = 0,
         *,
         steps: int = 25,
         guidance: float = 7.5,
@@ -433,13 +462,18 @@ class Pipeline:
         batch: int | None = None,
         tile: int | None = None,
         progress: Progress = iter,
-    ) -> Tensor:
-        """Prompts -> images (B, 3, height, width) in about [-1, 1], float32 on the CPU.
+    ) -> Images:
+        """Text to image: samples one image per seed, guided by its prompt.
 
-        One seed an image; a single prompt serves all seeds.  The sizes are those that the
-        model was trained at if not given.
+        `pipe(...)` is the same.
 
         Args:
+            prompts: one for all seeds, or one for each.
+            steps: solver steps, 1 to the model's number of training timesteps (1000).
+            guidance: the scale of classifier-free guidance; 1 is none.
+            rescale: guidance rescale in [0, 1], see `guidance.guide`.
+            negative: takes the place of the empty prompt in guidance; one for all, or one each.
+            height, width: in pixels, multiples of 8; None: what the model was trained at.
             control: sees all images of the run together, so that there is one batch.
             batch: images that go through the UNet together, which changes them by rounding
                 alone; None: as many as fit, see `plan`.
@@ -448,7 +482,7 @@ class Pipeline:
         Raises:
             SettingError: a setting out of range, or prompts and seeds that do not pair.
             NotEnoughMemoryError: not even one image fits, on a CPU.
-            NonFiniteError: the model answers with NaN or infinities.
+            NonFiniteError: the model's output holds NaN or infinities.
         """
         self.require_channels("generate")
         self.require_denoising("generate")
@@ -459,11 +493,11 @@ class Pipeline:
         embeddings = self.encode_prompts(one_per_seed(prompts, seeds), negative)
         together = batch if control is None else len(noise)
         plan = self.plan(len(noise), height, width, guidance=guidance, batch=together, tile=tile)
-        images = []
+        latents, decoded = [], []
         for some in plan.batches:
-            x_t = noise[some].draw(shape) * timesteps.initial_scale
+            x_T = noise[some].draw(shape) * timesteps.initial_scale
             x0 = self.denoise(
-                x_t,
+                x_T,
                 timesteps,
                 embeddings[some],
                 guidance=guidance,
@@ -472,14 +506,17 @@ class Pipeline:
                 control=control,
                 progress=progress,
             )
-            images.append(self.decode(x0, sliced=True, tile=plan.tile))
-        return torch.cat(images)
+            latents.append(x0)
+            decoded.append(self.decode(x0, sliced=True, tile=plan.tile))
+        return Images.from_decoded(torch.cat(decoded), noise.seeds, latents=torch.cat(latents))
+
+    __call__ = generate
 
     def img2img(
         self,
-        image: Tensor,
+        image: ImageLike,
         prompts: str | Sequence[str],
-        seeds: Sequence[int] = (0,),
+        seeds: int | Sequence[int] = 0,
         *,
         strength: float = 0.8,
         steps: int = 25,
@@ -489,38 +526,39 @@ class Pipeline:
         batch: int | None = None,
         tile: int | None = None,
         progress: Progress = iter,
-    ) -> Tensor:
-        """Repaint an image: noise it to mid-timestep schedule, then denoise (arXiv:2108.01073).
+    ) -> Images:
+        """Image to image (SDEdit, arXiv:2108.01073): add noise to an image, then denoise it.
+
+        The forward process takes the image's latents to an intermediate timestep; sampling
+        goes on from there.
 
         Args:
-            image: (1, 3, H, W) in [-1, 1], for all seeds, or (B, 3, H, W).
-            strength: how much of the timestep schedule runs, above 0 and at most 1.
-            batch, tile: as for `generate`.
-
-        Returns:
-            images (B, 3, H, W) in about [-1, 1], float32 on the CPU.
+            image: a PIL image, a path, a numpy array or a tensor (see `io.images.as_image`),
+                for all seeds; or a tensor (B, 3, H, W), one image per seed.
+            strength: the fraction of the steps that is run, above 0 and at most 1.
+            Others as for `generate`.
 
         Raises:
             SettingError: a setting out of range, or prompts, images and seeds that do not
                 pair.
-            ImageError: an image of sides that are not multiples of 8.
+            ImageError: no image, or one of sides that are not multiples of 8.
             NotEnoughMemoryError, NonFiniteError: as `generate`.
         """
         self.require_channels("img2img")
         self.require_denoising("img2img")
         check_sampling(steps, guidance, rescale)
-        noise = self.noise(seeds)
-        if len(image) not in (1, len(noise)):
+        noise, sources = self.noise(seeds), as_image_tensor(image)
+        if len(sources) not in (1, len(noise)):
             raise SettingError(
-                f"{len(image)} images and {len(noise)} seeds are given",
-                expected="one seed an image, or one image for all seeds",
+                f"{len(sources)} images and {len(noise)} seeds are given",
+                expected="one seed per image, or one image for all seeds",
             )
         timesteps = self.scheduler.timesteps(steps, start_index(steps, strength))
         embeddings = self.encode_prompts(one_per_seed(prompts, seeds), negative)
-        height, width = image.shape[-2:]
-        source = self.encode(image, tile=tile).expand(len(noise), -1, -1, -1)
+        height, width = sources.shape[-2:]
+        source = self.encode(sources, tile=tile).expand(len(noise), -1, -1, -1)
         plan = self.plan(len(noise), height, width, guidance=guidance, batch=batch, tile=tile)
-        images = []
+        latents, decoded = [], []
         for some in plan.batches:
             fresh = noise[some].draw(tuple(source.shape[1:]))
             x0 = self.denoise(
@@ -532,8 +570,15 @@ class Pipeline:
                 noise=noise[some],
                 progress=progress,
             )
-            images.append(self.decode(x0, sliced=True, tile=plan.tile))
-        return torch.cat(images)
+            latents.append(x0)
+            decoded.append(self.decode(x0, sliced=True, tile=plan.tile))
+        return Images(
+            images=to_pil(torch.cat(decoded)),
+            seeds=noise.seeds,
+            decoded=torch.cat(decoded),
+            latents=torch.cat(latents),
+            before=to_pil(sources)[0] if len(sources) == 1 else None,
+        )
 
     def require_channels(self, task: str) -> None:
         """Raise a ModelError for an inpainting model, whose UNet wants a mask as well."""
@@ -561,14 +606,15 @@ def check_sampling(steps: int, guidance: float, rescale: float) -> None:
     validation.check_rescale(rescale)
 
 
-def one_per_seed(prompts: str | Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """One prompt a seed; a single prompt serves all."""
+def one_per_seed(prompts: str | Sequence[str], seeds: int | Sequence[int]) -> list[str]:
+    """One prompt per seed; a single prompt serves all seeds."""
+    count = len(validation.seed_list(seeds))
     listed = [prompts] if isinstance(prompts, str) else list(prompts)
     if len(listed) == 1:
-        listed *= len(seeds)
-    if len(listed) != len(seeds):
+        listed *= count
+    if len(listed) != count:
         raise SettingError(
-            f"{len(listed)} prompts and {len(seeds)} seeds are given",
-            expected="one seed a prompt, or one prompt for all seeds",
+            f"{len(listed)} prompts and {count} seeds are given",
+            expected="one seed per prompt, or one prompt for all seeds",
         )
     return listed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 from collections.abc import Callable, Mapping
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import pare
 from pare.attention import AttentionCall, Control, Site
-from pare.errors import ImageError, ModelError, PareError, SchedulerError, SettingError
+from pare.errors import DeviceError, ImageError, ModelError, PareError, SchedulerError, SettingError
+from pare.io.images import to_tensor
 from pare.loading import modules
 from pare.pipeline import Pipeline
 from pare.schedulers import SCHEDULERS
@@ -112,7 +115,7 @@ def test_generated_images_are_diffusers_own(
         width=72,
     )
     assert theirs.std() > 0.1
-    assert np.abs(as_image(ours) - theirs).max() < 1e-3  # a quarter of an 8-bit step
+    assert np.abs(as_image(ours.tensor) - theirs).max() < 1e-3  # a quarter of an 8-bit step
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm++2m", "dpm++2m karras", "euler"])
@@ -135,7 +138,7 @@ def test_repainted_images_are_diffusers_own(
     ours = pipe.with_scheduler(solver.split()[0], **options).img2img(
         image, "the snowy road", [7], strength=0.6, steps=10, guidance=5.0
     )
-    assert np.abs(as_image(ours) - expected).max() < 1e-3
+    assert np.abs(as_image(ours.tensor) - expected).max() < 1e-3
 
 
 def test_guidance_1_is_diffusers_run_without_guidance(
@@ -146,7 +149,7 @@ def test_guidance_1_is_diffusers_run_without_guidance(
         height=64, width=64, output_type="np",
     ).images  # fmt: skip
     ours = pipe.generate(PROMPTS, SEEDS, steps=3, guidance=1.0)
-    assert np.abs(as_image(ours) - theirs).max() < 1e-3
+    assert np.abs(as_image(ours.tensor) - theirs).max() < 1e-3
 
 
 # --- what a run depends on -----------------------------------------------------------------
@@ -155,25 +158,26 @@ def test_guidance_1_is_diffusers_run_without_guidance(
 def test_guidance_0_is_the_negative_prompts_image(pipe: Pipeline) -> None:
     nothing = pipe.generate("the snowy road", [7], steps=3, guidance=0, negative="a car")
     negative = pipe.generate("a car", [7], steps=3, guidance=1)
-    assert torch.allclose(nothing, negative, atol=1e-4)
-    assert not torch.allclose(nothing, pipe.generate("a road", [7], steps=3), atol=1e-2)
+    other = pipe.generate("a road", [7], steps=3)
+    assert torch.allclose(nothing.tensor, negative.tensor, atol=1e-4)
+    assert not torch.allclose(nothing.tensor, other.tensor, atol=1e-2)
 
 
 @pytest.mark.parametrize("scheduler", ["pndm", "euler-ancestral"])
 def test_an_image_does_not_depend_on_its_neighbours(pipe: Pipeline, scheduler: str) -> None:
     solver = pipe.with_scheduler(scheduler)
-    alone = solver.generate("a car", [3], steps=4)
-    among = solver.generate(["the snowy road", "a car", "the"], [0, 3, 9], steps=4)
+    alone = solver.generate("a car", [3], steps=4).tensor
+    among = solver.generate(["the snowy road", "a car", "the"], [0, 3, 9], steps=4).tensor
     # Batches of other sizes round differently, hence not to the bit.
     assert torch.allclose(alone[0], among[1], atol=1e-3)
     assert not torch.allclose(among[0], among[1], atol=1e-1)
 
 
 def test_an_image_depends_on_prompt_and_seed_and_nothing_else(pipe: Pipeline) -> None:
-    first = pipe.generate(PROMPTS, SEEDS, steps=2)
-    assert torch.equal(first, pipe.generate(PROMPTS, SEEDS, steps=2))
-    assert not torch.equal(first, pipe.generate(PROMPTS, [0, 1], steps=2))
-    assert not torch.equal(first, pipe.generate(PROMPTS[::-1], SEEDS, steps=2))
+    first = pipe.generate(PROMPTS, SEEDS, steps=2).tensor
+    assert torch.equal(first, pipe(PROMPTS, SEEDS, steps=2).tensor)
+    assert not torch.equal(first, pipe.generate(PROMPTS, [0, 1], steps=2).tensor)
+    assert not torch.equal(first, pipe.generate(PROMPTS[::-1], SEEDS, steps=2).tensor)
     assert first.shape == (2, 3, 64, 64)
     assert first.dtype == torch.float32
 
@@ -194,7 +198,7 @@ def global_state() -> list[Any]:
 def test_a_run_leaves_global_state_alone(pipe: Pipeline, scheduler: str) -> None:
     before = global_state()
     solver = pipe.with_scheduler(scheduler)
-    images = solver.generate("a car", [0], steps=2)
+    images = solver.generate("a car", [0], steps=2).tensor
     solver.img2img(images, "a road", [1], steps=2, strength=0.5)
     assert global_state() == before
     assert not images.requires_grad
@@ -212,7 +216,7 @@ def test_latents_are_float32_outside_a_model_of_any_type(folder: Path) -> None:
             return plain_step(self, timesteps, i, x_t, *rest, **named)
 
     half.scheduler = Watched(half.scheduler.config, half.scheduler.schedule)
-    images = half.generate("a car", [0], steps=3)
+    images = half.generate("a car", [0], steps=3).tensor
     assert set(seen) == {torch.float32}
     assert images.dtype == torch.float32
     assert images.isfinite().all()
@@ -249,7 +253,7 @@ def test_two_runs_in_two_threads_give_what_they_give_alone(pipe: Pipeline) -> No
     def run(name: str) -> tuple[Tensor, dict[tuple[str, int, int], float]]:
         control = Sums(sharpened=1 if name == "pndm" else 2)
         images = solvers[name].generate(PROMPTS, SEEDS, steps=4, control=control)
-        return images, control.sums
+        return images.tensor, control.sums
 
     alone = {name: run(name) for name in solvers}
     assert not torch.equal(alone["pndm"][0], alone["ancestral"][0])
@@ -274,9 +278,9 @@ def test_two_runs_in_two_threads_give_what_they_give_alone(pipe: Pipeline) -> No
 
 def test_a_control_is_told_of_both_branches_and_changes_the_image(pipe: Pipeline) -> None:
     control = Sums(sharpened=0)
-    edited = pipe.generate(PROMPTS, SEEDS, steps=2, control=control)
-    watched = pipe.generate(PROMPTS, SEEDS, steps=2, control=Sums(sharpened=-1))
-    plain = pipe.generate(PROMPTS, SEEDS, steps=2)
+    edited = pipe.generate(PROMPTS, SEEDS, steps=2, control=control).tensor
+    watched = pipe.generate(PROMPTS, SEEDS, steps=2, control=Sums(sharpened=-1)).tensor
+    plain = pipe.generate(PROMPTS, SEEDS, steps=2).tensor
     assert torch.equal(watched, plain)
     assert not torch.equal(edited, plain)
     evaluations = len(pipe.scheduler.timesteps(2))
@@ -301,10 +305,10 @@ def test_the_lines_of_the_docstrings_run_as_they_are_written(
     code = code_in(pare.pipeline.__doc__)
     assert len(code.splitlines()) == 7
     exec(code, names)
-    whole = names["pipe"].generate(["a snowy road"], seeds=[7])
+    whole = names["pipe"].generate(["a snowy road"], seeds=[7]).tensor
     assert torch.equal(names["image"], whole)
     exec(code_in(pare.__doc__), names)
-    assert names["images"].shape == whole.shape
+    assert names["images"].tensor.shape == whole.shape
 
 
 def test_another_scheduler_shares_the_model(pipe: Pipeline) -> None:
@@ -339,7 +343,7 @@ def test_every_scheduler_runs_one_step_and_from_midway(pipe: Pipeline) -> None:
     for name in set(SCHEDULERS) - {"ddim-inverse"}:
         solver = pipe.with_scheduler(name)
         for steps, strength in ((1, 1.0), (1, 0.1), (3, 0.5)):
-            made = solver.img2img(image, "a car", [0, 1], steps=steps, strength=strength)
+            made = solver.img2img(image, "a car", [0, 1], steps=steps, strength=strength).tensor
             assert made.shape == (2, 3, 16, 24), name
             assert made.isfinite().all(), name
 
@@ -424,3 +428,39 @@ def test_an_inpainting_model_is_refused_by_name(folder: Path, tmp_path: Path) ->
         inpainting.generate("a", [1])
     with pytest.raises(ModelError, match="text-to-image model for img2img"):
         inpainting.img2img(IMAGE, "a", [1])
+
+
+# --- as other libraries' pipelines are used ------------------------------------------------
+
+
+def test_a_pipeline_is_called_moved_and_shown(folder: Path) -> None:
+    pipe = Pipeline.from_pretrained(folder, device="cpu")
+    images = pipe("a car", seeds=3, steps=1)
+    assert torch.equal(images.tensor, pipe.generate(["a car"], [3], steps=1).tensor)
+    assert images.latents is not None
+    assert torch.equal(pipe.decode(images.latents), images.tensor)
+    assert list(images.seeds) == [3]
+    assert pipe.to("cpu") is pipe
+    assert pipe.to(torch.bfloat16).dtype == torch.bfloat16
+    for part in (pipe.vae, pipe.text_encoder):
+        assert {weight.dtype for weight in part.parameters()} == {torch.bfloat16}
+    assert pipe.to(device="cpu", dtype="float32").dtype == torch.float32
+    for wrong in ("gpu", "cpu:7"):
+        with pytest.raises(DeviceError):
+            pipe.to(wrong)
+    with pytest.raises(DeviceError):
+        pipe.to(torch.int8)
+    for value in (pipe, pipe.scheduler, pipe.scheduler.timesteps(20), pipe.unet.config):
+        assert len(repr(value).replace(str(folder), "")) < 120, repr(value)
+
+
+def test_image_to_image_takes_what_an_image_is(pipe: Pipeline, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a.png")
+    run = functools.partial(pipe.img2img, prompts="a road", seeds=3, steps=2, strength=0.5)
+    made = run(image)
+    assert made.before is not None
+    assert made.before.tobytes() == image.tobytes()
+    for given in (pixels, tmp_path / "a.png", to_tensor(image)):
+        assert torch.equal(run(given).tensor, made.tensor)

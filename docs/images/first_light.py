@@ -13,7 +13,6 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 import pare
-from pare.io.images import to_pil, to_tensor
 from pare.io.whole_files import write_whole
 from roads.contact_sheet import contact_sheet
 from roads.photo import region
@@ -39,7 +38,7 @@ def main() -> None:
     made = pipe.generate(list(PROMPTS), list(PROMPTS.values()), steps=25, guidance=6)
     scene = draw_scene(HELD_OUT_SEEDS + SCENE).replace(weather="sunny", clouds=False, car="red")
     photo = Image.fromarray(render(scene).pixels)
-    images = [*to_pil(made), photo]
+    images = [*made, photo]
     for thing, prompt in EDITS.items():
         marked = region(scene, thing)
         if thing == "car":  # its shadow, too
@@ -47,10 +46,8 @@ def main() -> None:
         mask = Image.fromarray(marked.astype(np.uint8) * 255)
         edited = blend(pipe, photo, mask, prompt, [1], strength=1.0, guidance=6)
         images += edited.images
-    images += to_pil(pipe.img2img(
-        to_tensor(photo), "a snowy road in the mountains with a red car and a house",
-        [1], strength=0.5, guidance=6,
-    ))  # fmt: skip
+    words = "a snowy road in the mountains with a red car and a house"
+    images += pipe.img2img(photo, words, 1, strength=0.5, guidance=6)
     sheet = contact_sheet([np.asarray(image) for image in images], columns=4)
     page = sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.LANCZOS)
     save = functools.partial(page.save, format="PNG", optimize=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 from PIL import Image
 
 import pare
-from pare.io.images import to_pil
 from pare.io.whole_files import write_whole
 from pare.study.record.image_grid import gallery
 from pare.text.embedding_edits import Mix, MixPrompts, TextEdits
@@ -42,8 +41,8 @@ def text(pipe: pare.Pipeline) -> Image.Image:
     for name, edits in ways.items():
         for share in SHARES:
             edited = pipe.with_text_edits(edits(share))
-            image = edited.generate(PROMPT, [SEED], steps=STEPS, guidance=GUIDANCE)
-            images[f"{name} {share:g}"] = to_pil(image)[0]
+            made = edited.generate(PROMPT, SEED, steps=STEPS, guidance=GUIDANCE)
+            images[f"{name} {share:g}"] = made[0]
     return gallery(images, len(SHARES))
 
 

@@ -76,8 +76,8 @@ def seed_list(seeds: int | Sequence[int]) -> list[int]:
     Raises:
         SettingError: no seeds, or something that is no seed.
     """
-    listed = [seeds] if isinstance(seeds, int) else seeds
-    if isinstance(listed, str) or not isinstance(listed, Sequence | range):
+    listed: object = [seeds] if isinstance(seeds, int) else seeds
+    if isinstance(listed, str) or not isinstance(listed, Sequence):
         raise SettingError(f"seeds is {seeds!r}", expected="a whole number, or a sequence of them")
     if not listed:
         raise SettingError("no seeds are given", expected="one per image")

@@ -56,7 +56,7 @@ class DDIMConfig(SchedulerConfig):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DDIM(Scheduler):
     """`eta` 0 is deterministic; 1 adds as much fresh noise a step as DDPM does."""
 

@@ -15,7 +15,7 @@ from pare.schedulers.scheduler import History, Scheduler
 from pare.schedulers.timesteps import Timesteps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DDIMInverse(Scheduler):
     """DDIM's own levels in reverse; the deterministic steps of `ddim` undo them, nearly.
 

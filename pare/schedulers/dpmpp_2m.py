@@ -75,7 +75,7 @@ class DPMPlusPlusConfig(SchedulerConfig):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DPMPlusPlus2M(Scheduler):
     """Two-step solver of order 2: one model evaluation a step, good from 15 steps on."""
 

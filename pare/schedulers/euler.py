@@ -42,7 +42,7 @@ class EulerConfig(KDiffusionConfig):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Euler(KDiffusionScheduler):
     """One straight step along the slope.  Between the same levels it is DDIM with eta 0."""
 

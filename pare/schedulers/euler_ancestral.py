@@ -27,7 +27,7 @@ class EulerAncestralConfig(SchedulerConfig):
     UNUSED: ClassVar[frozenset[str]] = SOLVER_KEYS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EulerAncestral(KDiffusionScheduler):
     """Fresh noise in every step.  Between the same levels it is DDIM with eta 1, or DDPM."""
 

@@ -44,7 +44,7 @@ class KDiffusionConfig(SchedulerConfig):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KDiffusionScheduler(Scheduler):
     """Base of the solvers in sigma."""
 

@@ -16,7 +16,7 @@ from pare.schedulers.scheduler import History, Scheduler
 from pare.schedulers.timesteps import Timesteps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LMS(KDiffusionScheduler):
     """`order` is the number of slopes, this step's and earlier ones, that a step uses."""
 

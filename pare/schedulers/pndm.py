@@ -57,7 +57,7 @@ class PNDMConfig(SchedulerConfig):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PNDM(Scheduler):
     """The solver that Stable Diffusion 1's own files name."""
 

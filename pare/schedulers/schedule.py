@@ -58,7 +58,7 @@ class NoiseLevel:
 CLEAN = NoiseLevel(t=-1.0, sigma=0.0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NoiseSchedule:
     """The levels of the training: `alpha_bar` (T,), float64 on the CPU, falling with t."""
 
@@ -81,6 +81,10 @@ class NoiseSchedule:
         if config.rescale_betas_zero_snr:
             alpha_bar = rescale_to_zero_snr(alpha_bar)
         return cls(alpha_bar)
+
+    def __repr__(self) -> str:
+        first, last = self.sigmas[0], self.sigmas[-1]
+        return f"NoiseSchedule({len(self.sigmas)} timesteps, sigma {first:.4g} to {last:.4g})"
 
     @cached_property
     def sigmas(self) -> tuple[float, ...]:

@@ -29,7 +29,7 @@ from pare.schedulers.timesteps import Timesteps, check_start
 History = tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scheduler(ABC):
     """Base of the solvers.  `build_scheduler` makes one from a model's file."""
 
@@ -47,6 +47,11 @@ class Scheduler(ABC):
 
     config: SchedulerConfig
     schedule: NoiseSchedule
+
+    def __repr__(self) -> str:
+        own = "".join(f", {key}={getattr(self, key)!r}" for key in self.own_options())
+        spacing, predicts = self.config.timestep_spacing, self.prediction_type
+        return f"{type(self).__name__}({spacing} timesteps, {predicts}{own})"
 
     @property
     def prediction_type(self) -> str:

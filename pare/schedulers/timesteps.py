@@ -13,7 +13,7 @@ from pare.schedulers.hub_config import SchedulerConfig
 from pare.schedulers.schedule import NoiseLevel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Timesteps:
     """The levels of a run: the model is asked at all but the last, where the run ends.
 
@@ -27,6 +27,13 @@ class Timesteps:
 
     def __len__(self) -> int:
         return len(self.levels) - 1
+
+    def __repr__(self) -> str:
+        start, end = self.levels[0], self.levels[-1]
+        return (
+            f"Timesteps({len(self)} evaluations, t {start.t:g} to {end.t:g}, "
+            f"sigma {start.sigma:.4g} to {end.sigma:.4g})"
+        )
 
 
 def spaced_timesteps(

@@ -15,7 +15,7 @@ never changed, so that runs with other edits, in other threads, can share it.
 `MixPrompts` acts behind the encoder, on what it makes of two whole prompts.
 
     edited = pipe.with_text_edits(TextEdits(words=[Mix("cat", "dog")]))
-    images = edited.generate("a photo of a cat", seeds=[7])
+    images = edited("a photo of a cat", seeds=7)
 """
 
 from __future__ import annotations

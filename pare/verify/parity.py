@@ -389,7 +389,7 @@ def generate_rows(subject: Subject) -> Iterator[Found]:
     def ours(pipe: Pipeline) -> Tensor:
         return pipe.generate(
             PROMPT, [SEED], steps=subject.steps, guidance=GUIDANCE, negative=NEGATIVE
-        )
+        ).tensor
 
     yield from image_rows(subject, "generate", ours, theirs)
 
@@ -411,14 +411,14 @@ def img2img_rows(subject: Subject) -> Iterator[Found]:
 
     def ours(pipe: Pipeline) -> Tensor:
         return pipe.img2img(
-            to_tensor(subject.image),
+            subject.image,
             PROMPT,
             [SEED],
             strength=strength,
             steps=subject.steps,
             guidance=GUIDANCE,
             negative=NEGATIVE,
-        )
+        ).tensor
 
     yield from image_rows(subject, "img2img", ours, theirs)
 

@@ -48,10 +48,7 @@ def truth_through_vae(pipe: Pipeline, task: Task, _seed: int) -> Image.Image:
 
 def img2img(pipe: Pipeline, task: Task, seed: int, *, strength: float) -> Image.Image:
     """The image, noised and denoised under the new prompt: no technique at all."""
-    images = pipe.img2img(
-        to_tensor(task.image), task.target_prompt, [seed], strength=strength, steps=STEPS
-    )
-    return to_pil(images)[0]
+    return pipe.img2img(task.image, task.target_prompt, seed, strength=strength, steps=STEPS)[0]
 
 
 def blended(pipe: Pipeline, task: Task, seed: int, **choices: Any) -> Image.Image:

@@ -94,7 +94,8 @@ def generate(
     for start in range(0, len(prompts), batch):
         some = list(prompts[start : start + batch])
         seeds = range(seed + start, seed + start + len(some))
-        parts.append(pipe.generate(some, list(seeds), steps=steps, guidance=guidance, batch=batch))
+        made = pipe.generate(some, seeds, steps=steps, guidance=guidance, batch=batch)
+        parts.append(made.tensor)
     return torch.cat(parts).clamp(-1, 1)
 
 

@@ -101,7 +101,7 @@ def test_prompts_set_weather_and_light() -> None:
     prompts = [f"a {weather} road in the desert" for weather in ("sunny", "snowy")]
     prompts.append("a road in the desert at night")
     images = pipe.generate(prompts, seeds=[1, 1, 1], steps=15, guidance=4.0)
-    sunny, snowy, night = ((image + 1) / 2 for image in images)
+    sunny, snowy, night = ((image + 1) / 2 for image in images.tensor)
     assert night.mean() < 0.5 * min(sunny.mean(), snowy.mean())
     sky = sunny[:, :32].mean(dim=(1, 2))
     assert sky[2] > sky[0] + 0.15  # a blue sky

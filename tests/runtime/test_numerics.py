@@ -128,7 +128,7 @@ def test_an_overflow_says_what_to_do(copy: Path) -> None:
     with pytest.raises(NonFiniteError, match="in float16; use --dtype float32, or bfloat16; --f"):
         pipe.generate("a car", [0], steps=1)
     for dtype in ("float32", "bfloat16"):
-        assert load(copy, dtype).generate("a car", [0], steps=1).isfinite().all()
+        assert load(copy, dtype).generate("a car", [0], steps=1).tensor.isfinite().all()
 
 
 def test_sd_2_1_without_its_key_is_told_of_it(copy: Path) -> None:
@@ -345,7 +345,7 @@ def test_8_bit_weights_are_cast_and_said(copy: Path, eight: torch.dtype) -> None
         pipe = Pipeline.from_pretrained(copy, device="cpu", dtype="float32")
     weight = pipe.unet.conv_in.weight
     assert torch.equal(weight, small["conv_in.weight"].float())
-    assert pipe.generate("a car", [0], steps=1).isfinite().all()
+    assert pipe.generate("a car", [0], steps=1).tensor.isfinite().all()
 
 
 def test_a_folder_says_that_no_image_is_checked(folder: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from pare.cli.commands.sweep import NUMBERS, WHOLE, WORDS, parse_over
 from pare.cli.main import main
 from pare.errors import OutputError, SettingError
-from pare.io.images import to_pil, to_tensor
+from pare.io.images import to_tensor
 from pare.pipeline import Pipeline
 from pare.schedulers import add_noise
 from pare.study.record.film_file import LAST, check_film, write_film
@@ -50,7 +50,7 @@ def test_a_walk_ends_where_the_run_ends(pipe: Pipeline, scheduler: str) -> None:
     under = pipe.with_scheduler(scheduler)
     moments = list(walk(under, "snowy road", seed=5, steps=4, height=16, width=24))
     image = under.generate("snowy road", [5], steps=4, height=16, width=24)
-    assert torch.equal(under.decode(moments[-1].x_t), image)
+    assert torch.equal(under.decode(moments[-1].x_t), image.tensor)
     assert torch.equal(moments[-1].x0, moments[-1].x_t)
     looks = len(under.scheduler.timesteps(4))
     assert [moment.i for moment in moments] == list(range(looks + 1))
@@ -69,7 +69,7 @@ def test_x_t_is_made_of_its_x0_and_of_noise(pipe: Pipeline) -> None:
 def test_frames_have_one_size_and_end_with_the_image(pipe: Pipeline) -> None:
     frames = list(film_frames(pipe, walk(pipe, "road", steps=2, height=16, width=24)))
     assert len({frame.size for frame in frames}) == 1
-    last = enlarged(to_pil(pipe.generate("road", [0], steps=2, height=16, width=24))[0])
+    last = enlarged(pipe.generate("road", 0, steps=2, height=16, width=24)[0])
     corner = frames[-1].height - last.height - 6
     shown = frames[-1].crop((6, corner, 6 + last.width, corner + last.height))
     assert np.array_equal(np.asarray(shown), np.asarray(last))
@@ -178,7 +178,7 @@ def test_a_sweep_is_its_runs(pipe: Pipeline) -> None:
     ]
     alone = pipe.with_scheduler("euler").generate("snowy road", [4], steps=2, guidance=7.5)
     last = made["scheduler euler\nguidance 7.5"]
-    assert np.array_equal(np.asarray(last), np.asarray(to_pil(alone)[0]))
+    assert np.array_equal(np.asarray(last), np.asarray(alone[0]))
 
 
 def test_an_image_by_the_step_at_which_the_run_begins(
@@ -189,7 +189,7 @@ def test_an_image_by_the_step_at_which_the_run_begins(
     made = sweep(under, "road", {"start": [0, 3]}, image=image, steps=4)
     for start, strength in ((0, 1.0), (3, 0.25)):
         assert strength_from(start, 4) == strength
-        alone = to_pil(under.img2img(image, "road", [0], steps=4, strength=strength))[0]
+        alone = under.img2img(image, "road", 0, steps=4, strength=strength)[0]
         assert np.array_equal(np.asarray(made[f"start {start}"]), np.asarray(alone))
 
 

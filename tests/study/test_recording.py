@@ -37,7 +37,7 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 def run(pipe: Pipeline, seed: int = 7, **given: object) -> Tensor:
     settings = {"steps": 3, "width": 72, "height": 40} | given
-    return pipe.generate(PROMPT, [seed], **settings)  # type: ignore[arg-type]
+    return pipe.generate(PROMPT, seed, **settings).tensor  # type: ignore[arg-type]
 
 
 def hooks_in(module: nn.Module) -> int:
@@ -207,10 +207,11 @@ def test_branches_and_every_choose(pipe: Pipeline) -> None:
 
 def test_images_to_images_are_recorded_too(pipe: Pipeline, tmp_path: Path) -> None:
     image = torch.linspace(-1, 1, 3 * 40 * 72).view(1, 3, 40, 72)
-    expected = pipe.img2img(image, PROMPT, [3], steps=6, strength=0.5)
+    expected = pipe.img2img(image, PROMPT, 3, steps=6, strength=0.5).tensor
     recording = Recording(pipe, "unet.mid_block", keep="statistics")
     with recording as watched:
-        assert torch.equal(watched.img2img(image, PROMPT, [3], steps=6, strength=0.5), expected)
+        made = watched.img2img(image, PROMPT, 3, steps=6, strength=0.5)
+        assert torch.equal(made.tensor, expected)
     assert len(recording["unet.mid_block:statistics"]) == 3
     assert torch.equal(pipe.decode(recording["x_t"][-1]), expected)
 

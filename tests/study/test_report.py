@@ -74,7 +74,7 @@ def made(
     reported = Reported(pipe, [read(pipe.tokenizer, prompt)], steps=steps, size=(72, 40))
     with reported as watched:
         image = watched.generate(prompt, [7], steps=steps, width=72, height=40, **given)
-    return Page(reported.page(to_pil(image)[0], {"prompt": prompt, "seed": 7})), reported
+    return Page(reported.page(image[0], {"prompt": prompt, "seed": 7})), reported
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from pare.io.images import to_pil
 from pare.pipeline import Pipeline
 from pare.study.record.html_report import Reported
 from pare.text.words import read
@@ -35,7 +34,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with reported as watched:
         image = watched.generate(PROMPT, [7], steps=STEPS)
     path = tmp_path_factory.mktemp("report") / "road.html"
-    reported.write(path, to_pil(image)[0], {"prompt": PROMPT, "seed": 7, "scheduler": "ddim"})
+    reported.write(path, image[0], {"prompt": PROMPT, "seed": 7, "scheduler": "ddim"})
     return path
 
 

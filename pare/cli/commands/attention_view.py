@@ -102,7 +102,6 @@ def attention(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
     Writes one page a seed: the image, and the maps laid over it in colours from each map's
     lowest share to its highest, which stand above it. Watching changes no bit of the image.
     """
-    from pare.io.images import to_pil
 
     run = Run.plan()
     pipe = load_pipeline(given)
@@ -117,7 +116,7 @@ def attention(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
             prompt, [seed], width=width, height=height, control=watch.control,
             progress=progress(), **sampling(given),
         )  # fmt: skip
-        page, maps = watch.page(to_pil(images)[0])
+        page, maps = watch.page(images[0])
         pages.append(page)
         found.append(maps)
     run.write(pipe, pages, attention=[[tile.report() for tile in maps] for maps in found])

@@ -55,8 +55,6 @@ EXAMPLES = examples(
 @output_options
 def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
     """Make images from PROMPT."""
-    from pare.io.images import to_pil
-
     run, edits = Run.plan(), read_edits(given)
     pipe = under_edits(load_pipeline(given), edits, [prompt, given["negative"]])
     width, height = size or pipe.trained_size
@@ -67,4 +65,4 @@ def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
         prompt, run.seeds, width=width, height=height, progress=progress(), **fitted,
         **sampling(given),
     )  # fmt: skip
-    run.write(pipe, to_pil(images))
+    run.write(pipe, images)

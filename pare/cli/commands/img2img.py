@@ -64,7 +64,7 @@ def img2img(
     image: Path, prompt: str, strength: float, size: tuple[int, int] | None, **given: Any
 ) -> None:
     """Make IMAGE over, as PROMPT says; the result has IMAGE's size."""
-    from pare.io.images import fit, load_image, to_pil, to_tensor
+    from pare.io.images import fit, load_image
 
     run, edits = Run.plan(), read_edits(given)
     input_image, restore = fit(load_image(image), size)
@@ -73,7 +73,7 @@ def img2img(
     fitted = fit_memory(pipe, run, given, input_image.height, input_image.width)
     run = noting_words(run.noting(**fitted), given, edits)
     images = pipe.img2img(
-        to_tensor(input_image), prompt, run.seeds, strength=strength, progress=progress(), **fitted,
+        input_image, prompt, run.seeds, strength=strength, progress=progress(), **fitted,
         **sampling(given),
     )  # fmt: skip
-    run.write(pipe, [restore(made) for made in to_pil(images)])
+    run.write(pipe, [restore(made) for made in images])

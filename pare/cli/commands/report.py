@@ -110,7 +110,6 @@ def output_path(out: Path | None, name: str) -> Path:
 
 def from_prompt(prompt: str, given: dict[str, Any]) -> tuple[Reported, Image.Image, dict[str, Any]]:
     """The run that the options ask for."""
-    from pare.io.images import to_pil
     from pare.recipes.recipe import current_versions
     from pare.study.record.html_report import Reported
 
@@ -136,7 +135,7 @@ def from_prompt(prompt: str, given: dict[str, Any]) -> tuple[Reported, Image.Ima
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "versions": current_versions(str(pipe.device)),
     }
-    return reported, to_pil(images)[0], about
+    return reported, images[0], about
 
 
 def from_recipe(path: Path) -> tuple[Reported, Image.Image, dict[str, Any]]:

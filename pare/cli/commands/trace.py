@@ -26,6 +26,8 @@ from pare.cli.terminal import progress
 from pare.io.whole_files import check_output
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from pare.pipeline import Pipeline
     from pare.study.record.recording import Planned, Recording
 
@@ -77,7 +79,6 @@ def trace(prompt: str, size: tuple[int, int] | None, plan_only: bool, **given: A
     the tensors (always x_t, x0, eps and both sides of the guidance at each step) and
     NAME.json, which says what their axes are. The memory that they take is said beforehand.
     """
-    from pare.io.images import to_pil
     from pare.study.record.recording import check_memory
     from pare.study.record.trace_file import write_trace
 
@@ -91,7 +92,7 @@ def trace(prompt: str, size: tuple[int, int] | None, plan_only: bool, **given: A
     warn_of_size(pipe, (width, height), "take a smaller --size")
     settings = {**sampling(given), "width": width, "height": height, "batch": 1}
     if run.again is not None:  # the image is wanted, not the recording
-        run.write(pipe, [to_pil(pipe.generate(prompt, [s], **settings))[0] for s in run.seeds])
+        run.write(pipe, [pipe.generate(prompt, s, **settings)[0] for s in run.seeds])
         return
 
     planned = planning(pipe, given).plan(
@@ -103,11 +104,11 @@ def trace(prompt: str, size: tuple[int, int] | None, plan_only: bool, **given: A
         return
     need = check_memory(planned)
     click.echo(f"pare: {short_plan(planned, need)}", err=True)
-    images = []
+    images: list[Image.Image] = []
     for seed, file in zip(run.seeds, files, strict=True):
         recording = planning(pipe, given)
         with recording as watched:
-            images += to_pil(watched.generate(prompt, [seed], progress=progress(), **settings))
+            images += watched.generate(prompt, seed, progress=progress(), **settings)
         write_trace(recording, file, about(run, pipe, seed), force=run.force)
     run.write(pipe, images, traces=[str(file) for file in files], bytes=need)
     for file in files:

@@ -3,9 +3,9 @@
     prompt   = "a snowy road with a red car"
     words    = read(pipe.tokenizer, prompt)                    pare.text.words
     recorder = WordRecorder({"cond": [words]})
-    image    = pipe.generate(prompt, seeds=[7], control=recorder)
+    image    = pipe(prompt, seeds=7, control=recorder)[0]
     heat     = heat_map(recorder.maps(), "car", size=(128, 128))      (128, 128), DAAM's
-    image  = overlay(to_pil(image)[0], heat)                 pare.study.record.heatmap
+    overlay(image, heat)                                       pare.study.record.heatmap
 
 In cross-attention every pixel of a layer's grid shares itself out over the 77 tokens.  A
 `WordRecorder` keeps, of each layer, the shares of the prompt's own tokens and one sum for the

@@ -2,8 +2,8 @@
 
     report = Reported(pipe, [read(pipe.tokenizer, prompt)], steps=30)
     with report as watched:
-        image = watched.generate(prompt, [7], steps=30)
-    report.write(Path("road.html"), to_pil(image)[0], {"prompt": prompt, "seed": 7})
+        images = watched.generate(prompt, 7, steps=30)
+    report.write(Path("road.html"), images[0], {"prompt": prompt, "seed": 7})
 
 The page needs nothing but itself: no network, no server.  What it shows was recorded
 while the image was made (`recording.py`, `attention_maps.py`): latents and predictions

@@ -2,7 +2,7 @@
 
     recording = Recording(pipe, "unet.mid_block", attention="unet.mid_block.*.attn2")
     with recording as watched:
-        image = watched.generate("a snowy road", [7], steps=25)
+        images = watched.generate("a snowy road", 7, steps=25)
     recording["x0"]                             # (25, 1, 4, h, w)
     recording["unet.mid_block:activations"]     # (25, 2, C, h / 8, w / 8)
 

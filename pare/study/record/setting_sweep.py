@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from pare.errors import SettingError
-from pare.io.images import to_pil
 from pare.pipeline import Pipeline, Progress
 from pare.runtime import validation
 from pare.schedulers import SCHEDULERS
@@ -108,7 +107,7 @@ def sweep(
             made = under.generate(prompt, [seed], height=height, width=width, **chosen)
         else:
             made = under.img2img(image, prompt, [seed], **chosen)
-        images[label(combinations[k])] = to_pil(made)[0]
+        images[label(combinations[k])] = made[0]
     return images
 
 

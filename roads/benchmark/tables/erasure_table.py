@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pare.io.images import to_pil
 from pare.io.metrics import structure_distance
 from pare.pipeline import Pipeline
 from roads.benchmark import compared_methods
@@ -79,7 +78,7 @@ def unerased(pipe: Pipeline, split: Split, case: int) -> Image.Image:
     images = pipe.with_scheduler("dpm++2m", karras=True).generate(
         prompt(split, case), [case], steps=STEPS
     )
-    return to_pil(images)[0]
+    return images[0]
 
 
 def measure(job: Job, pipe: Pipeline, judge: Judge) -> tuple[Record, Pixels]:
