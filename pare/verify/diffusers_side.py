@@ -127,9 +127,12 @@ def load_reference_file(path: Path, configs: Path, dtype: torch.dtype) -> Any:
 
 
 def build_scheduler(name: str, config: Mapping[str, Any], *, karras: bool = False) -> Any:
-    """diffusers' solver of that name for a model's `scheduler_config.json`."""
+    """diffusers' solver of that name for a model's `scheduler_config.json`.
+
+    `karras` decides also where the file, written for another solver, says otherwise.
+    """
     kind = getattr(require_diffusers(), CLASSES[name])
-    changes: dict[str, Any] = {"use_karras_sigmas": True} if karras else {}
+    changes: dict[str, Any] = {"use_karras_sigmas": karras}
     written_for_ddim = config.get("_class_name") in ("DDIMScheduler", "DDIMInverseScheduler")
     if name in ("ddim", "ddim-inverse") and "clip_sample" not in config and not written_for_ddim:
         # Its default is to clip x0 at 1, which suits pixels; the file's own solver clips nothing.

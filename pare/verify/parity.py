@@ -325,7 +325,7 @@ def scheduler_rows(subject: Subject) -> Iterator[Found]:
         if reason:
             yield label, reason
             continue
-        options: dict[str, Any] = {"karras": True} if karras else {"eta": eta} if eta else {}
+        options = solver_options(name, karras) | ({"eta": eta} if eta else {})
         ours = build_scheduler(config, "the model's scheduler_config.json", name, **options)
         model = denoiser(ours.schedule, ours.prediction_type)
         distances, ratios = [], []
@@ -345,6 +345,11 @@ def scheduler_rows(subject: Subject) -> Iterator[Found]:
         note = f"{len(distances)} runs of {ROLLOUTS[0]} to {ROLLOUTS[-1]} steps"
         ratio = statistics.median(ratios)
         yield Row("schedulers", label, worst, bound, time_ratio=ratio, note=note)
+
+
+def solver_options(name: str, karras: bool) -> dict[str, Any]:
+    """`karras` as an option, given also where it is False: the model's file may say otherwise."""
+    return {"karras": karras} if name in KARRAS else {}
 
 
 def our_rollout(scheduler: Scheduler, model: Denoiser, steps: int, start: int) -> Tensor:
@@ -492,7 +497,7 @@ def image_rows(
         if reason:
             yield f"{group}, {label}", reason
             continue
-        pipe = subject.pipe.with_scheduler(name, **({"karras": True} if karras else {}))
+        pipe = subject.pipe.with_scheduler(name, **solver_options(name, karras))
         duel = in_turns(
             partial(ours, pipe),
             partial(theirs, subject.theirs, name, karras),

@@ -22,7 +22,7 @@ from pare.pipeline import Pipeline
 from pare.schedulers import add_noise, start_index
 from pare.verify import diffusers_side
 from pare.verify.paired_timing import in_turns
-from pare.verify.parity import GUIDANCE, PROMPT, SEED, Found, Subject
+from pare.verify.parity import GUIDANCE, PROMPT, SEED, Found, Subject, solver_options
 from pare.verify.parity_table import Bound, Distance, Row
 from pare.verify.published import published_erasure, published_inversion, published_p2p
 
@@ -131,7 +131,7 @@ def erase_row(
     reason = diffusers_side.known_deviation(solver, subject.pipe.scheduler_config, karras=karras)
     if reason:
         return f"erase, {label}", reason
-    pipe = subject.pipe.with_scheduler(solver, **({"karras": True} if karras else {}))
+    pipe = subject.pipe.with_scheduler(solver, **solver_options(solver, karras))
     start = start_index(subject.steps, 0.7)
     timesteps = pipe.scheduler.timesteps(subject.steps, start)
     source, noise = diffusers_side.encode(subject.theirs, subject.image), unit(subject)
@@ -328,7 +328,8 @@ def p2p_rows(subject: Subject) -> Iterator[Found]:
 def p2p_row(subject: Subject, label: str, solver: str, edit: Any, combine: Edit) -> Row:
     from techniques.prompt_to_prompt import prompt_to_prompt
 
-    pipe, steps = subject.pipe.with_scheduler(solver), subject.steps
+    pipe = subject.pipe.with_scheduler(solver, **solver_options(solver, karras=False))
+    steps = subject.steps
     _, h, w = subject.latent_shape
     cross = torch.zeros(steps + 1, 1, 77, device=subject.device)
     cross[: round(edit.cross_replace * steps)] = 1

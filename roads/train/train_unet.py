@@ -73,18 +73,28 @@ CONFIG: dict[str, Any] = {
     "sample_size": 16,
     "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
 }
-# SD 1.4's own scheduler file.
+# `scheduler_config.json`.  The noise schedule is SD 1.4's.  The solver is DPM++ 2M with Karras
+# sigmas: on this model PNDM and LMS become unstable when they start midway (docs/schedulers.md).
+# The last four keys are those that SD 1.4's file holds for other solvers.
 SCHEDULER: dict[str, Any] = {
-    "_class_name": "PNDMScheduler",
+    "_class_name": "DPMSolverMultistepScheduler",
+    "algorithm_type": "dpmsolver++",
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
-    "clip_sample": False,
+    "euler_at_final": False,
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
     "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "trained_betas": None,
+    "use_karras_sigmas": True,
+    "clip_sample": False,
     "set_alpha_to_one": False,
     "skip_prk_steps": True,
     "steps_offset": 1,
-    "trained_betas": None,
 }
 CAPTIONS_PER_SCENE = 6
 UNSEEN_STEP = 2**40  # far beyond every training step: its own noise, the same at every look

@@ -43,7 +43,7 @@ PLACE_WORDS: dict[str, tuple[str, ...]] = {
 PLACE_ADJECTIVES = {
     "forest": "forest", "mountains": "mountain", "desert": "desert", "city": "city",
 }  # fmt: skip
-VIEWS = ("", "", "", "", "a photo of", "an image of", "a dashcam view of", "a dashcam photo of")
+VIEWS = ("", "", "", "", "a photo of", "a picture of", "a dashcam view of", "a dashcam photo of")
 NOUNS = ("road", "road", "road", "street", "highway")
 PRESENT: dict[str, tuple[str, ...]] = {
     "streetlights": ("streetlights", "street lamps", "streetlights"),
