@@ -79,7 +79,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-CONFIG = "tokenizer_config.json"
+CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,28 @@ CONFIG = "tokenizer_config.json"
         ("vocab.json", {"the</w>": 0}, "one id"),
         ("vocab.json", {"\ud800": 523}, "no text"),
         ("vocab.json", {"<|endoftext|>": ...}, "stands for unknown ones"),
-        (CONFIG, {"unk_token": "<new>"}, "stands for unknown ones"),
+        (MAP, {"unk_token": "<new>"}, "stands for unknown ones"),
         (CONFIG, {"bos_token": 7}, "no text: 7"),
         (CONFIG, {"bos_token": ["a"]}, "no text"),
         (CONFIG, {"bos_token": {"content": 3}}, "no text"),
         (CONFIG, {"bos_token": {"content": "a", "lstrip": "yes"}}, "makes no sense"),
         (CONFIG, {"bos_token": "\udfff"}, "no text"),
-        (CONFIG, {"pad_token": "<new>"}, "has 525 tokens"),
+        (MAP, {"pad_token": "<new>"}, "has 525 tokens"),
+        (MAP, {"pad_token": None}, "sets pad_token to null"),
+        (MAP, {"pad_token": ""}, "makes no sense"),
+        (MAP, {"padding_side": "left"}, "at its end"),
+        (CONFIG, {"padding_side": "left"}, "at its end"),
+        (CONFIG, {"truncation_side": "left"}, "at its end"),
+        (CONFIG, {"split_special_tokens": 1.5}, "split_special_tokens to 1.5"),
+        (CONFIG, {"model_max_length": 76}, "after 76 tokens"),
+        (CONFIG, {"model_max_length": "77"}, "no number"),
+        (CONFIG, {"vocab": {"a": 0}}, "'vocab' in tokenizer_config.json"),
+        (MAP, {"merges": ["a b"]}, "'merges' in"),
+        (CONFIG, {"extra_special_tokens": 3}, "no list"),
+        (CONFIG, {"additional_special_tokens": {"a": "b"}}, "no list"),
+        (MAP, {"additional_special_tokens": [3]}, "no text: 3"),
+        (CONFIG, {"added_tokens_decoder": None}, "no object"),
+        (CONFIG, {"added_tokens_decoder": {"523": "<|endoftext|>"}}, "as text"),
         (CONFIG, {"added_tokens_decoder": [1]}, "no object"),
         (CONFIG, {"added_tokens_decoder": {"-1": "a"}}, 'the id "-1"'),
         (CONFIG, {"added_tokens_decoder": {"9" * 5000: "a"}}, "the id"),
