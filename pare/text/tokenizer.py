@@ -208,11 +208,10 @@ def read_tokens(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
             found[key] = read_list(value, path, key)
         elif key in NAMED:
             found[key] = None if value is None else read_special(value, path)
-        elif key.endswith("_token") and (
-            isinstance(value, str)
-            or (isinstance(value, dict) and (path.name == MAP or "__type" in value))
-        ):
-            found[key] = read_special(value, path)
+        elif key.endswith("_token"):  # as image_token; add_bos_token, a boolean, is none
+            typed = isinstance(value, dict) and (path.name == MAP or "__type" in value)
+            good = isinstance(value, str) or typed
+            found[key] = read_special(value, path) if good else None
     return found
 
 
