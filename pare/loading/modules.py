@@ -156,7 +156,7 @@ def load_model(
         raise SettingError(f"{model.name} has its own tokenizer", fix="leave out --tokenizer")
     folder = model.folder
     check_index(folder)
-    scheduler_config, _ = config_of(folder, "scheduler")
+    scheduler_config, _ = scheduler_of(folder)
     unet_config, vae_config, text_config = read_parts(folder)
     tokens = check_tokenizer(folder, text_config)
     files = {part: find_weights(folder, part, kind) for part in hub_folder.WEIGHTS}
@@ -265,7 +265,7 @@ def read_scheduler_config(model: str | Path | Found) -> tuple[dict[str, Any], st
     if found.single is not None:
         return dict(found.single.scheduler_config), str(found.folder)
     check_index(found.folder)
-    return config_of(found.folder, "scheduler")
+    return scheduler_of(found.folder)
 
 
 # --- where things are ---------------------------------------------------------------------
@@ -391,6 +391,35 @@ def config_of(folder: Path, part: str) -> tuple[dict[str, Any], str]:
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     path = part_file(folder, part, name)
     return read_json(path), str(path)
+
+
+def scheduler_of(folder: Path) -> tuple[dict[str, Any], str]:
+    """The scheduler's config as diffusers' Stable Diffusion pipelines run it, and its file's name.
+
+    Some things are not as `scheduler_config.json` says:
+
+    - The class is the one that `model_index.json` names.  Whoever gives a model another solver
+      often changes it there alone.
+    - `steps_offset` is 1.  Files from before October 2022 are silent or say 0, and the model's own
+      code starts at 1.
+    - `clip_sample` is false: clipping is for pixels, and DDIM's class clips if nobody speaks.
+    - `skip_prk_steps` is true of a model for inpainting.
+    """
+    config, where = config_of(folder, "scheduler")
+    index = read_json(folder / hub_folder.INDEX) if (folder / hub_folder.INDEX).is_file() else {}
+    entry = index.get("scheduler")
+    named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    if isinstance(named, str) and named != config.get("_class_name"):
+        config, where = config | {"_class_name": named}, f"{where}, under {hub_folder.INDEX}'s class,"
+    if isinstance(config.get("steps_offset", 0), int):  # anything else is refused later
+        config |= {"steps_offset": 1}
+    if config.get("clip_sample", config.get("_class_name") == "DDIMScheduler") is True:
+        config |= {"clip_sample": False}
+    inpaints = index.get("_class_name") == "StableDiffusionInpaintPipeline"
+    silent = config.get("_class_name") != "PNDMScheduler"
+    if inpaints and config.get("skip_prk_steps", silent) is False:
+        config |= {"skip_prk_steps": True}
+    return config, where
 
 
 def part_file(folder: Path, part: str, name: str) -> Path:

@@ -558,10 +558,15 @@ def tokenizer_files(kind: str, vocabulary: int, folder: Path | None = None) -> d
     if folder is not None and (folder / "tokenizer").is_dir():
         place = folder / "tokenizer"  # a model's whole folder was named
     files = {}
+    # transformers 5 reads tokenizer.json alone if it is there, transformers 4 the other two.
+    whole = (place / "tokenizer.json").is_file()
     for name in ("vocab.json", "merges.txt"):
-        if not (place / name).is_file():
+        if (place / name).is_file():
+            files[name] = (place / name).read_bytes()
+        elif not whole:
             raise ModelError(f"{place} has no {name}", expected="a tokenizer's folder")
-        files[name] = (place / name).read_bytes()
+    if whole:
+        files["tokenizer.json"] = (place / "tokenizer.json").read_bytes()
     config = json.dumps(tokenizer_config(kind), indent=2).encode() + b"\n"
     files["tokenizer_config.json"] = config
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):

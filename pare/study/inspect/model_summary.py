@@ -28,6 +28,7 @@ from pare.schedulers import build_scheduler
 from pare.study.inspect.remote_headers import find_repository
 from pare.study.inspect.weight_files import ITEM_SIZES, Shape, WeightFile, as_checkpoint, look_at
 from pare.text.text_encoder import TextConfig, known_words
+from pare.text.tokenizer import read_vocabulary
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 
@@ -244,12 +245,12 @@ def describe_folder(
     scheduler: dict[str, Any] = {}
     prediction = ""
     with noting(problems):
-        scheduler, where = modules.config_of(folder, "scheduler")
+        scheduler, where = modules.scheduler_of(folder)
         prediction = build_scheduler(scheduler, where).prediction_type
     tokens = 0
     text = parts["text_encoder"].config
     with noting(problems):
-        tokens = len(read_json(modules.part_file(folder, "tokenizer", "vocab.json")))
+        tokens = len(read_vocabulary(folder / "tokenizer", 2**31).ids)
         if isinstance(text, TextConfig):
             modules.check_tokenizer(folder, text)
     with noting(problems):
