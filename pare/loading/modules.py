@@ -409,9 +409,9 @@ def scheduler_of(folder: Path) -> tuple[dict[str, Any], str]:
     index = read_json(folder / hub_folder.INDEX) if (folder / hub_folder.INDEX).is_file() else {}
     entry = index.get("scheduler")
     named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-    if isinstance(named, str) and named != config.get("_class_name"):
+    if named is not None and named != config.get("_class_name"):
         config, where = config | {"_class_name": named}, f"{where}, under {hub_folder.INDEX}'s class,"
-    if isinstance(config.get("steps_offset", 0), int):  # anything else is refused later
+    if type(config.get("steps_offset", 0)) is int:  # anything else is refused later
         config |= {"steps_offset": 1}
     if config.get("clip_sample", config.get("_class_name") == "DDIMScheduler") is True:
         config |= {"clip_sample": False}

@@ -28,7 +28,7 @@ have as text is `tokenizer_config.json`'s, and so is the list `additional_specia
 transformers 4 (checked: 4.57) has the order 2 to 4, too, so that SD 2 pads with "!" there as well.
 It differs in 1: its `CLIPTokenizer`, the class that SD's folders name, reads `vocab.json` and
 `merges.txt` alone, and `tokenizer.json` only for added tokens.  It also joins the two files' lists
-of `additional_special_tokens`.
+of `additional_special_tokens`, and finds added tokens in a text with code of its own.
 """
 
 from __future__ import annotations

@@ -196,9 +196,8 @@ CONFIG_CHANGES: dict[str, tuple[str, dict[str, object], str]] = {
                                     "bos_token_id": 1, "eos_token_id": 1}, "vocabulary"),
     "hundred-layers": ("text_encoder", {"num_hidden_layers": 100}, "does not fit"),
     "million-layers": ("text_encoder", {"num_hidden_layers": 10**6}, "num_hidden_layers"),
-    "solver-unknown": ("scheduler", {"_class_name": "DreamScheduler"}, "DreamScheduler"),
-    "solver-missing": ("scheduler", {"_class_name": ...}, "does not name its solver"),
-    "solver-list": ("scheduler", {"_class_name": ["PNDMScheduler"]}, "PNDMScheduler"),
+    "solver-unknown": ("index", {"scheduler": ["diffusers", "DreamScheduler"]}, "DreamScheduler"),
+    "solver-list": ("index", {"scheduler": ["diffusers", ["PNDMScheduler"]]}, "PNDMScheduler"),
     "betas-infinite": ("scheduler", {"trained_betas": [float("inf")] * 1000}, "trained_betas"),
     "betas-few": ("scheduler", {"trained_betas": [0.1]}, "trained_betas"),
     "betas-nested": ("scheduler", {"trained_betas": [[0.1]] * 1000}, "trained_betas"),
@@ -211,7 +210,25 @@ CONFIG_CHANGES: dict[str, tuple[str, dict[str, object], str]] = {
 def test_configs_of_other_models(pare: Command, model: Path, kind: str) -> None:
     part, changes, words = CONFIG_CHANGES[kind]
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
-    change_json(model / part / name, **changes)
+    path = model / "model_index.json" if part == "index" else model / part / name
+    change_json(path, **changes)
+    pare.refuses(*GENERATE, "model", words=words)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (..., "does not name its solver"),
+        ("DreamScheduler", "DreamScheduler"),
+        (["PNDMScheduler"], "PNDMScheduler"),
+    ],
+    ids=str,
+)
+def test_a_solver_that_the_index_does_not_name(
+    pare: Command, model: Path, said: object, words: str
+) -> None:
+    change_json(model / "model_index.json", scheduler=...)
+    change_json(model / "scheduler" / "scheduler_config.json", _class_name=said)
     pare.refuses(*GENERATE, "model", words=words)
 
 

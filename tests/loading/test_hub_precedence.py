@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
-
-from pare.hub import read_scheduler_config
-from pare.pipeline import Pipeline
 from pare.single_file import tokenizer_files
-from pare.tokenizer import build_tokenizer, read_tokenizer
+
+from pare.loading.modules import read_scheduler_config
+from pare.pipeline import Pipeline
+from pare.text.tokenizer import build_tokenizer, read_tokenizer
 from tests.conftest import ROADS
 from tests.tiny_model import (
     SCHEDULER,

@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pare.single_file import tokenizer_files
 from transformers import CLIPTokenizer
 
 from pare.errors import ConfigError
 from pare.pipeline import Pipeline
-from pare.text import tokenize
-from pare.tokenizer import build_tokenizer, read_tokenizer
+from pare.text.text_encoder import tokenize
+from pare.text.tokenizer import build_tokenizer, read_tokenizer
 from tests.conftest import ROADS
 from tests.tiny_model import change_json, write_json, write_tiny_model, write_tokenizer
 
@@ -121,6 +122,22 @@ def test_stable_diffusion_2_pads_with_its_maps_exclamation_mark(tmp_path: Path) 
     prompts = ["a snowy road!", "a snowy road ! in the forest"]
     wanted = theirs(prompts, padding="max_length", max_length=77, truncation=True)
     assert tokenize(tokenizer, prompts).tolist() == wanted.input_ids
+
+
+@pytest.mark.parametrize(("split", "token"), [(False, "!"), (True, "!</w>")])
+def test_what_an_exclamation_mark_becomes(tmp_path: Path, split: bool, token: str) -> None:
+    """The padding token in diffusers; with `split_special_tokens` OpenCLIP's end of a word."""
+    for name, content in tokenizer_files("SD 2", 49408).items():
+        (tmp_path / name).write_bytes(content)
+    if split:
+        change_json(tmp_path / CONFIG, split_special_tokens=True)
+    tokenizer = build_tokenizer(read_tokenizer(tmp_path, 49408), 49408, 77)
+    vocabulary = json.loads((tmp_path / "vocab.json").read_text())
+    ids = tokenize(tokenizer, ["a cat!"])[0].tolist()
+    text = [vocabulary[piece] for piece in (START, "a</w>", "cat</w>", token, END)]
+    assert ids == text + [vocabulary["!"]] * (77 - len(text))
+    theirs = CLIPTokenizer.from_pretrained(tmp_path)
+    assert ids == theirs("a cat!", padding="max_length", max_length=77).input_ids
 
 
 def test_the_embeddings_are_those_of_diffusers_pipeline(tmp_path: Path) -> None:
