@@ -157,8 +157,12 @@ def test_the_embeddings_are_those_of_diffusers_pipeline(tmp_path: Path) -> None:
 
 # --- all combinations of the files, for the token that SD 2's disagree about --------------
 
-PAD_SHAPES = {"silent": {}, "text": {"pad_token": "!"}, "object": {"pad_token": as_object("!")}}
-OTHER_PADS = {
+PAD_SHAPES: dict[str, dict[str, Any]] = {
+    "silent": {},
+    "text": {"pad_token": "!"},
+    "object": {"pad_token": as_object("!")},
+}
+OTHER_PADS: dict[str, dict[str, Any]] = {
     "silent": {},
     "text": {"pad_token": "<pad>"},
     "object": {"pad_token": as_object("<pad>", typed=True, normalized=False)},
