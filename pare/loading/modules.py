@@ -410,7 +410,8 @@ def scheduler_of(folder: Path) -> tuple[dict[str, Any], str]:
     entry = index.get("scheduler")
     named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     if named is not None and named != config.get("_class_name"):
-        config, where = config | {"_class_name": named}, f"{where}, under {hub_folder.INDEX}'s class,"
+        config |= {"_class_name": named}
+        where = f"{where}, under {hub_folder.INDEX}'s class,"
     if type(config.get("steps_offset", 0)) is int:  # anything else is refused later
         config |= {"steps_offset": 1}
     if config.get("clip_sample", config.get("_class_name") == "DDIMScheduler") is True:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
-from pare.single_file import tokenizer_files
 
 from pare.loading.modules import read_scheduler_config
+from pare.loading.single_file import tokenizer_files
 from pare.pipeline import Pipeline
 from pare.text.tokenizer import build_tokenizer, read_tokenizer
 from tests.conftest import ROADS

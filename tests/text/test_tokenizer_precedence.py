@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from pare.single_file import tokenizer_files
 from transformers import CLIPTokenizer
 
 from pare.errors import ConfigError
+from pare.loading.single_file import tokenizer_files
 from pare.pipeline import Pipeline
 from pare.text.text_encoder import tokenize
 from pare.text.tokenizer import build_tokenizer, read_tokenizer
