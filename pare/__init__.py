@@ -14,6 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pare.version import __version__
+
 if TYPE_CHECKING:
     from pare.attention import Control
     from pare.errors import PareError
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from pare.results import Images
     from pare.unet import UNet
     from pare.vae import AutoencoderKL
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AutoencoderKL",

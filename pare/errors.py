@@ -9,10 +9,7 @@ into words) is a bug in pare: it keeps its traceback and exits with code 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pare.runtime.numerics import BadLayer
+from typing import Protocol
 
 
 class PareError(ValueError):
@@ -97,11 +94,20 @@ class LossError(PareError):
     """A loss to guide by that cannot be read, gives no number, or has no gradient."""
 
 
-class NonFiniteError(PareError):
-    """A NaN or an infinity where a model's part should have answered with a number."""
+class FaultyLayer(Protocol):
+    """The layer in which a NaN begins: `pare.runtime.numerics.BadLayer`."""
 
-    find_layer: Callable[[], BadLayer | None] | None = None
-    """Runs the part again on the same inputs and says in which layer it begins."""
+    @property
+    def name(self) -> str: ...
+
+    def table(self) -> str: ...
+
+
+class NonFiniteError(PareError):
+    """The output of the text encoder, the UNet or the VAE holds a NaN or an infinity."""
+
+    find_layer: Callable[[], FaultyLayer | None] | None = None
+    """Runs the part again on the same inputs and names the layer in which it begins."""
 
 
 class NotEnoughMemoryError(PareError):

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import click
 
-import pare
 from pare.cli.commands import completion as completing
 from pare.cli.commands.attention_view import attention
 from pare.cli.commands.bench import bench
@@ -38,6 +37,7 @@ from pare.cli.commands.verify import verify
 from pare.cli.options import FIND_NAN
 from pare.cli.terminal import run_in_words
 from pare.errors import NonFiniteError
+from pare.version import __version__
 
 COMMANDS = (
     generate, img2img, blend, erase, invert, p2p, edit, guide, tokens, film, sweep, inspect,
@@ -85,7 +85,7 @@ def print_bad_layer(error: NonFiniteError) -> None:
     commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(pare.__version__, prog_name="pare", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="pare", message="%(prog)s %(version)s")
 def cli() -> None:
     """Stable Diffusion with nothing hidden: make images, edit them, check the model.
 

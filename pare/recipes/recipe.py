@@ -19,10 +19,10 @@ from typing import Any, BinaryIO, NoReturn
 
 from PIL import Image, PngImagePlugin
 
-import pare
 from pare.errors import RecipeError
 from pare.io.images import open_image, readable
 from pare.runtime.validation import MAX_IMAGES, MAX_SEED
+from pare.version import __version__
 
 KEY = "pare"
 FORMAT = 1  # raised when a reader of the old format would misunderstand the new one
@@ -78,7 +78,7 @@ def current_versions(device: str = "cpu") -> dict[str, str]:
     change a pixel; of graphics cards the one that is `device`."""
     import torch
 
-    versions = {"pare": pare.__version__, "python": platform.python_version()}
+    versions = {"pare": __version__, "python": platform.python_version()}
     for name in RECORDED:
         versions[name] = metadata.version(name)
     versions["machine"] = platform.machine()
