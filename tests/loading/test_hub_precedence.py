@@ -64,7 +64,7 @@ def test_the_scheduler_is_the_one_that_diffusers_runs(
     assert type(reference).__name__ == in_index == type(pipe.scheduler).hub_class
     assert config == pipe.scheduler_config
     assert (in_index == in_file) == (where == str(path))
-    levels = [level.t for level in pipe.scheduler.trajectory(10).levels]
+    levels = [level.t for level in pipe.scheduler.timesteps(10).levels]
     assert dict.fromkeys(levels[:-1]) == dict.fromkeys(reference.timesteps.tolist())
     assert config["steps_offset"] == reference.config.steps_offset == 1
     assert pipe.scheduler.prediction_type == reference.config.prediction_type
