@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from pare.verify import Report
+    from pare.verify import ParityReport
     from pare.verify.speed import BenchReport
 
 
@@ -27,7 +27,7 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def print_report(report: Report | BenchReport, as_json: bool) -> None:
+def print_report(report: ParityReport | BenchReport, as_json: bool) -> None:
     """The table, or the JSON; leaves with exit code 1 if a bound is broken."""
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.table())
     if not report.passed:

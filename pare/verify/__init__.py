@@ -12,6 +12,6 @@ holds the results; `bench.py` measures speed and memory.
 """
 
 from pare.verify.parity import GROUPS, run_verify
-from pare.verify.parity_table import Report, Row
+from pare.verify.parity_table import ParityReport, ParityRow
 
-__all__ = ["GROUPS", "Report", "Row", "run_verify"]
+__all__ = ["GROUPS", "ParityReport", "ParityRow", "run_verify"]

@@ -163,7 +163,7 @@ def known_deviation(name: str, config: Mapping[str, Any], *, karras: bool = Fals
     return None
 
 
-class Run:
+class SolverRun:
     """One run of a diffusers scheduler from step index `start`, told all it must be told.
 
     x is in the scheduler's own scale between `begin` and `end`: x_t for some solvers,
@@ -286,7 +286,7 @@ def generate(
 @torch.no_grad()
 def img2img(
     reference: Any,
-    run: Run,
+    run: SolverRun,
     image: Any,
     prompt: str,
     *,
@@ -306,7 +306,7 @@ def img2img(
 @torch.no_grad()
 def blend(
     reference: Any,
-    run: Run,
+    run: SolverRun,
     image: Any,
     mask: Any,
     prompt: str,

@@ -34,6 +34,7 @@ from pare.loading.modules import ModelSource, find_model, load_model
 from pare.loading.single_file import Part, SingleFile
 from pare.recipes.recipe import current_versions
 from pare.runtime.device import DTYPES, choose_dtype
+from pare.runtime.peak_memory import peak_memory
 from pare.text.text_encoder import TextConfig
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
@@ -43,8 +44,7 @@ from pare.verify.diffusers_side import (
     quiet,
     require_diffusers,
 )
-from pare.verify.peak_memory import peak_memory
-from pare.verify.speed import MEMORY_BOUND, BenchReport, Measure
+from pare.verify.speed import MEMORY_BOUND, BenchReport, Measurement
 
 SIDES = ("pare", "diffusers")
 TIME_BOUND = 1.5  # every tensor and every token is checked, which takes a few tenths of a second
@@ -75,7 +75,7 @@ def run_load_bench(
     pairs: int = 5,
     progress: Callable[[str], None] | None = None,
 ) -> BenchReport:
-    """Measure loading on the CPU: seconds, and the process's peak memory in the end.
+    """Measurement loading on the CPU: seconds, and the process's peak memory in the end.
 
     Args:
         model: "sd1" or "sd21", which are written to the current folder at true size (8.5 and
@@ -107,14 +107,16 @@ def run_load_bench(
     )
 
 
-def measures_of(name: str, ours: list[Loading], theirs: list[Loading]) -> list[Measure]:
+def measures_of(name: str, ours: list[Loading], theirs: list[Loading]) -> list[Measurement]:
     """Medians of both sides, and of the pairs' ratios."""
 
-    def measure(what: str, unit: str, bound: float, read: Callable[[Loading], float]) -> Measure:
+    def measure(
+        what: str, unit: str, bound: float, read: Callable[[Loading], float]
+    ) -> Measurement:
         pairs = [(read(one), read(other)) for one, other in zip(ours, theirs, strict=True)]
         one, other = (statistics.median(side) for side in zip(*pairs, strict=True))
         ratio = statistics.median(one / other for one, other in pairs)
-        return Measure(f"{what} {name}", unit, one, other, ratio, bound)
+        return Measurement(f"{what} {name}", unit, one, other, ratio, bound)
 
     return [
         measure("loading", "s", TIME_BOUND, lambda run: run.seconds),

@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Duel(Generic[Result]):
+class PairedTiming(Generic[Result]):
     """Two runs in turns: what they gave and how long they took."""
 
     ours: Result
@@ -39,7 +39,7 @@ def in_turns(
     device: torch.device,
     *,
     pairs: int,
-) -> Duel[Result]:
+) -> PairedTiming[Result]:
     """Time both runs `pairs` times; who goes first alternates."""
     our_seconds: list[float] = []
     their_seconds: list[float] = []
@@ -50,7 +50,7 @@ def in_turns(
         else:
             ours = timed(our_run, device, our_seconds)
             theirs = timed(their_run, device, their_seconds)
-    return Duel(ours, theirs, our_seconds, their_seconds)
+    return PairedTiming(ours, theirs, our_seconds, their_seconds)
 
 
 def timed(run: Callable[[], Result], device: torch.device, seconds: list[float]) -> Result:

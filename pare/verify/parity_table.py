@@ -65,7 +65,7 @@ SAME_BITS = Bound("absolute", 0.0)
 
 
 @dataclass(frozen=True)
-class Row:
+class ParityRow:
     """One comparison."""
 
     group: str
@@ -98,7 +98,18 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class Skipped:
+    """A comparison that was not made."""
+
+    name: str
+    reason: str
+
+
+Compared = ParityRow | Skipped
+
+
+@dataclass(frozen=True)
+class ParityReport:
     """All comparisons of a run, and what they were made on."""
 
     model: Mapping[str, Any]
@@ -106,7 +117,7 @@ class Report:
     dtype: str
     threads: int
     versions: Mapping[str, str]
-    rows: Sequence[Row]
+    rows: Sequence[ParityRow]
     skipped: Mapping[str, str]
     """What was not compared -> why."""
     seconds: float
@@ -147,7 +158,7 @@ class Report:
         )
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: ParityRow) -> tuple[str, ...]:
     note = "" if not row.note else f"  {row.note}"
     return (
         row.name,

@@ -31,12 +31,12 @@ from pare.loading.modules import (
 )
 from pare.recipes.recipe import current_versions
 from pare.runtime.device import DTYPES, choose_device, choose_dtype
+from pare.runtime.peak_memory import peak_memory
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 from pare.verify.diffusers_side import load_reference, quiet, require_diffusers, require_folder
 from pare.verify.paired_timing import in_turns
 from pare.verify.parity_table import aligned
-from pare.verify.peak_memory import peak_memory
 
 BATCH = 2  # an image under guidance
 SPEED_BOUND = 1.03
@@ -44,7 +44,7 @@ MEMORY_BOUND = 1.0
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measurement:
     """One thing that both sides did."""
 
     name: str
@@ -68,7 +68,7 @@ class BenchReport:
     dtype: str
     threads: int
     versions: Mapping[str, str]
-    measures: list[Measure]
+    measures: list[Measurement]
 
     @property
     def passed(self) -> bool:
@@ -91,7 +91,7 @@ class BenchReport:
 
 
 @dataclass(frozen=True)
-class Parts:
+class TimedModel:
     """One side's model, ready to be called."""
 
     unet: Callable[[Tensor, int, Tensor], Tensor]
@@ -108,7 +108,7 @@ def run_bench(
     pairs: int = 5,
     progress: Callable[[str], None] | None = None,
 ) -> BenchReport:
-    """Measure a UNet step, a VAE decoding, and the peak memory of a step.
+    """Measurement a UNet step, a VAE decoding, and the peak memory of a step.
 
     Args:
         model: "sd1" or "sd21": random weights at true size, latents of 64 x 64; or what
@@ -143,13 +143,13 @@ def run_bench(
         run = in_turns_after_warm_up(
             lambda: ours.unet(x_t, 981, text), lambda: theirs.unet(x_t, 981, text), place, pairs
         )
-        measures.append(Measure(step, "s", *run, SPEED_BOUND))
+        measures.append(Measurement(step, "s", *run, SPEED_BOUND))
         say("VAE decodings in turns")
         latents = x_t[:1, :4]
         run = in_turns_after_warm_up(
             lambda: ours.decode(latents), lambda: theirs.decode(latents), place, pairs
         )
-        measures.append(Measure(f"VAE decoding, {h} x {w}", "s", *run, SPEED_BOUND))
+        measures.append(Measurement(f"VAE decoding, {h} x {w}", "s", *run, SPEED_BOUND))
     return BenchReport(
         model=str(model),
         device=str(place),
@@ -166,8 +166,12 @@ def in_turns_after_warm_up(
     """Median seconds of both, and the median of the pairs' ratios."""
     ours()
     theirs()
-    duel = in_turns(ours, theirs, device, pairs=pairs)
-    return statistics.median(duel.our_seconds), statistics.median(duel.their_seconds), duel.ratio
+    timing = in_turns(ours, theirs, device, pairs=pairs)
+    return (
+        statistics.median(timing.our_seconds),
+        statistics.median(timing.their_seconds),
+        timing.ratio,
+    )
 
 
 # --- models -------------------------------------------------------------------------------
@@ -233,7 +237,9 @@ def random_state(module: nn.Module, device: torch.device, dtype: torch.dtype) ->
     return state
 
 
-def our_parts(model: str, device: torch.device, dtype: torch.dtype, states: States | None) -> Parts:
+def our_parts(
+    model: str, device: torch.device, dtype: torch.dtype, states: States | None
+) -> TimedModel:
     if states is None:
         loaded = load_model(model, device=str(device), dtype=dtype)
         unet, vae = loaded.unet, loaded.vae
@@ -243,12 +249,12 @@ def our_parts(model: str, device: torch.device, dtype: torch.dtype, states: Stat
             unet, vae = UNet(unet_config), AutoencoderKL(vae_config)
         fill(unet, states[0])
         fill(vae, states[1])
-    return Parts(unet, vae.decode)
+    return TimedModel(unet, vae.decode)
 
 
 def their_parts(
     model: str, device: torch.device, dtype: torch.dtype, states: States | None
-) -> Parts:
+) -> TimedModel:
     diffusers = require_diffusers()
     if states is None:
         with quiet():
@@ -260,7 +266,7 @@ def their_parts(
             vae = diffusers.AutoencoderKL.from_config(VAE)
         fill(unet, states[0])
         fill(vae, states[1])
-    return Parts(
+    return TimedModel(
         lambda x_t, t, text: unet(x_t, t, encoder_hidden_states=text).sample,
         lambda latents: vae.decode(latents).sample,
     )
@@ -274,7 +280,7 @@ def fill(module: nn.Module, state: dict[str, Tensor]) -> None:
 # --- memory -------------------------------------------------------------------------------
 
 
-def memory_of_a_step(model: str, device: torch.device, dtype: torch.dtype) -> Measure:
+def memory_of_a_step(model: str, device: torch.device, dtype: torch.dtype) -> Measurement:
     """Peak memory of a process that loads one side's model and takes one UNet step.
 
     The libraries that it imports count: much beside a small model, little beside SD.
@@ -287,7 +293,7 @@ def memory_of_a_step(model: str, device: torch.device, dtype: torch.dtype) -> Me
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         peaks.append(int(run.stdout.splitlines()[-1]) / 2**30)
     ours, theirs = peaks
-    return Measure(
+    return Measurement(
         "memory of a process with a UNet step", "GiB", ours, theirs, ours / theirs, MEMORY_BOUND
     )
 

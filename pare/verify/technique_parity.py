@@ -21,10 +21,13 @@ from pare.noise import Noise
 from pare.pipeline import Pipeline
 from pare.schedulers import add_noise, start_index
 from pare.verify import diffusers_side
+from pare.verify.model_pair import GUIDANCE, PROMPT, SEED, ModelPair, solver_options
 from pare.verify.paired_timing import in_turns
-from pare.verify.parity import GUIDANCE, PROMPT, SEED, Found, Subject, solver_options
-from pare.verify.parity_table import Bound, Distance, Row
+from pare.verify.parity_table import Bound, Compared, Distance, ParityRow, Skipped
 from pare.verify.published import published_erasure, published_inversion, published_p2p
+from techniques import prompt_to_prompt as p2p
+from techniques.erasure import PRESETS, Concept, erase_latents
+from techniques.inversion import ddim, null_text
 
 ONE_LEVEL = Bound("levels", 1)
 FEW_FLIPS = Bound("psnr", 45)  # dB; a gate that falls on the other side changes its own place
@@ -35,28 +38,28 @@ CONCEPT = "streetlights"
 
 
 def row_of(
-    subject: Subject,
+    models: ModelPair,
     group: str,
     name: str,
     ours: Callable[[], Tensor],
     theirs: Callable[[], Tensor],
     bound: Bound = ONE_LEVEL,
     note: str = "",
-) -> Row:
+) -> ParityRow:
     """Compare latents (B, 4, h, w) and what each side's VAE makes of them."""
-    duel = in_turns(ours, theirs, subject.device, pairs=1)
-    our_images = to_pil(subject.pipe.decode(duel.ours))
-    decoded = diffusers_side.decode(subject.theirs, duel.theirs)
-    their_images = diffusers_side.to_8_bits(subject.theirs, decoded)
+    timing = in_turns(ours, theirs, models.device, pairs=1)
+    our_images = to_pil(models.pipe.decode(timing.ours))
+    decoded = diffusers_side.decode(models.theirs, timing.theirs)
+    their_images = diffusers_side.to_8_bits(models.theirs, decoded)
     apart = np.abs(stacked(our_images) - stacked(their_images))
     error = float(np.square(apart / 255).mean())
-    return Row(
+    return ParityRow(
         group,
         name,
-        Distance.between(duel.ours, duel.theirs),
+        Distance.between(timing.ours, timing.theirs),
         bound,
         levels=int(apart.max()),
-        time_ratio=duel.ratio,
+        time_ratio=timing.ratio,
         note=note,
         psnr=-10 * math.log10(error) if error else math.inf,
     )
@@ -66,57 +69,53 @@ def stacked(images: list[Any]) -> Any:
     return np.stack([np.asarray(image) for image in images]).astype(np.float64)
 
 
-def not_compared(subject: Subject) -> str | None:
+def not_compared(models: ModelPair) -> str | None:
     """Why the techniques are not compared on this model, if they are not."""
-    if subject.inpaints:
-        return "an inpainting model, whose UNet wants a mask as well"
-    if subject.exact is not None:
+    if models.inpaints:
+        return "an inpainting model, whose UNet takes a mask as well"
+    if models.exact is not None:
         return "compared in float32"
     return None
 
 
-def scheduler_for(subject: Subject, name: str, *, karras: bool = False, **changes: Any) -> Any:
-    config = {**subject.pipe.scheduler_config, **changes}
+def scheduler_for(models: ModelPair, name: str, *, karras: bool = False, **changes: Any) -> Any:
+    config = {**models.pipe.scheduler_config, **changes}
     return diffusers_side.build_scheduler(name, config, karras=karras)
 
 
-def texts_of(subject: Subject, *prompts: str) -> list[Tensor]:
+def texts_of(models: ModelPair, *prompts: str) -> list[Tensor]:
     """diffusers' embeddings, (1, 77, C) each."""
-    return [diffusers_side.embeddings(subject.theirs, prompt, "")[0] for prompt in prompts]
+    return [diffusers_side.embeddings(models.theirs, prompt, "")[0] for prompt in prompts]
 
 
-def unit(subject: Subject) -> Tensor:
-    return Noise([SEED], subject.device).draw(subject.latent_shape)
+def unit(models: ModelPair) -> Tensor:
+    return Noise([SEED], models.device).draw(models.latent_shape)
 
 
 # --- erasure ------------------------------------------------------------------------------
 
 
-def erase_rows(subject: Subject) -> Iterator[Found]:
+def erase_rows(models: ModelPair) -> Iterator[Compared]:
     """An image repainted while a concept is pushed away, ungated and with published gates."""
-    from techniques.erasure import PRESETS
-
-    reason = not_compared(subject)
+    reason = not_compared(models)
     if reason:
-        yield "erase", reason
+        yield Skipped("erase", reason)
         return
     ungated = published_erasure.tutorial(GUIDANCE, [5.0])
     for name, karras in (("ddim", False), ("dpm++2m", True)):
         label = "ungated, " + name + (" with Karras sigmas" if karras else "")
-        yield erase_row(
-            subject, label, name, karras, PRESETS["ungated"], lambda: ungated, ONE_LEVEL
-        )
+        yield erase_row(models, label, name, karras, PRESETS["ungated"], lambda: ungated, ONE_LEVEL)
     early = {"warm_up": 1}  # few steps: those of the presets would end before it is over
     for preset, combine in (
         ("safe-strong", partial(published_erasure.safe, 5.0, 2000, 0.025, 1, 0.5, 0.7)),
         ("sega", partial(published_erasure.sega, 5.0, [5.0], 0.9, 1, 0.1, 0.4)),
     ):
         gates = type(PRESETS[preset])(**{**vars(PRESETS[preset]), **early})
-        yield erase_row(subject, preset, "dpm++2m", True, gates, combine, FEW_FLIPS, guidance=5.0)
+        yield erase_row(models, preset, "dpm++2m", True, gates, combine, FEW_FLIPS, guidance=5.0)
 
 
 def erase_row(
-    subject: Subject,
+    models: ModelPair,
     label: str,
     solver: str,
     karras: bool,
@@ -125,16 +124,14 @@ def erase_row(
     bound: Bound,
     *,
     guidance: float = GUIDANCE,
-) -> Found:
-    from techniques.erasure import Concept, erase_latents
-
-    reason = diffusers_side.known_deviation(solver, subject.pipe.scheduler_config, karras=karras)
+) -> Compared:
+    reason = diffusers_side.known_deviation(solver, models.pipe.scheduler_config, karras=karras)
     if reason:
-        return f"erase, {label}", reason
-    pipe = subject.pipe.with_scheduler(solver, **solver_options(solver, karras))
-    start = start_index(subject.steps, 0.7)
-    timesteps = pipe.scheduler.timesteps(subject.steps, start)
-    source, noise = diffusers_side.encode(subject.theirs, subject.image), unit(subject)
+        return Skipped(f"erase, {label}", reason)
+    pipe = models.pipe.with_scheduler(solver, **solver_options(solver, karras))
+    start = start_index(models.steps, 0.7)
+    timesteps = pipe.scheduler.timesteps(models.steps, start)
+    source, noise = diffusers_side.encode(models.theirs, models.image), unit(models)
 
     def ours() -> Tensor:
         return erase_latents(
@@ -149,45 +146,43 @@ def erase_row(
 
     def theirs() -> Tensor:
         return published_erasure.reference_erase(
-            subject.theirs.unet,
-            scheduler_for(subject, solver, karras=karras),
+            models.theirs.unet,
+            scheduler_for(models, solver, karras=karras),
             source,
-            texts_of(subject, "", PROMPT, CONCEPT),
+            texts_of(models, "", PROMPT, CONCEPT),
             noise,
-            steps=subject.steps,
+            steps=models.steps,
             start=start,
             combine=combine(),
         )
 
-    return row_of(subject, "erase", label, ours, theirs, bound)
+    return row_of(models, "erase", label, ours, theirs, bound)
 
 
 # --- inversion ----------------------------------------------------------------------------
 
 
-def invert_rows(subject: Subject) -> Iterator[Found]:
+def invert_rows(models: ModelPair) -> Iterator[Compared]:
     """DDIM to the noise and back; null-text by its losses and by the image it gives back."""
-    from techniques.inversion import ddim
-
-    reason = not_compared(subject) or diffusers_side.known_deviation(
-        "ddim-inverse", subject.pipe.scheduler_config
+    reason = not_compared(models) or diffusers_side.known_deviation(
+        "ddim-inverse", models.pipe.scheduler_config
     )
     if reason:
-        yield "invert", reason
+        yield Skipped("invert", reason)
         return
-    pipe = subject.pipe.with_scheduler("ddim")
+    pipe = models.pipe.with_scheduler("ddim")
     fixed = {"set_alpha_to_one": False, "clip_sample": False}
-    inverse = partial(scheduler_for, subject, "ddim-inverse", **fixed)
-    forward = partial(scheduler_for, subject, "ddim", **fixed)
-    source = diffusers_side.encode(subject.theirs, subject.image)
-    prompts, (cond,) = pipe.encode_prompts([PROMPT]), texts_of(subject, PROMPT)
-    unet, steps = subject.theirs.unet, subject.steps
+    inverse = partial(scheduler_for, models, "ddim-inverse", **fixed)
+    forward = partial(scheduler_for, models, "ddim", **fixed)
+    source = diffusers_side.encode(models.theirs, models.image)
+    prompts, (cond,) = pipe.encode_prompts([PROMPT]), texts_of(models, PROMPT)
+    unet, steps = models.theirs.unet, models.steps
 
     def their_noise() -> Tensor:
         return published_inversion.reference_invert(unet, inverse(), source, cond, steps=steps)[0]
 
     yield row_of(
-        subject,
+        models,
         "invert",
         "ddim, the noise",
         lambda: ddim.invert(pipe, source, prompts, steps).x_T,
@@ -203,18 +198,16 @@ def invert_rows(subject: Subject) -> Iterator[Found]:
             unet, forward(), their_noise(), cond, steps=steps
         )[0]
 
-    yield row_of(subject, "invert", "ddim, there and back", again, their_again)
-    yield from null_text_rows(subject, pipe, source, forward)
+    yield row_of(models, "invert", "ddim, there and back", again, their_again)
+    yield from null_text_rows(models, pipe, source, forward)
 
 
 def null_text_rows(
-    subject: Subject, pipe: Pipeline, source: Tensor, forward: Callable[[], Any]
-) -> Iterator[Found]:
-    from techniques.inversion import ddim, null_text
-
-    steps, inner = min(4, subject.steps), 5
+    models: ModelPair, pipe: Pipeline, source: Tensor, forward: Callable[[], Any]
+) -> Iterator[Compared]:
+    steps, inner = min(4, models.steps), 5
     prompts = pipe.encode_prompts([PROMPT])
-    uncond, cond = texts_of(subject, "", PROMPT)
+    uncond, cond = texts_of(models, "", PROMPT)
     pivot = ddim.invert_latents(pipe, source, prompts.cond, steps)
     our_losses: list[float] = []
     their_losses: list[float] = []
@@ -227,20 +220,20 @@ def null_text_rows(
         return null_text.sample_latents(pipe, trace, prompts, GUIDANCE)
 
     def theirs() -> Tensor:
-        subject.theirs.unet.requires_grad_(False)  # the embedding alone is trained
+        models.theirs.unet.requires_grad_(False)  # the embedding alone is trained
         with torch.enable_grad():
             learnt = published_inversion.reference_null_text(
-                subject.theirs.unet, forward(), list(pivot[:, None]), uncond, cond,
+                models.theirs.unet, forward(), list(pivot[:, None]), uncond, cond,
                 guidance=GUIDANCE, inner_steps=inner, losses=their_losses,
             )  # fmt: skip
         return published_inversion.reference_guided(
-            subject.theirs.unet, forward(), pivot[:1], learnt, cond, guidance=GUIDANCE
+            models.theirs.unet, forward(), pivot[:1], learnt, cond, guidance=GUIDANCE
         )
 
-    yield row_of(subject, "invert", "null-text, the image", ours, theirs, TRAINED)
+    yield row_of(models, "invert", "null-text, the image", ours, theirs, TRAINED)
     reached = Distance.between(torch.tensor(our_losses), torch.tensor(their_losses))
     note = f"last losses {our_losses[-1]:.2e} and {their_losses[-1]:.2e}"
-    yield Row("invert", "null-text, the losses", reached, Bound("relative", 0.02), note=note)
+    yield ParityRow("invert", "null-text, the losses", reached, Bound("relative", 0.02), note=note)
 
 
 # --- prompt-to-prompt ---------------------------------------------------------------------
@@ -249,28 +242,26 @@ Edit = Callable[[Tensor, Tensor], Tensor]
 """The source's maps and the target's own -> those that are to act."""
 
 
-def p2p_rows(subject: Subject) -> Iterator[Found]:
+def p2p_rows(models: ModelPair) -> Iterator[Compared]:
     """Words replaced, refined and reweighted in lockstep; and the tutorial's replay."""
-    from techniques import prompt_to_prompt as technique
-
-    reason = not_compared(subject)
+    reason = not_compared(models)
     if reason:
-        yield "p2p", reason
+        yield Skipped("p2p", reason)
         return
-    tokenizer = subject.theirs.tokenizer
+    tokenizer = models.theirs.tokenizer
     mapper = published_p2p.replacement_mapper(
         [
             (token_count(tokenizer, old), token_count(tokenizer, new))
             for old, new in zip(PROMPT.split(), TARGET.split(), strict=True)
         ]
-    ).to(subject.device)
+    ).to(models.device)
     places, alphas = (
-        values.to(subject.device)
+        values.to(models.device)
         for values in published_p2p.refinement_mapper(
             tokenizer(PROMPT).input_ids, tokenizer(LONGER).input_ids
         )
     )
-    factors = torch.ones(77, device=subject.device)
+    factors = torch.ones(77, device=models.device)
     first = 1 + token_count(tokenizer, PROMPT.split()[0])
     factors[first : first + token_count(tokenizer, PROMPT.split()[1])] = 2.0  # snowy
 
@@ -283,55 +274,53 @@ def p2p_rows(subject: Subject) -> Iterator[Found]:
     def reweight(base: Tensor, own: Tensor) -> Tensor:
         return base * factors
 
-    twice = technique.Edit(PROMPT, weights={PROMPT.split()[1]: 2.0})
+    twice = p2p.Edit(PROMPT, weights={PROMPT.split()[1]: 2.0})
     for label, solver, edit, combine in (
-        ("replace, ddim", "ddim", technique.Edit(TARGET, "replace"), replace),
-        ("replace, euler", "euler", technique.Edit(TARGET, "replace"), replace),
-        ("refine, dpm++2m", "dpm++2m", technique.Edit(LONGER, "refine"), refine),
+        ("replace, ddim", "ddim", p2p.Edit(TARGET, "replace"), replace),
+        ("replace, euler", "euler", p2p.Edit(TARGET, "replace"), replace),
+        ("refine, dpm++2m", "dpm++2m", p2p.Edit(LONGER, "refine"), refine),
         ("reweight, ddim", "ddim", twice, reweight),
     ):
-        reason = diffusers_side.known_deviation(solver, subject.pipe.scheduler_config)
+        reason = diffusers_side.known_deviation(solver, models.pipe.scheduler_config)
         if reason:
-            yield f"p2p, {label}", reason
+            yield Skipped(f"p2p, {label}", reason)
         else:
-            yield p2p_row(subject, label, solver, edit, combine)
+            yield p2p_row(models, label, solver, edit, combine)
 
-    pipe = subject.pipe.with_scheduler("ddim")
+    pipe = models.pipe.with_scheduler("ddim")
 
     def replayed() -> Tensor:
-        return technique.replayed(
-            pipe, PROMPT, [TARGET], [SEED], steps=subject.steps, guidance=GUIDANCE
+        return p2p.replayed(
+            pipe, PROMPT, [TARGET], [SEED], steps=models.steps, guidance=GUIDANCE
         ).latents.flatten(0, 1)
 
     def their_replay() -> Tensor:
-        source, target, uncond = texts_of(subject, PROMPT, TARGET, "")
+        source, target, uncond = texts_of(models, PROMPT, TARGET, "")
         made = published_p2p.reference_replay(
-            subject.theirs.unet,
-            partial(scheduler_for, subject, "ddim"),
-            unit(subject),
+            models.theirs.unet,
+            partial(scheduler_for, models, "ddim"),
+            unit(models),
             source,
             target,
             uncond,
-            steps=subject.steps,
+            steps=models.steps,
             guidance=GUIDANCE,
             injection_ratio=1.0,
         )
         return torch.cat(made)
 
-    reason = diffusers_side.known_deviation("ddim", subject.pipe.scheduler_config)
+    reason = diffusers_side.known_deviation("ddim", models.pipe.scheduler_config)
     if reason:
-        yield "p2p, replay", reason
+        yield Skipped("p2p, replay", reason)
     else:
-        yield row_of(subject, "p2p", "replay, ddim", replayed, their_replay)
+        yield row_of(models, "p2p", "replay, ddim", replayed, their_replay)
 
 
-def p2p_row(subject: Subject, label: str, solver: str, edit: Any, combine: Edit) -> Row:
-    from techniques.prompt_to_prompt import prompt_to_prompt
-
-    pipe = subject.pipe.with_scheduler(solver, **solver_options(solver, karras=False))
-    steps = subject.steps
-    _, h, w = subject.latent_shape
-    cross = torch.zeros(steps + 1, 1, 77, device=subject.device)
+def p2p_row(models: ModelPair, label: str, solver: str, edit: Any, combine: Edit) -> ParityRow:
+    pipe = models.pipe.with_scheduler(solver, **solver_options(solver, karras=False))
+    steps = models.steps
+    _, h, w = models.latent_shape
+    cross = torch.zeros(steps + 1, 1, 77, device=models.device)
     cross[: round(edit.cross_replace * steps)] = 1
 
     def controller(layers: int) -> published_p2p.Controller:
@@ -344,15 +333,15 @@ def p2p_row(subject: Subject, label: str, solver: str, edit: Any, combine: Edit)
         )
 
     def ours() -> Tensor:
-        made = prompt_to_prompt(pipe, PROMPT, [edit], [SEED], steps=steps, guidance=GUIDANCE)
+        made = p2p.prompt_to_prompt(pipe, PROMPT, [edit], [SEED], steps=steps, guidance=GUIDANCE)
         return made.latents.flatten(0, 1)
 
     def theirs() -> Tensor:
-        source, target, uncond = texts_of(subject, PROMPT, edit.prompt, "")
+        source, target, uncond = texts_of(models, PROMPT, edit.prompt, "")
         return published_p2p.reference_p2p(
-            subject.theirs.unet,
-            scheduler_for(subject, solver),
-            unit(subject),
+            models.theirs.unet,
+            scheduler_for(models, solver),
+            unit(models),
             [source, target],
             uncond,
             controller,
@@ -360,15 +349,8 @@ def p2p_row(subject: Subject, label: str, solver: str, edit: Any, combine: Edit)
             guidance=GUIDANCE,
         )
 
-    return row_of(subject, "p2p", label, ours, theirs)
+    return row_of(models, "p2p", label, ours, theirs)
 
 
 def token_count(tokenizer: Any, word: str) -> int:
     return len(tokenizer(word, add_special_tokens=False).input_ids)
-
-
-COMPARISONS: dict[str, Callable[[Subject], Iterator[Found]]] = {
-    "erase": erase_rows,
-    "invert": invert_rows,
-    "p2p": p2p_rows,
-}

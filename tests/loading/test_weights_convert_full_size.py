@@ -27,7 +27,7 @@ import torch
 import transformers.models.clip.modeling_clip, transformers.models.clip.tokenization_clip
 import weights_convert
 from pare.loading.modules import load_model
-from pare.verify.peak_memory import peak_memory
+from pare.runtime.peak_memory import peak_memory
 
 path = Path(sys.argv[1])
 files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]

@@ -227,7 +227,7 @@ MEASURED = """
 import json, sys
 import torch
 import pare.cli.main
-from pare.verify.peak_memory import peak_memory
+from pare.runtime.peak_memory import peak_memory
 code = pare.cli.main.main(["inspect", *sys.argv[1:]])
 sys.stdout.flush()
 with open("/proc/self/io") as file:

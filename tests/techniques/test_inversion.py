@@ -25,8 +25,6 @@ from pare.errors import InversionError, PareError, SchedulerError, SettingError
 from pare.io.images import to_tensor
 from pare.text.text_encoder import PromptEmbeddings
 from pare.verify.published.published_inversion import (
-    reference_direct,
-    reference_edict,
     reference_guided,
     reference_invert,
     reference_null_text,
@@ -55,6 +53,7 @@ from techniques.inversion import (
 from techniques.inversion.report_card import metered
 from tests.conftest import ROADS
 from tests.random_models import normal
+from tests.references.published_variants import reference_direct, reference_edict
 from tests.techniques.blending import (
     SCHEDULER_CONFIG,
     TinyModel,

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pare.errors import ModelError, SettingError
+from pare.runtime.peak_memory import peak_memory
 from pare.schedulers import build_scheduler
 from pare.verify.analytic_denoiser import HIGH, LOW, SPREAD, denoiser
 from pare.verify.diffusers_side import require_folder
 from pare.verify.layer_parity import compare_layers, watching
 from pare.verify.paired_timing import in_turns
-from pare.verify.peak_memory import peak_memory
-from pare.verify.speed import Measure, place_of, run_bench
+from pare.verify.speed import Measurement, place_of, run_bench
 from tests.random_models import normal
 from tests.schedulers.rollout import SD14
 
@@ -79,17 +79,17 @@ def test_runs_take_turns() -> None:
         order.append("theirs")
         return "b"
 
-    duel = in_turns(ours, theirs, CPU, pairs=3)
+    timing = in_turns(ours, theirs, CPU, pairs=3)
     assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
-    assert (duel.ours, duel.theirs) == ("a", "b")
-    assert len(duel.our_seconds) == len(duel.their_seconds) == 3
+    assert (timing.ours, timing.theirs) == ("a", "b")
+    assert len(timing.our_seconds) == len(timing.their_seconds) == 3
 
 
 def test_the_ratio_is_the_median_of_the_pairs() -> None:
-    duel = in_turns(lambda: 0, lambda: 0, CPU, pairs=3)
-    duel.our_seconds[:] = [1.0, 10.0, 3.0]
-    duel.their_seconds[:] = [2.0, 4.0, 3.0]  # ratios 0.5, 2.5, 1
-    assert duel.ratio == 1.0
+    timing = in_turns(lambda: 0, lambda: 0, CPU, pairs=3)
+    timing.our_seconds[:] = [1.0, 10.0, 3.0]
+    timing.their_seconds[:] = [2.0, 4.0, 3.0]  # ratios 0.5, 2.5, 1
+    assert timing.ratio == 1.0
 
 
 @pytest.mark.parametrize("t", [0, 1, 250.5, 999])
@@ -128,9 +128,9 @@ def test_peak_memory_rises_with_what_is_held() -> None:
 
 
 def test_a_measure_is_held_to_its_ratio() -> None:
-    assert Measure("x", "s", 1.0, 1.0, ratio=1.03, bound=1.03).passed
-    assert not Measure("x", "s", 1.0, 1.0, ratio=1.031, bound=1.03).passed
-    assert not Measure("x", "s", 1.0, 1.0, ratio=math.nan, bound=1.03).passed
+    assert Measurement("x", "s", 1.0, 1.0, ratio=1.03, bound=1.03).passed
+    assert not Measurement("x", "s", 1.0, 1.0, ratio=1.031, bound=1.03).passed
+    assert not Measurement("x", "s", 1.0, 1.0, ratio=math.nan, bound=1.03).passed
 
 
 def test_what_the_bench_measures_is_found_once(tiny_model: Path, tmp_path: Path) -> None:

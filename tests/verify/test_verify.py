@@ -21,35 +21,44 @@ from pare.errors import MissingExtraError, SettingError
 from pare.schedulers import NoiseLevel
 from pare.schedulers.ddim_inverse import DDIMInverse
 from pare.schedulers.dpmpp_2m import DPMPlusPlus2M
-from pare.verify import GROUPS, Report, Row, diffusers_side, parity, run_verify
-from pare.verify import technique_parity as compared
-from pare.verify.parity import Subject, exact_float32, load_subject
-from pare.verify.parity_table import SAME_BITS, Bound, Distance
+from pare.verify import (
+    GROUPS,
+    ParityReport,
+    ParityRow,
+    diffusers_side,
+    image_parity,
+    model_parity,
+    run_verify,
+    scheduler_parity,
+    technique_parity,
+)
+from pare.verify.model_pair import ModelPair, exact_float32, load_pair
+from pare.verify.parity_table import SAME_BITS, Bound, Distance, Skipped
 from techniques.prompt_to_prompt import Injection
 from tests.random_models import TINY_UNET, random_state, unet_pair
 from tests.tiny_model import write_part, write_tiny_model
 
 
 @pytest.fixture(scope="module")
-def report(tiny_model: Path) -> Report:
+def report(tiny_model: Path) -> ParityReport:
     return run_verify(tiny_model, device="cpu", steps=3)
 
 
 @pytest.fixture
-def subject(tiny_model: Path) -> Iterator[Subject]:
+def models(tiny_model: Path) -> Iterator[ModelPair]:
     """Loaded afresh, so that a test may damage it."""
     with diffusers_side.quiet(), torch.no_grad():
-        yield load_subject(tiny_model, "cpu", "float32", steps=3)
+        yield load_pair(tiny_model, "cpu", "float32", steps=3)
 
 
-def rows_of(found: Iterator[Any]) -> list[Row]:
-    return [row for row in found if isinstance(row, Row)]
+def rows_of(found: Iterator[Any]) -> list[ParityRow]:
+    return [row for row in found if isinstance(row, ParityRow)]
 
 
 # --- what is right passes -----------------------------------------------------------------
 
 
-def test_every_comparison_holds(report: Report) -> None:
+def test_every_comparison_holds(report: ParityReport) -> None:
     assert report.passed, report.table()
     assert [group for group in GROUPS if any(row.group == group for row in report.rows)] == list(
         GROUPS
@@ -57,7 +66,7 @@ def test_every_comparison_holds(report: Report) -> None:
     assert report.skipped == {}
 
 
-def test_models_have_the_same_bits_layer_by_layer(report: Report) -> None:
+def test_models_have_the_same_bits_layer_by_layer(report: ParityReport) -> None:
     rows = [row for row in report.rows if row.group in ("text", "unet", "vae")]
     assert len(rows) == 4 + 2 + 2
     for row in rows:
@@ -67,7 +76,7 @@ def test_models_have_the_same_bits_layer_by_layer(report: Report) -> None:
         assert row.time_ratio is not None
 
 
-def test_every_solver_makes_images(report: Report) -> None:
+def test_every_solver_makes_images(report: ParityReport) -> None:
     for group in ("generate", "img2img", "blend"):
         names = [row.name for row in report.rows if row.group == group]
         assert len(names) == 6 + 3
@@ -85,12 +94,12 @@ def test_half_precision_is_held_to_diffusers_own_error(tiny_model: Path) -> None
     assert list(report.skipped) == ["generate, euler-ancestral"]
 
 
-def test_v_prediction_and_what_cannot_be_compared(subject: Subject) -> None:
-    config = {**subject.pipe.scheduler_config, "prediction_type": "v_prediction"}
-    subject.pipe.scheduler_config = config
-    found = list(parity.scheduler_rows(subject))
-    assert [name for name, _ in (f for f in found if not isinstance(f, Row))] == ["pndm"]
-    assert all(row.passed for row in found if isinstance(row, Row))
+def test_v_prediction_and_what_cannot_be_compared(models: ModelPair) -> None:
+    config = {**models.pipe.scheduler_config, "prediction_type": "v_prediction"}
+    models.pipe.scheduler_config = config
+    found = list(scheduler_parity.scheduler_rows(models))
+    assert [one.name for one in found if isinstance(one, Skipped)] == ["pndm"]
+    assert all(row.passed for row in found if isinstance(row, ParityRow))
 
 
 def test_an_inpainting_model_is_compared_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -101,7 +110,7 @@ def test_an_inpainting_model_is_compared_as_far_as_it_goes(tmp_path: Path) -> No
     report = run_verify(folder, device="cpu", only=["unet", "vae", "generate"])
     assert report.passed, report.table()
     assert {row.group for row in report.rows} == {"unet", "vae"}
-    assert "wants a mask" in report.skipped["generate"]
+    assert "takes a mask" in report.skipped["generate"]
 
 
 # --- what is wrong is found ---------------------------------------------------------------
@@ -116,25 +125,25 @@ def test_an_inpainting_model_is_compared_as_far_as_it_goes(tmp_path: Path) -> No
         ("up_blocks.1.resnets.0.norm1",) * 2,
     ],
 )
-def test_the_first_layer_that_departs_is_named(subject: Subject, layer: str, departs: str) -> None:
-    weight = subject.pipe.unet.get_submodule(layer).weight
+def test_the_first_layer_that_departs_is_named(models: ModelPair, layer: str, departs: str) -> None:
+    weight = models.pipe.unet.get_submodule(layer).weight
     weight.data = weight.data * (1 + 1e-6)  # a tensor of its own: diffusers keeps its
-    (row, odd) = rows_of(parity.unet_rows(subject))
+    (row, odd) = rows_of(model_parity.unet_rows(models))
     assert not row.passed
     assert not odd.passed
     assert row.note == f"departs first at {departs}"
 
 
-def test_a_wrong_vae_is_found(subject: Subject) -> None:
-    weight = subject.pipe.vae.decoder.conv_out.weight
+def test_a_wrong_vae_is_found(models: ModelPair) -> None:
+    weight = models.pipe.vae.decoder.conv_out.weight
     weight.data = weight.data * 1.001
-    encoder, decoder = rows_of(parity.vae_rows(subject))
+    encoder, decoder = rows_of(model_parity.vae_rows(models))
     assert encoder.passed
     assert not decoder.passed
     assert decoder.note == "departs first at decoder.conv_out"
 
 
-def test_a_wrong_solver_is_found(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_solver_is_found(models: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Off by one level in the second-order term."""
     right = DPMPlusPlus2M.step
 
@@ -143,18 +152,20 @@ def test_a_wrong_solver_is_found(subject: Subject, monkeypatch: pytest.MonkeyPat
         return right(self, dataclasses.replace(timesteps, levels=tuple(levels)), i, *rest)
 
     monkeypatch.setattr(DPMPlusPlus2M, "step", wrong)
-    broken = {row.name for row in rows_of(parity.scheduler_rows(subject)) if not row.passed}
+    broken = {
+        row.name for row in rows_of(scheduler_parity.scheduler_rows(models)) if not row.passed
+    }
     assert broken == {"dpm++2m", "dpm++2m with Karras sigmas"}
 
 
-def test_a_start_off_by_one_is_found(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = parity.start_index
-    monkeypatch.setattr(parity, "start_index", lambda *given: right(*given) + 1)
-    assert not any(row.passed for row in rows_of(parity.img2img_rows(subject)))
-    assert not any(row.passed for row in rows_of(parity.blend_rows(subject)))
+def test_a_start_off_by_one_is_found(models: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = image_parity.start_index
+    monkeypatch.setattr(image_parity, "start_index", lambda *given: right(*given) + 1)
+    assert not any(row.passed for row in rows_of(image_parity.img2img_rows(models)))
+    assert not any(row.passed for row in rows_of(image_parity.blend_rows(models)))
 
 
-def test_a_wrong_technique_is_found(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_technique_is_found(models: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
     guide, step = techniques.erasure.guide, DDIMInverse.step
 
     def stronger(uncond: Any, cond: Any, scale: float, *more: Any) -> Any:
@@ -167,28 +178,30 @@ def test_a_wrong_technique_is_found(subject: Subject, monkeypatch: pytest.Monkey
     monkeypatch.setattr(techniques.erasure, "guide", stronger)
     monkeypatch.setattr(Injection, "crosses", lambda *given: False)
     monkeypatch.setattr(DDIMInverse, "step", noisier)
-    erased = rows_of(compared.erase_rows(subject))
+    erased = rows_of(technique_parity.erase_rows(models))
     assert erased
     assert not any(row.passed for row in erased)
-    lockstep = [row for row in rows_of(compared.p2p_rows(subject)) if "replay" not in row.name]
+    lockstep = [
+        row for row in rows_of(technique_parity.p2p_rows(models)) if "replay" not in row.name
+    ]
     assert [row.name for row in lockstep if row.passed] == []
-    noise, *_ = rows_of(compared.invert_rows(subject))
+    noise, *_ = rows_of(technique_parity.invert_rows(models))
     assert not noise.passed
 
 
 def test_a_psnr_has_to_be_reached() -> None:
     bound = Bound("psnr", 40)
     for psnr, passed in ((39.9, False), (40, True), (math.inf, True), (math.nan, False)):
-        assert Row("erase", "x", Distance(0, 0), bound, psnr=psnr).passed == passed
-    assert not Row("erase", "x", Distance(0, 0), bound).passed
+        assert ParityRow("erase", "x", Distance(0, 0), bound, psnr=psnr).passed == passed
+    assert not ParityRow("erase", "x", Distance(0, 0), bound).passed
     assert str(bound) == "40 dB"
 
 
 def test_not_a_number_keeps_no_bound() -> None:
     for distance in (Distance(math.nan, math.nan), Distance.between(*torch.tensor([1, math.nan]))):
         for bound in (SAME_BITS, Bound("relative", 1e-5)):
-            assert not Row("unet", "x", distance, bound).passed
-    assert not Row("generate", "x", Distance(0, 0), Bound("levels", 1), levels=None).passed
+            assert not ParityRow("unet", "x", distance, bound).passed
+    assert not ParityRow("generate", "x", Distance(0, 0), Bound("levels", 1), levels=None).passed
     assert math.isnan(Distance.worst([Distance(1, 1), Distance(math.nan, 1)]).absolute)
 
 
@@ -196,15 +209,15 @@ def test_a_distance_between_other_shapes_is_infinite() -> None:
     assert Distance.between(torch.ones(2), torch.ones(1)) == Distance(math.inf, math.inf)
 
 
-def test_a_report_of_nothing_does_not_pass(report: Report) -> None:
+def test_a_report_of_nothing_does_not_pass(report: ParityReport) -> None:
     assert not dataclasses.replace(report, rows=[]).passed
 
 
 # --- the report ---------------------------------------------------------------------------
 
 
-def test_the_report_as_json(report: Report) -> None:
-    nan = Row("unet", "x", Distance(math.nan, math.inf), SAME_BITS)
+def test_the_report_as_json(report: ParityReport) -> None:
+    nan = ParityRow("unet", "x", Distance(math.nan, math.inf), SAME_BITS)
     broken = dataclasses.replace(report, rows=[*report.rows, nan])
     read = json.loads(json.dumps(broken.to_json(), allow_nan=False))
     assert read["passed"] is False
@@ -214,11 +227,11 @@ def test_the_report_as_json(report: Report) -> None:
     assert set(read["model"]["files"]) >= {"unet/diffusion_pytorch_model.safetensors"}
 
 
-def test_the_report_as_a_table(report: Report) -> None:
+def test_the_report_as_a_table(report: ParityReport) -> None:
     table = report.table()
     assert "all bounds hold" in table
     assert "BROKEN" not in table
-    bad = Row("unet", "x", Distance(1, 1), SAME_BITS, note="departs first at conv_in")
+    bad = ParityRow("unet", "x", Distance(1, 1), SAME_BITS, note="departs first at conv_in")
     broken = dataclasses.replace(report, rows=[bad], skipped={"pndm": "a reason"}).table()
     assert "BROKEN  departs first at conv_in" in broken
     assert "1 of 1 bounds broken" in broken
@@ -277,9 +290,9 @@ def test_the_command(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_broken_bound_is_exit_code_1(
-    report: Report, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    report: ParityReport, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = Row("unet", "x", Distance(1, 1), SAME_BITS)
+    bad = ParityRow("unet", "x", Distance(1, 1), SAME_BITS)
     broken = dataclasses.replace(report, rows=[bad])
     monkeypatch.setattr("pare.verify.run_verify", lambda *given, **named: broken)
     assert main(["verify"]) == 1

@@ -17,7 +17,7 @@ import torch
 
 from pare.io.images import to_tensor
 from pare.pipeline import Pipeline
-from pare.verify.peak_memory import peak_memory
+from pare.runtime.peak_memory import peak_memory
 from roads.benchmark.compared_methods import TECHNIQUES
 from roads.benchmark.edit_tasks import Task, tasks
 from roads.benchmark.tables import p2p_table
