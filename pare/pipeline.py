@@ -26,13 +26,9 @@ from pare import guidance as guiding
 from pare.attention import Control
 from pare.errors import ImageError, ModelError, SettingError
 from pare.io.images import ImageLike, as_image_tensor, to_pil
-from pare.loading.modules import (
-    Components,
-    ModelSource,
-    find_model,
-    load_model,
-    read_scheduler_config,
-)
+from pare.loading.model_source import ModelSource
+from pare.loading.modules import Components, load_model
+from pare.loading.resolve import resolve_model, scheduler_config
 from pare.noise import Noise
 from pare.results import Images
 from pare.runtime import validation
@@ -53,6 +49,7 @@ from pare.schedulers import (
     Timesteps,
     add_noise,
     build_scheduler,
+    find_solver,
     interpret,
     start_index,
 )
@@ -114,12 +111,15 @@ class Pipeline:
         Raises:
             PareError: its subclasses say what is wrong with the model or a setting.
         """
-        # The scheduler first: a wrong name should not wait until gigabytes are read.
-        kind = choose_dtype(dtype, choose_device(device))
-        found = find_model(model, dtype=kind, revision=revision)
-        config, where = read_scheduler_config(found)
+        # The scheduler first: a wrong name should not wait until gigabytes are downloaded or read.
+        if scheduler is not None:
+            find_solver(scheduler)
+        torch_dtype = choose_dtype(dtype, choose_device(device))
+        resolved = resolve_model(model, dtype=torch_dtype, revision=revision)
+        config, where = scheduler_config(resolved)
         solver = build_scheduler(config, where, scheduler, **scheduler_options)
-        return cls(load_model(found, device=device, dtype=kind, tokenizer=tokenizer), solver)
+        parts = load_model(resolved, device=device, dtype=torch_dtype, tokenizer=tokenizer)
+        return cls(parts, solver)
 
     def with_scheduler(self, name: str | None, **options: Any) -> Self:
         """The same model, not copied, under another scheduler; None is the model's own."""

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from pare.config import UNetConfig, VAEConfig
 from pare.loading import ldm_names
-from pare.loading.single_file import Part, SingleFile
+from pare.loading.conversion import ldm_tensors
+from pare.loading.single_file import SingleFile, StoredPart
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 from tests.random_models import TINY_UNET, TINY_VAE, random_state
-from weights_convert import ldm_tensors
 
 # What a single file says without a config: 32 groups, 8 heads (SD 1) or heads of width 64.
 UNET1: dict[str, Any] = TINY_UNET | {
@@ -62,7 +62,7 @@ def hub_model(
             holder.state_dict = lambda state=state: state  # type: ignore[method-assign,misc]
             states[name] = random_state(holder, generator)
     configs = {"unet": unet, "vae": vae, "text_encoder": text}
-    parts = {name: Part(configs[name], states[name]) for name in configs}
+    parts = {name: StoredPart(configs[name], states[name]) for name in configs}
     return SingleFile(Path("model"), kind, parts, SCHEDULER, ())
 
 

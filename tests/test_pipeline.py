@@ -19,7 +19,7 @@ import pare
 from pare.attention import AttentionCall, Control, Site
 from pare.errors import DeviceError, ImageError, ModelError, PareError, SchedulerError, SettingError
 from pare.io.images import to_tensor
-from pare.loading import modules
+from pare.loading import resolve
 from pare.pipeline import Pipeline
 from pare.schedulers import SCHEDULERS
 from tests.random_models import TINY_UNET, normal
@@ -300,7 +300,7 @@ def code_in(docstring: str | None) -> str:
 def test_the_lines_of_the_docstrings_run_as_they_are_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(modules.BUILT_IN, "roads", folder)
+    monkeypatch.setitem(resolve.BUILT_IN, "roads", folder)
     names: dict[str, Any] = {"Pipeline": Pipeline}
     code = code_in(pare.pipeline.__doc__)
     assert len(code.splitlines()) == 7

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from transformers import CLIPTokenizer
 
-    from pare.loading.modules import Found
+    from pare.loading.resolve import ResolvedModel
     from pare.pipeline import Pipeline
     from pare.recipes.recipe import Recipe
     from pare.schedulers import Scheduler
@@ -53,7 +53,7 @@ class Again:
     """What `pare rerun` has the command that it runs do otherwise; the context's object."""
 
     scheduler: Scheduler
-    model: Found | None  # None: the one that the options name
+    model: ResolvedModel | None  # None: the one that the options name
     made: list[tuple[Image.Image, Recipe]] = field(default_factory=list)
     """What the command would have written."""
     watch: Callable[[Pipeline], Pipeline] | None = None
@@ -150,7 +150,7 @@ class Run:
 
         from pare.recipes.recipe import Recipe, current_versions
 
-        model = plain(pipe.source)
+        model = pipe.source.describe()
         model.pop("path", None)  # where it lies on this machine is nobody else's business
         return Recipe(
             command=self.command,
@@ -282,11 +282,11 @@ def load_pipeline(
 
 def load_words(given: Mapping[str, Any]) -> tuple[CLIPTokenizer, int]:
     """The tokenizer of the model that the options name, and the length of its prompts."""
-    from pare.loading import modules
+    from pare.loading.modules import load_tokenizer
 
     again = click.get_current_context().find_object(Again)
     model = (again.model if again else None) or given["model"]
-    return modules.load_words(model, revision=given["revision"], tokenizer=given["tokenizer"])
+    return load_tokenizer(model, revision=given["revision"], tokenizer=given["tokenizer"])
 
 
 def use_threads(given: Mapping[str, Any]) -> None:

@@ -80,6 +80,18 @@ WIDTHS = {
 BUILDERS |= WIDTHS.keys()
 BUILDERS |= {str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
+STORED_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
+    "I32": torch.int32, "I64": torch.int64, "F64": torch.float64, "F32": torch.float32,
+    "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+"""The dtypes of stored tensors, by safetensors' names."""
+DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
+
+FLOATING = tuple(name for name, dtype in STORED_DTYPES.items() if dtype.is_floating_point)
+"""The dtypes that weights may have, widest first."""
+
 LARGEST_PICKLE = 16 * 2**20
 """Bytes: the pickle in an SD checkpoint, which names its tensors, has half a million."""
 
@@ -91,6 +103,13 @@ MALFORMED = (
     RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError,
     AttributeError, AssertionError, OverflowError,
 )  # fmt: skip
+
+
+def stored_dtype(tensor: Tensor) -> str:
+    """safetensors' name of a tensor's dtype; torch's where it has none."""
+    return next(
+        (n for n, dtype in STORED_DTYPES.items() if dtype == tensor.dtype), str(tensor.dtype)
+    )
 
 
 @dataclass(frozen=True)
@@ -170,6 +189,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def open_safetensors(path: Path) -> Checkpoint:
+    """Open a safetensors file.
+
+    Raises:
+        WeightsError: it is damaged, or something else.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

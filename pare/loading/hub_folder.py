@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pare.config import read_json, short_json
-from pare.errors import ConfigError
+from pare.errors import ConfigError, ModelError
 
 INDEX = "model_index.json"
 
@@ -104,3 +104,42 @@ def read_shards(index: Path) -> list[str]:
                 expected="the name of a file beside it",
             )
     return sorted(set(places.values()))
+
+
+def part_file(folder: Path, part: str, name: str) -> Path:
+    path = folder / part / name
+    if not path.is_file():
+        raise ModelError(f"{folder} has no {part}/{name}", fix="download the whole model")
+    return path
+
+
+def find_weights(folder: Path, part: str, half: bool) -> Path:
+    """The file of a part's weights, or the index of its shards.
+
+    Args:
+        half: whether the float16 variant is wanted, where there is one.
+    """
+    there = {f"{part}/{path.name}" for path in (folder / part).glob("*") if path.is_file()}
+    name = choose_weights(there, part, half)
+    if name is not None:
+        return folder / name
+    others = sorted(path.name for path in (folder / part).glob("*.[bs][ia][nf]*"))
+    raise ModelError(
+        f"{folder} has no {next(weight_names(part, half=False))}"
+        + (f", only {', '.join(others[:3])}" if others else ""),
+        expected="each part's weights as safetensors or .bin, under the Hub's names",
+        fix="download the whole model",
+    )
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that hold a part's weights: `path` itself, or the shards that it lists."""
+    if not is_index(path.name):
+        return [path]
+    files = [path.with_name(name) for name in read_shards(path)]
+    for file in files:
+        if not file.is_file():
+            raise ModelError(
+                f"{path} names {file.name}, which is not there", fix="download the whole model"
+            )
+    return files

@@ -178,9 +178,6 @@ VAE_ATTENTION = {
     "to_out.0": "proj_out",
 }
 
-# The Hub's own old names for the same projections: SD 1.4's VAE file has them.
-OLD_HUB_VAE = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
 
 def vae_place(name: str, levels: int) -> Place:
     """`decoder.up_blocks.0.resnets.2.conv1.bias` -> `decoder.up.3.block.2.conv1.bias`.
@@ -254,9 +251,6 @@ OPEN_CLIP_LAYER = {
     "self_attn.out_proj": "attn.out_proj",
 }
 FUSED = {"self_attn.q_proj": 0, "self_attn.k_proj": 1, "self_attn.v_proj": 2}
-
-POSITION_IDS = "text_model.embeddings.position_ids"
-"""Not a weight: the numbers 0 to 76, which old files carry along."""
 
 
 def open_clip_place(name: str) -> Place:

@@ -19,8 +19,9 @@ import numpy as np
 
 from pare.errors import DeviceError, RecipeError
 from pare.io.whole_files import sha256
-from pare.loading import modules
 from pare.loading.hub_client import COMMIT, find_cached, looks_like_repository
+from pare.loading.model_source import fingerprint_function, tokenizer_fingerprints
+from pare.loading.resolve import BUILT_IN, ModelFolder, ResolvedModel, resolve_model
 from pare.recipes.recipe import Recipe
 from pare.runtime.device import choose_device, choose_dtype
 from pare.schedulers import SCHEDULERS, Scheduler, rebuild_scheduler
@@ -63,7 +64,7 @@ def worth_hashing(path: Path) -> bool:
     return os.path.isfile(path) and 0 < path.stat().st_size <= MAX_INPUT
 
 
-def find_model(recipe: Recipe, dtype: str) -> modules.Found:
+def find_model(recipe: Recipe, dtype: str) -> ResolvedModel:
     """The model that the recipe names, on this machine and unchanged.
 
     Args:
@@ -75,8 +76,8 @@ def find_model(recipe: Recipe, dtype: str) -> modules.Found:
     name, commit = str(recipe.arguments.get("model")), recipe.model.get("revision")
     if commit is not None:
         folder = cached_repository(name, commit, dtype)
-    elif name in modules.BUILT_IN:
-        folder = modules.BUILT_IN[name]
+    elif name in BUILT_IN:
+        folder = BUILT_IN[name]
     else:
         folder = Path(name)
         if not (folder.is_dir() or folder.is_file()):
@@ -88,8 +89,8 @@ def find_model(recipe: Recipe, dtype: str) -> modules.Found:
             fix=f"to run it as it is now, say so: --model {name}",
         )
     if folder.is_file():
-        return modules.find_model(folder)  # after its fingerprint: this opens it
-    return modules.Found(name, folder, commit)
+        return resolve_model(folder)  # after its fingerprint: this opens it
+    return ModelFolder(name, folder, commit)
 
 
 def cached_repository(name: str, commit: object, dtype: str) -> Path:
@@ -119,8 +120,9 @@ def changed_files(model: Mapping[str, Any], folder: Path) -> list[str]:
     weights, recorded = table(model, "files"), {**table(model, "configs"), **table(model, "files")}
     if not weights:
         raise RecipeError("the recipe does not say which files its model had")
+    fingerprint = fingerprint_function(model.get("fingerprint"))
     if folder.is_file():  # which may have another name today
-        return [] if modules.fingerprint(folder) in weights.values() else [folder.name]
+        return [] if fingerprint(folder) in weights.values() else [folder.name]
     for name in recorded:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\0" in name:
@@ -128,7 +130,7 @@ def changed_files(model: Mapping[str, Any], folder: Path) -> list[str]:
     return [
         name
         for name, digest in recorded.items()
-        if not (folder / name).is_file() or modules.fingerprint(folder / name) != digest
+        if not (folder / name).is_file() or fingerprint(folder / name) != digest
     ]
 
 
@@ -150,7 +152,8 @@ def find_tokenizer(recipe: Recipe) -> Path | None:
     if name is None:
         return None
     folder, recorded = Path(str(name)), table(recipe.model, "configs")
-    if not folder.is_dir() or modules.tokenizer_fingerprints(folder) != recorded:
+    fingerprint = fingerprint_function(recipe.model.get("fingerprint"))
+    if not folder.is_dir() or dict(tokenizer_fingerprints(folder, fingerprint)) != recorded:
         raise RecipeError(
             f"the tokenizer {name!r} is not here, or has changed since",
             fix="name the folder to use: --tokenizer FOLDER",

@@ -42,6 +42,7 @@ __all__ = [
     "Timesteps",
     "add_noise",
     "build_scheduler",
+    "find_solver",
     "interpret",
     "rebuild_scheduler",
     "start_index",
@@ -51,6 +52,18 @@ __all__ = [
 SCHEDULERS: dict[str, type[Scheduler]] = {
     kind.name: kind for kind in (DDIM, DDIMInverse, DPMPlusPlus2M, LMS, PNDM, Euler, EulerAncestral)
 }
+
+
+def find_solver(name: str) -> type[Scheduler]:
+    """The solver that a key of SCHEDULERS names.
+
+    Raises:
+        SettingError: there is none of that name.
+    """
+    if name not in SCHEDULERS:
+        names = ", ".join(SCHEDULERS)
+        raise SettingError(f"there is no scheduler {name!r}", expected=f"one of {names}")
+    return SCHEDULERS[name]
 
 
 def build_scheduler(
@@ -70,11 +83,8 @@ def build_scheduler(
         SettingError: an unknown name, an option that the solver does not have, or a value
             out of range.
     """
-    names = ", ".join(SCHEDULERS)
     if name is not None:
-        if name not in SCHEDULERS:
-            raise SettingError(f"there is no scheduler {name!r}", expected=f"one of {names}")
-        return SCHEDULERS[name].build(hub_config, where, **options)
+        return find_solver(name).build(hub_config, where, **options)
     wanted = hub_config.get("_class_name")
     for kind in SCHEDULERS.values():
         if kind.hub_class == wanted:
@@ -83,7 +93,7 @@ def build_scheduler(
         f"{where} names the solver {wanted!r}, which pare does not have"
         if wanted is not None
         else f"{where} does not name its solver",
-        fix=f"choose a scheduler: {names}",
+        fix=f"choose a scheduler: {', '.join(SCHEDULERS)}",
     )
 
 

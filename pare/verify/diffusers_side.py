@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from pare.errors import MissingExtraError, ModelError
-from pare.loading.modules import ModelSource, find_weights
+from pare.loading.hub_folder import find_weights
+from pare.loading.model_source import ModelSource
 
 Model = Callable[[Tensor, Tensor], Tensor]
 """(x_t, t) -> the model's guided output; both as diffusers' schedulers hand them over."""
@@ -93,7 +94,7 @@ def load_reference(source: ModelSource, device: torch.device, dtype: torch.dtype
     folder = Path(source.path)
     require_folder(folder)
     # The files that pare chooses for this dtype.
-    half = ".fp16." in find_weights(folder, "unet", dtype).name
+    half = ".fp16." in find_weights(folder, "unet", half=dtype == torch.float16).name
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         folder,
         torch_dtype=dtype,

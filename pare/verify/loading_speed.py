@@ -26,12 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import weights_convert
 from pare.config import UNetConfig, VAEConfig
-from pare.loading import ldm_names
+from pare.loading import conversion, ldm_names
 from pare.loading.architectures import SCHEDULERS, TEXTS, UNETS, VAE
-from pare.loading.modules import ModelSource, find_model, load_model
-from pare.loading.single_file import Part, SingleFile
+from pare.loading.model_source import ModelSource
+from pare.loading.modules import load_model
+from pare.loading.resolve import ModelFolder, resolve_model
+from pare.loading.single_file import SingleFile, StoredPart
 from pare.recipes.recipe import current_versions
 from pare.runtime.device import DTYPES, choose_dtype
 from pare.runtime.peak_memory import peak_memory
@@ -169,18 +170,18 @@ def models_to_load(
         folder = Path(name)
         if model in UNETS:
             write_random_file(model, folder / "model.safetensors", dtype)
-            weights_convert.convert(folder / "model.safetensors", folder / "model")
+            conversion.convert(folder / "model.safetensors", folder / "model")
             yield {
                 "a single file": (folder / "model.safetensors", folder / "model"),
                 "a folder": (folder / "model", folder / "model"),
             }
             return
-        found = find_model(model, dtype=dtype, revision=revision)
-        if found.single is None:
-            yield {"a folder": (found.folder, found.folder)}
+        resolved = resolve_model(model, dtype=dtype, revision=revision)
+        if isinstance(resolved, ModelFolder):
+            yield {"a folder": (resolved.path, resolved.path)}
             return
-        weights_convert.write_configs(found.single, folder, None)
-        yield {"a single file": (found.folder, folder)}
+        conversion.write_configs(resolved.content, folder, None)
+        yield {"a single file": (resolved.path, folder)}
 
 
 def write_random_file(model: str, path: Path, dtype: torch.dtype) -> None:
@@ -197,15 +198,17 @@ def write_random_file(model: str, path: Path, dtype: torch.dtype) -> None:
     numbers = numbers.to(dtype)
     configs: dict[str, Any] = {"unet": UNETS[model], "vae": VAE, "text_encoder": text}
     parts = {
-        name: Part(configs[name], {n: numbers[: t.numel()].view(t.shape) for n, t in state.items()})
+        name: StoredPart(
+            configs[name], {n: numbers[: t.numel()].view(t.shape) for n, t in state.items()}
+        )
         for name, state in states.items()
     }
     kind = "SD 1" if model == "sd1" else "SD 2"
-    tensors, _ = weights_convert.ldm_tensors(SingleFile(path, kind, parts, SCHEDULERS[model], ()))
+    tensors, _ = conversion.ldm_tensors(SingleFile(path, kind, parts, SCHEDULERS[model], ()))
     if kind == "SD 2":
         tensors["v_pred"] = torch.zeros(1)  # the mark of a v-model: nothing is to be guessed
     with path.open("xb") as file:
-        weights_convert.stream_safetensors(file, tensors)
+        conversion.stream_safetensors(file, tensors)
 
 
 # --- one loading, in a process of its own -------------------------------------------------

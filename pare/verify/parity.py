@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -94,7 +93,7 @@ def run_verify(
                 else:
                     skipped[found.name] = found.reason
     return ParityReport(
-        model=asdict(models.pipe.source),
+        model=models.pipe.source.describe(),
         device=str(models.device),
         dtype=str(models.pipe.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),

@@ -23,12 +23,10 @@ from torch import Tensor, nn
 
 from pare.config import UNetConfig, VAEConfig
 from pare.loading.architectures import UNETS, VAE
-from pare.loading.modules import (
-    ModelSource,
-    config_of,
-    find_model,
-    load_model,
-)
+from pare.loading.model_configs import config_of
+from pare.loading.model_source import ModelSource
+from pare.loading.modules import load_model
+from pare.loading.resolve import resolve_model
 from pare.recipes.recipe import current_versions
 from pare.runtime.device import DTYPES, choose_device, choose_dtype
 from pare.runtime.peak_memory import peak_memory
@@ -185,7 +183,7 @@ def place_of(model: str, dtype: torch.dtype, revision: str | None) -> str:
     random weights."""
     if model in UNETS and revision is None:
         return model
-    folder = find_model(model, dtype=dtype, revision=revision).folder
+    folder = resolve_model(model, dtype=dtype, revision=revision).path
     require_folder(folder)
     return str(folder)
 

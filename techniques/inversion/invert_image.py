@@ -212,7 +212,7 @@ def described(solver: Scheduler) -> dict[str, Any]:
 def check_fit(pipe: Pipeline, inverted: Inverted) -> None:
     """Raise an InversionError unless the pipeline has the inversion's model and levels."""
     solver, _ = ddim.solvers(pipe)
-    if inverted.model != fingerprints(pipe):
+    if not pipe.source.has_files(inverted.model):
         raise InversionError(
             f"the inversion is of another model than {pipe.source.name}",
             expected="the model whose noise was looked for",

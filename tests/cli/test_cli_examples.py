@@ -10,9 +10,9 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
-import weights_convert
 from pare.cli.examples import examples_of
 from pare.cli.main import all_commands, main
+from pare.loading import conversion
 from tests.single_files import UNET1, original_checkpoint
 
 # Diffusers takes long to load; many tasks take long to edit.
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, tensors in (("model", checkpoint), ("inpainting", inpainting)):
         whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
         save_file(whole, folder / f"{name}.safetensors")
-    weights_convert.convert(folder / "model.ckpt", folder / "model")
+    conversion.convert(folder / "model.ckpt", folder / "model")
     return folder
 
 

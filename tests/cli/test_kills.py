@@ -38,11 +38,11 @@ from tests.tiny_model import write_tiny_model
 SERVER = """
 import json, os, sys
 import torch, transformers.models.clip.modeling_clip, transformers.models.clip.tokenization_clip
-import pare.pipeline, weights_convert
+import pare.pipeline, pare.loading.conversion
 from pare.cli.main import main
 
 WRITERS = (
-    "pare/io/whole_files.py", "weights_convert.py", "pare/cli/run_command.py",
+    "pare/io/whole_files.py", "pare/loading/conversion.py", "pare/cli/run_command.py",
     "pare/cli/commands/convert.py",
 )
 
@@ -304,14 +304,10 @@ def survive(work: Work, server: Server, kills: int, lines: Sequence[int]) -> Cou
 
 
 def takes_away(place: str) -> bool:
-    """Whether a line, as "weights_convert.py:220", is where leftovers are removed."""
+    """Whether a line, as "conversion.py:220", is where leftovers are removed."""
     name, _, number = place.rpartition(":")
-    path = next(
-        path
-        for path in (ROOT, ROOT / "pare/io", ROOT / "pare/cli", ROOT / "pare/cli/commands")
-        if (path / name).is_file()
-    )
-    line = (path / name).read_text().splitlines()[int(number) - 1]
+    [path] = (ROOT / "pare").rglob(name)
+    line = path.read_text().splitlines()[int(number) - 1]
     return "rmtree(" in line or ".unlink(" in line
 
 

@@ -23,7 +23,7 @@ from pare.cli.terminal import OS_ERRORS, one_line
 from pare.config import UNetConfig, VAEConfig, read_json
 from pare.errors import PareError
 from pare.io import images
-from pare.loading import checkpoint, hub_folder, modules, single_file
+from pare.loading import checkpoint, hub_folder, model_configs, modules, single_file
 from pare.recipes import recipe
 from pare.runtime import validation
 from pare.schedulers import build_scheduler
@@ -49,8 +49,8 @@ def put(folder: Path, name: str, data: bytes) -> Path:
 def safetensors(folder: Path, data: bytes) -> None:
     """Both readers: the folders', which looks at the table, and the single files'."""
     path = put(folder, "a.safetensors", data)
-    with modules.open_weights(path) as stored:
-        modules.check_names({"a": (2, 2)}, {n: tensor.shape for n, tensor in stored.items()}, path)
+    stored = modules.open_weights(path)
+    modules.check_names({"a": (2, 2)}, {n: tuple(t.shape) for n, t in stored.items()}, path)
     checkpoint.open_checkpoint(path)
 
 
@@ -60,9 +60,9 @@ def ckpt(folder: Path, data: bytes) -> None:
     damage.archive(data, damage.FOUR)(path)
     opened = checkpoint.open_checkpoint(path)
     assert all(tensor.device.type == "cpu" for tensor in opened.tensors.values())
-    for stored in modules.as_stored(opened.tensors).values():
-        if stored.dtype in modules.FLOATING and sum(stored.shape) < 100:
-            stored.read().to(torch.float16)
+    for tensor in opened.tensors.values():
+        if checkpoint.stored_dtype(tensor) in checkpoint.FLOATING and sum(tensor.shape) < 100:
+            tensor.contiguous().to(torch.float16)
 
 
 def archive(folder: Path, data: bytes) -> None:
@@ -76,7 +76,7 @@ def configs(folder: Path, data: bytes) -> None:
     for read in (UNetConfig.read, VAEConfig.read, TextConfig.read, build_scheduler):
         attempt(functools.partial(read, raw, "a.json"))
     put(folder, hub_folder.INDEX, data)
-    attempt(functools.partial(modules.check_index, folder))
+    attempt(functools.partial(model_configs.check_index, folder))
     attempt(functools.partial(hub_folder.read_shards, folder / "a.json"))
 
 

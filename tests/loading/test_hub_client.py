@@ -26,7 +26,8 @@ from PIL import Image
 
 from pare.errors import ModelError, PareError, SettingError
 from pare.loading.hub_client import fetch_snapshot
-from pare.loading.modules import find_model, load_model
+from pare.loading.modules import load_model
+from pare.loading.resolve import resolve_model
 from pare.recipes.recipe import read_recipe
 from tests.hub_server import COMMIT, LARGE, OTHER_COMMIT, Hub, Repository
 from tests.tiny_model import write_inpainting_model, write_tiny_model
@@ -797,12 +798,12 @@ def test_a_folder_goes_before_a_repository(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny, tmp_path / NAME)
     with user.client():
-        assert find_model(NAME).folder == Path(NAME)
+        assert resolve_model(NAME).path == Path(NAME)
         with pytest.raises(SettingError, match="the revision is 'main', and somebody/tiny-diff"):
-            find_model(NAME, revision="main")
+            resolve_model(NAME, revision="main")
         for word in ("roads", str(tiny)):
             with pytest.raises(SettingError, match="is not a model on the Hub; leave it out"):
-                find_model(word, revision="main")
+                resolve_model(word, revision="main")
     assert hub.log == []
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from pare.config import UNetConfig
 from pare.errors import ModelError, PareError, WeightsError
-from pare.loading.modules import config_of, find_weights, load_weights, weight_files
+from pare.loading.hub_folder import find_weights, weight_files
+from pare.loading.model_configs import config_of
+from pare.loading.modules import load_weights
 from pare.unet import UNet
 from tests.tiny_model import write_tiny_model
 
@@ -43,7 +45,7 @@ def tensors(original: Path) -> dict[str, Tensor]:
 def load_unet(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     with torch.device("meta"):
         unet = UNet(UNetConfig.read(*config_of(folder, "unet")))
-    load_weights(unet, find_weights(folder, "unet", dtype), dtype)
+    load_weights(unet, find_weights(folder, "unet", half=dtype == torch.float16), dtype)
     return dict(unet.state_dict())
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 
-from pare.loading.modules import read_scheduler_config
+from pare.loading.resolve import resolve_model, scheduler_config
 from pare.loading.single_file import tokenizer_files
 from pare.pipeline import Pipeline
 from pare.text.tokenizer import build_tokenizer, read_tokenizer
@@ -59,7 +59,7 @@ def test_the_scheduler_is_the_one_that_diffusers_runs(
     change_json(path, **says)
     reference = theirs(folder).scheduler
     reference.set_timesteps(10)
-    config, where = read_scheduler_config(folder)
+    config, where = scheduler_config(resolve_model(folder))
     pipe = Pipeline.from_pretrained(folder, device="cpu")
     assert type(reference).__name__ == in_index == type(pipe.scheduler).hub_class
     assert config == pipe.scheduler_config
@@ -80,7 +80,7 @@ def test_an_inpainting_model_skips_pndms_runge_kutta_steps(tmp_path: Path, says:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference = StableDiffusionInpaintPipeline.from_pretrained(folder).scheduler
-    assert read_scheduler_config(folder)[0]["skip_prk_steps"] is True
+    assert scheduler_config(resolve_model(folder))[0]["skip_prk_steps"] is True
     assert reference.config.skip_prk_steps is True
 
 
@@ -116,7 +116,9 @@ def test_the_size_is_the_unets(folder: Path, unet: Any, vae: int) -> None:
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     change_json(folder / "unet" / "config.json", sample_size=unet)
     change_json(folder / "vae" / "config.json", sample_size=vae)
-    image = Pipeline.from_pretrained(folder, device="cpu").generate("car", steps=1, seeds=[0]).tensor
+    image = (
+        Pipeline.from_pretrained(folder, device="cpu").generate("car", steps=1, seeds=[0]).tensor
+    )
     reference = theirs(folder)
     reference.set_progress_bar_config(disable=True)
     wanted = reference("car", num_inference_steps=1, output_type="np").images

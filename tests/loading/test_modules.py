@@ -8,7 +8,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pare.errors import ConfigError, ModelError, WeightsError
-from pare.loading.modules import Components, fingerprint, load_model
+from pare.loading.modules import Components, load_model
 from tests.hub_configs import SD14_UNET
 from tests.tiny_model import SCHEDULER, change_json, write_tiny_model
 
@@ -477,38 +476,6 @@ def test_the_default_type_stays_while_a_model_loads(
     monkeypatch.setattr(torch, "set_default_dtype", set_to.append)
     load_model(original, device="cpu", dtype="bfloat16")
     assert set(set_to) <= {torch.get_default_dtype()}
-
-
-# --- fingerprints --------------------------------------------------------------------------
-
-
-def test_a_fingerprint_is_of_the_content(tmp_path: Path) -> None:
-    def of(content: bytes) -> str:
-        path = tmp_path / "file"
-        path.write_bytes(content)
-        return fingerprint(path)
-
-    assert of(b"abc") == of(b"abc")
-    assert len({of(b"abc"), of(b"abd"), of(b"abcd"), of(b"")}) == 4
-
-
-def test_a_large_files_fingerprint_is_cheap_and_sees_both_ends(tmp_path: Path) -> None:
-    path = tmp_path / "large"
-    with path.open("wb") as file:
-        file.truncate(2**32)  # sparse: takes no room on the disk
-    start = time.perf_counter()
-    before = fingerprint(path)
-    assert time.perf_counter() - start < 5
-    seen = {before}
-    for place in (0, 2**32 - 1):
-        with path.open("r+b") as file:
-            file.seek(place)
-            file.write(b"\1")
-        seen.add(fingerprint(path))
-    with path.open("r+b") as file:
-        file.truncate(2**32 + 1)
-    seen.add(fingerprint(path))
-    assert len(seen) == 4
 
 
 # --- memory --------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pare.config import UNetConfig
 from pare.errors import ModelError, OutputError, PareError, SettingError, WeightsError
-from pare.loading import ldm_names
+from pare.loading import hub_names, ldm_names
 from pare.loading.checkpoint import Checkpoint, open_checkpoint
 from pare.loading.ldm_names import Place
 from pare.loading.single_file import (
@@ -166,7 +166,7 @@ def test_full_size_names_and_shapes(kind: str, counts: tuple[int, ...]) -> None:
     plan = make_plan(Checkpoint(Path("full"), tensors), ema=None, only=None)
     rows = inventory(plan)
     assert [row for row in rows if not row.fine] == []
-    parts = plan.outlines
+    parts = plan.parts
     assert tuple(len(parts[p].places) for p in ("unet", "vae", "text_encoder")) == counts
     # Every name of the file is used once (fused ones three times), or known not to be needed.
     used = {place.name for part in parts.values() for place in part.places.values()}
@@ -192,10 +192,10 @@ def test_diffusers_converts_to_the_same_tensors(
     tensors = original_checkpoint(kind, "meta", **FULL[kind]) if full else originals[kind]
     plan = make_plan(Checkpoint(Path("file"), tensors), ema=None, only=None)
     ours = {
-        name: {hub: place.take(tensors[place.name]) for hub, place in outline.places.items()}
-        for name, outline in plan.outlines.items()
+        name: {hub: place.take(tensors[place.name]) for hub, place in part.places.items()}
+        for name, part in plan.parts.items()
     }
-    configs = {name: dict(outline.config) for name, outline in plan.outlines.items()}
+    configs = {name: dict(part.config) for name, part in plan.parts.items()}
     theirs = {
         "unet": reference.convert_ldm_unet_checkpoint(dict(tensors), configs["unet"]),
         "vae": reference.convert_ldm_vae_checkpoint(dict(tensors), configs["vae"]),
@@ -274,8 +274,8 @@ def test_no_tensor_is_copied(single: Path, kind: str) -> None:
     checkpoint = open_checkpoint(single)
     stored = {t.untyped_storage().data_ptr() for t in checkpoint.tensors.values()}
     plan = make_plan(checkpoint, ema=None, only=None)
-    for outline in plan.outlines.values():
-        for place in outline.places.values():
+    for part in plan.parts.values():
+        for place in part.places.values():
             view = place.take(checkpoint.tensors[place.name])
             assert view.untyped_storage().data_ptr() in stored
 
@@ -547,7 +547,8 @@ def test_a_vae_alone(tmp_path: Path, originals: dict[str, dict[str, Tensor]]) ->
 
 
 def test_a_file_is_the_model_that_its_folder_is(tmp_path: Path, single: Path, kind: str) -> None:
-    from pare.loading.modules import load_model, read_scheduler_config
+    from pare.loading.modules import load_model
+    from pare.loading.resolve import resolve_model, scheduler_config
 
     convert(single, tmp_path / "folder")
     if kind == "SD 2":
@@ -563,7 +564,7 @@ def test_a_file_is_the_model_that_its_folder_is(tmp_path: Path, single: Path, ki
         assert {str(b.device) for b in getattr(file, part).buffers()} <= {"cpu"}
     assert file.unet.config == folder.unet.config
     assert file.vae.config == folder.vae.config
-    assert file.scheduler_config == read_scheduler_config(tmp_path / "folder")[0]
+    assert file.scheduler_config == scheduler_config(resolve_model(tmp_path / "folder"))[0]
     prompts = ["a photo of a cat", "!"]
     ids = [
         model.tokenizer(prompts, padding="max_length", max_length=77).input_ids
@@ -720,7 +721,7 @@ def test_what_training_leaves_in_a_checkpoint_does_no_harm(
 def hub_model_with_ids() -> Any:
     model = hub_model("SD 1")
     ids = torch.arange(77).expand(1, -1)
-    model.parts["text_encoder"].tensors[ldm_names.POSITION_IDS] = ids  # type: ignore[index]
+    model.parts["text_encoder"].tensors[hub_names.POSITION_IDS] = ids  # type: ignore[index]
     return model
 
 
@@ -827,17 +828,17 @@ def test_an_existing_target_is_refused_or_replaced(tmp_path: Path, single: Path,
 def test_a_full_disk_leaves_nothing(
     tmp_path: Path, single: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import weights_convert
+    from pare.loading import conversion
 
     with monkeypatch.context() as patch:
-        patch.setattr(weights_convert.shutil, "disk_usage", lambda path: SimpleNamespace(free=9))
+        patch.setattr(conversion.shutil, "disk_usage", lambda path: SimpleNamespace(free=9))
         with pytest.raises(OutputError, match="its disk has"):
             convert(single, tmp_path / "out")
 
     def fail(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights_convert, "sync_folder", fail)
+    monkeypatch.setattr(conversion, "sync_folder", fail)
     with pytest.raises(OSError, match="No space"):
         convert(single, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["original.safetensors"]

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
-import pare.loading.modules
 from pare.cli.examples import examples_of
 from pare.cli.main import cli, main
 from pare.cli.printing import plain
 from pare.cli.recipe_arguments import check_recipe, for_a_shell, parse, words
 from pare.cli.run_command import ImageCommand
 from pare.errors import PareError, RecipeError
+from pare.loading.model_source import sampled_fingerprint
 from pare.recipes.rebuild import (
     batch_length,
     batch_of,
@@ -661,8 +661,8 @@ def nothing_from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
 def nothing_runs(victim: Any, nothing_from_afar: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The victim's folder, where no model is loaded."""
     monkeypatch.chdir(victim[0])
-    monkeypatch.setattr(pare.loading.modules, "load_model", stop)
-    monkeypatch.setattr(pare.loading.modules, "load_single_file", stop)
+    monkeypatch.setattr("pare.loading.modules.load_model", stop)
+    monkeypatch.setattr("pare.loading.resolve.open_checkpoint", stop)
     return victim[0]
 
 
@@ -704,7 +704,7 @@ def test_a_pickle_that_is_what_it_was_is_not_run_either(
     monkeypatch.chdir(folder)
     raw = json.loads(json.dumps(recipe))
     arguments(model="evil.ckpt")(raw)
-    raw["model"]["files"] = {"evil.ckpt": pare.loading.modules.fingerprint(folder / "evil.ckpt")}
+    raw["model"]["files"] = {"evil.ckpt": sampled_fingerprint(folder / "evil.ckpt")}
     save_with_recipe(tmp_path / "a.png", image, json.dumps(raw))
     assert main(["rerun", str(tmp_path / "a.png")]) == 2
     assert "evil.ckpt" in error_line(capsys)

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from pare.errors import ImageError, ModelError, SettingError
-from pare.loading.modules import find_model, load_model
+from pare.loading.modules import load_model
+from pare.loading.resolve import resolve_model
 from pare.vae import AutoencoderKL
 from roads.judge.judge import (
     ATTRIBUTES,
@@ -162,7 +163,7 @@ def test_a_judge_that_is_not_there_and_images_that_are_none_are_refused(
 
 
 def test_the_judge_lies_beside_the_model_and_does_not_disturb_it() -> None:
-    assert find_model("roads").folder == FOLDER.parent
+    assert resolve_model("roads").path == FOLDER.parent
     files = [path for path in FOLDER.parent.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 32_000_000
 

@@ -356,14 +356,14 @@ def test_a_folder_says_that_no_image_is_checked(folder: Path) -> None:
 
 
 def test_a_conversion_reads_everything_and_says_so(copy: Path, tmp_path: Path) -> None:
-    import weights_convert
+    from pare.loading import conversion
 
-    assert all(row.fine for row in weights_convert.check(copy))
+    assert all(row.fine for row in conversion.check(copy))
     change_weights(copy, "unet", conv_in__weight=with_a_nan)
-    wrong = [row for row in weights_convert.check(copy) if not row.fine]
+    wrong = [row for row in conversion.check(copy) if not row.fine]
     assert [(row.name, row.status) for row in wrong] == [
         ("unet/conv_in.weight", "not finite: 1 NaN of 288 numbers")
     ]
     note = "1 tensors hold NaN or infinities, the first being unet/conv_in.weight"
-    done = weights_convert.convert(copy, tmp_path / "one.safetensors")
+    done = conversion.convert(copy, tmp_path / "one.safetensors")
     assert any(line.startswith(note) for line in done.notes)

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pare.loading.modules import Components, ModelSource
+from pare.loading.model_source import ModelSource
+from pare.loading.modules import Components
 from pare.pipeline import Pipeline
 from pare.schedulers import build_scheduler
 from pare.text.text_encoder import PromptEmbeddings

@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 import pare.guidance
 from pare.errors import ModelError, SettingError
 from pare.io.images import to_tensor
-from pare.loading import single_file
+from pare.loading import prediction
 from pare.loading.modules import load_model
-from pare.loading.single_file import Part
 from pare.pipeline import Pipeline
 from pare.schedulers import build_scheduler
 from techniques.blended import Blended, blend
@@ -227,8 +226,8 @@ def test_sd_2_is_asked_with_everything_to_paint(monkeypatch: pytest.MonkeyPatch)
         asked.append(Answers(config))
         return asked[-1]
 
-    monkeypatch.setattr(single_file, "UNet", unet)
-    predicts, _ = single_file.ask_unet(Part(UNET2 | {"in_channels": 9}, {}))
+    monkeypatch.setattr(prediction, "UNet", unet)
+    predicts, _ = prediction.probe_unet(UNET2 | {"in_channels": 9}, {})
     assert predicts == "epsilon"
     [seen] = asked[0].seen
     assert (seen[:, 4] == 1).all()

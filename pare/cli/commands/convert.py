@@ -57,17 +57,18 @@ def convert(
     """
     import torch
 
-    import weights_convert
+    from pare.loading import conversion
+    from pare.loading.single_file import check_rows
 
     if check_only:
         looked_at = {name: given[name] for name in ("ema", "only", "drop")}
-        rows = weights_convert.check(source, **looked_at)
+        rows = conversion.check(source, **looked_at)
         print_rows([dataclasses.asdict(row) for row in rows], as_json)
-        weights_convert.check_rows(source, rows)
+        check_rows(source, rows)
         return
     if target is None:
         raise click.UsageError("Missing argument 'TARGET' (or the option --check).")
-    done = weights_convert.convert(
+    done = conversion.convert(
         source, target, dtype=None if dtype == "keep" else getattr(torch, dtype), **given
     )
     for note in done.notes:

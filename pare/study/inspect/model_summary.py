@@ -21,14 +21,25 @@ import torch
 
 from pare.config import UNetConfig, VAEConfig, read_json
 from pare.errors import ModelError, PareError, SettingError
-from pare.loading import architectures, hub_folder, ldm_names, modules, single_file
+from pare.loading import (
+    architectures,
+    file_kinds,
+    hub_folder,
+    ldm_names,
+    model_configs,
+    modules,
+    single_file,
+)
 from pare.loading.checkpoint import Checkpoint, open_checkpoint
 from pare.loading.hub_client import looks_like_repository
+from pare.loading.hub_names import POSITION_IDS, RENAMES, own_names
+from pare.loading.prediction import noted_prediction, scheduler_config
+from pare.loading.resolve import BUILT_IN
 from pare.schedulers import build_scheduler
 from pare.study.inspect.remote_headers import find_repository
 from pare.study.inspect.weight_files import ITEM_SIZES, Shape, WeightFile, as_checkpoint, look_at
 from pare.text.text_encoder import TextConfig, known_words
-from pare.text.tokenizer import read_vocabulary
+from pare.text.tokenizer import read_tokenizer, read_vocabulary
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 
@@ -44,7 +55,6 @@ READERS: dict[str, Callable[[Mapping[str, Any], str], Config]] = {
     "unet": UNetConfig.read,
     "vae": VAEConfig.read,
 }
-RENAMES = {"text_encoder": modules.text_name, "unet": modules.same_name, "vae": modules.vae_name}
 
 
 @dataclass(frozen=True)
@@ -160,15 +170,15 @@ def describe(model: str | Path, *, revision: str | None = None) -> Model:
         return dataclasses.replace(model_there, form="repository", place=name)
     if revision is not None:
         raise SettingError(f"the revision is {revision!r}, and {name} is not on the Hub")
-    if name in modules.BUILT_IN:
-        return describe_folder(name, modules.BUILT_IN[name])
+    if name in BUILT_IN:
+        return describe_folder(name, BUILT_IN[name])
     if path.is_file():
         return describe_file(name, path)
     if path.is_dir():
         return describe_folder(name, path)
     raise ModelError(
         f"the model {name!r} does not exist",
-        expected=f"{' or '.join([*modules.BUILT_IN, *architectures.UNETS])}, a model's folder in "
+        expected=f"{' or '.join([*BUILT_IN, *architectures.UNETS])}, a model's folder in "
         "the Hub's layout, a single file, or owner/name on the Hub",
     )
 
@@ -237,7 +247,7 @@ def describe_folder(
     problems: list[str] = []
     index: Mapping[str, Any] = {}
     with noting(problems):
-        modules.check_index(folder)
+        model_configs.check_index(folder)
     with noting([]):  # what is wrong with it has just been said
         index = read_json(folder / hub_folder.INDEX)
     look = weights or (lambda part: weights_in(folder, part))
@@ -245,18 +255,18 @@ def describe_folder(
     scheduler: dict[str, Any] = {}
     prediction = ""
     with noting(problems):
-        scheduler, where = modules.scheduler_of(folder)
+        scheduler, where = model_configs.scheduler_config_of(folder)
         prediction = build_scheduler(scheduler, where).prediction_type
     tokens = 0
     text = parts["text_encoder"].config
     with noting(problems):
         tokens = len(read_vocabulary(folder / "tokenizer", 2**31).ids)
         if isinstance(text, TextConfig):
-            modules.check_tokenizer(folder, text)
+            read_tokenizer(folder / "tokenizer", text.vocab_size)
     with noting(problems):
         configs = [parts[part].config for part in ("unet", "vae", "text_encoder")]
         if None not in configs:
-            modules.check_fit(folder, *configs)  # type: ignore[arg-type]
+            model_configs.check_fit(folder, *configs)  # type: ignore[arg-type]
     return Model(
         name,
         "folder",
@@ -274,13 +284,13 @@ def describe_folder(
 
 
 def skipped_parts(index: Mapping[str, Any]) -> tuple[str, ...]:
-    named = modules.SKIPPED - {"scheduler"}
+    named = model_configs.SKIPPED - {"scheduler"}
     return tuple(sorted(p for p in named if isinstance(index.get(p), list) and any(index[p])))
 
 
 def weights_in(folder: Path, part: str) -> Sequence[WeightFile]:
-    path = modules.find_weights(folder, part, torch.float32)
-    return [look_at(file) for file in modules.weight_files(path)]
+    path = hub_folder.find_weights(folder, part, half=False)
+    return [look_at(file) for file in hub_folder.weight_files(path)]
 
 
 def folder_part(folder: Path, part: str, look: Weights) -> Part:
@@ -292,7 +302,7 @@ def folder_part(folder: Path, part: str, look: Weights) -> Part:
     shapes: Mapping[str, Shape] = {}
     stored: Mapping[str, str] = {}
     with noting(problems):
-        raw, where = modules.config_of(folder, part)
+        raw, where = model_configs.config_of(folder, part)
         config = READERS[part](raw, where)
         shapes = wanted_shapes(part, config, raw)
     with noting(problems):
@@ -344,7 +354,7 @@ def check_stored(
             with noting(problems):
                 if not tensor.name.endswith("position_ids") and not tensor.problem:
                     modules.check_type(tensor.name, tensor.dtype, file.path)
-    names = modules.own_names(found, shapes, RENAMES[part])
+    names = own_names(found, shapes, RENAMES[part])
     fitted = {name: modules.squeeze(found[key], shapes.get(name)) for name, key in names.items()}
     for name in sorted(shapes.keys() - names.keys()):
         problems.append(f"{part}: {name}: missing")
@@ -399,10 +409,10 @@ def parts_to_plan(file: WeightFile) -> list[str | None]:
     if not file.looks_like.startswith("a part of"):
         return []
     shapes = file.shapes
-    return [part for part in ("unet", "vae") if single_file.find_prefix(shapes, part) is not None]
+    return [part for part in ("unet", "vae") if file_kinds.find_prefix(shapes, part) is not None]
 
 
-def with_plan(model: Model, plan: single_file.Plan, file: WeightFile) -> Model:
+def with_plan(model: Model, plan: single_file.FilePlan, file: WeightFile) -> Model:
     """The model with the parts that a plan found in its file."""
     rows = [row for row in single_file.inventory(plan) if not row.fine]
     entries = {tensor.name: tensor for tensor in file.tensors}
@@ -410,8 +420,8 @@ def with_plan(model: Model, plan: single_file.Plan, file: WeightFile) -> Model:
     problems = list(model.problems)
     unplaced = {row.name: row_problem(row) for row in rows}
     unplaced |= {t.name: f"{t.name}: {t.problem}" for t in file.tensors if t.problem}
-    for name, outline in plan.outlines.items():
-        places = {hub_name: place.name for hub_name, place in outline.places.items()}
+    for name, planned in plan.parts.items():
+        places = {hub_name: place.name for hub_name, place in planned.places.items()}
         used = dict.fromkeys(places.values())
         mine = [unplaced.pop(key) for key in used if key in unplaced]
         there = [entries[key] for key in used if key in entries]
@@ -421,13 +431,13 @@ def with_plan(model: Model, plan: single_file.Plan, file: WeightFile) -> Model:
         problem_list: list[str] = []
         config: Config | None = None
         with noting(problem_list):
-            config = READERS[name](outline.config, f"{model.place} ({name})")
+            config = READERS[name](planned.config, f"{model.place} ({name})")
         parts[name] = Part(
             name,
             CLASSES[name],
             config,
-            outline.config,
-            sum(math.prod(s) for n, s in outline.shapes.items() if n != ldm_names.POSITION_IDS),
+            planned.config,
+            sum(math.prod(s) for n, s in planned.shapes.items() if n != POSITION_IDS),
             (file,),
             sum(stored_bytes(tensor.numbers, tensor.dtype) for tensor in there),
             dtypes,
@@ -435,11 +445,11 @@ def with_plan(model: Model, plan: single_file.Plan, file: WeightFile) -> Model:
             (*problem_list, *mine),
         )
     problems += unplaced.values()
-    if plan.outlines.keys() < CLASSES.keys():
+    if plan.parts.keys() < CLASSES.keys():
         return dataclasses.replace(model, parts=parts, problems=tuple(problems))
-    noted = single_file.noted_prediction(plan)
+    noted = noted_prediction(plan.checkpoint, plan.kind)
     prediction, how = noted or ("", "")
-    scheduler, more = single_file.scheduler_config(plan.checkpoint, prediction or "v_prediction")
+    scheduler, more = scheduler_config(plan.checkpoint, prediction or "v_prediction")
     pixels = 512 if prediction == "epsilon" else 768
     parts = {n: trained_at(part, pixels) for n, part in parts.items()}
     notes = [*plan.notes, f"the model predicts {prediction}: {how}" if noted else NOT_TOLD]
@@ -462,7 +472,7 @@ def stored_bytes(numbers: int, dtype: str) -> int:
     return numbers * ITEM_SIZES.get(dtype, 0)
 
 
-def row_problem(row: single_file.Row) -> str:
+def row_problem(row: single_file.TensorCheck) -> str:
     return f"{row.name}: {row.status.replace(': ', ', ')}"
 
 

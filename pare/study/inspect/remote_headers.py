@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pare.errors import ModelError, WeightsError
-from pare.loading import hub_client, hub_folder, modules
+from pare.loading import hub_client, hub_folder
 from pare.study.inspect.weight_files import StoredTensor, WeightFile, look_at
 
 
@@ -35,8 +35,6 @@ def find_repository(repo_id: str, revision: str | None) -> Repository:
         ModelError: there is none of that name for this user, or no network and no copy in the
             cache.
     """
-    import torch
-
     try:
         commit, names = hub_client.ask(repo_id, revision)
     except hub_client.NotServedError:
@@ -48,7 +46,9 @@ def find_repository(repo_id: str, revision: str | None) -> Repository:
         def local(part: str) -> Sequence[WeightFile]:
             return [
                 look_at(file)
-                for file in modules.weight_files(modules.find_weights(folder, part, torch.float32))
+                for file in hub_folder.weight_files(
+                    hub_folder.find_weights(folder, part, half=False)
+                )
             ]
 
         return Repository(folder, cached.revision, local)

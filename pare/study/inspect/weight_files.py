@@ -30,8 +30,14 @@ from torch import Tensor
 
 from pare.config import OTHER_INPUTS, short_json
 from pare.errors import ModelError, WeightsError
-from pare.loading import single_file
-from pare.loading.checkpoint import OTHER_FILES, Checkpoint, open_checkpoint
+from pare.loading import file_kinds
+from pare.loading.checkpoint import (
+    OTHER_FILES,
+    STORED_DTYPES,
+    Checkpoint,
+    open_checkpoint,
+    stored_dtype,
+)
 
 Shape = tuple[int, ...]
 
@@ -42,13 +48,6 @@ ITEM_SIZES = {
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 
-TORCH_TYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
-    "I32": torch.int32, "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F32": torch.float32, "F64": torch.float64, "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3": torch.float8_e4m3fn,
-}  # fmt: skip
-NAMES_OF_TYPES = {dtype: name for name, dtype in TORCH_TYPES.items()}
 
 LONGEST_HEADER = 100 * 10**6
 """Bytes, as safetensors has it; SD's header has a tenth of a million."""
@@ -307,8 +306,7 @@ def look_at_pickle(path: Path, size: int) -> WeightFile:
 
 
 def stored(name: str, tensor: Tensor) -> StoredTensor:
-    dtype = NAMES_OF_TYPES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
-    return StoredTensor(name, dtype, tuple(tensor.shape))
+    return StoredTensor(name, stored_dtype(tensor), tuple(tensor.shape))
 
 
 def zip_problems(path: Path) -> Iterator[str]:
@@ -333,8 +331,8 @@ def looks_like(shapes: Mapping[str, Shape], extras: Mapping[str, Any]) -> str:
     """What a file with these tensors is, in words; "" if there are none."""
     if not shapes:
         return ""
-    found = {part: single_file.find_prefix(shapes, part) for part in single_file.LANDMARKS}
-    other = single_file.name_model([*shapes, *extras])
+    found = {part: file_kinds.find_prefix(shapes, part) for part in file_kinds.LANDMARKS}
+    other = file_kinds.name_model([*shapes, *extras])
     if other is not None:
         return other
     if found["unet"] is not None:
@@ -365,7 +363,7 @@ def as_checkpoint(file: WeightFile) -> Checkpoint:
     """The file's tensors without their numbers, for what looks at names, shapes and types."""
     tensors = {
         tensor.name: torch.empty(
-            tensor.shape, dtype=TORCH_TYPES.get(tensor.dtype, torch.uint8), device="meta"
+            tensor.shape, dtype=STORED_DTYPES.get(tensor.dtype, torch.uint8), device="meta"
         )
         for tensor in file.tensors
         if possible(tensor)

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pare.loading.checkpoint import open_checkpoint
-from pare.study.inspect.weight_files import ITEM_SIZES, TORCH_TYPES, Shape, StoredTensor, WeightFile
+from pare.loading.checkpoint import STORED_DTYPES, open_checkpoint
+from pare.study.inspect.weight_files import ITEM_SIZES, Shape, StoredTensor, WeightFile
 
 AT_ONCE = 2**21
 """Numbers that are looked at together: 16 MiB in float64."""
@@ -58,13 +58,13 @@ def read_values(file: WeightFile, wanted: Callable[[str], bool] = bool) -> Itera
             yield summarise(entry, (numbers[start : start + AT_ONCE] for start in starts))
         return
     for entry in sorted(chosen, key=lambda t: t.begin or 0):
-        if entry.dtype in TORCH_TYPES:
+        if entry.dtype in STORED_DTYPES:
             yield summarise(entry, blocks(file.path, entry))
 
 
 def blocks(path: Path, entry: StoredTensor) -> Iterator[Tensor]:
     """A tensor's numbers, `AT_ONCE` at a time."""
-    size, dtype = ITEM_SIZES[entry.dtype], TORCH_TYPES[entry.dtype]
+    size, dtype = ITEM_SIZES[entry.dtype], STORED_DTYPES[entry.dtype]
     left = entry.numbers
     with path.open("rb") as file:
         file.seek(entry.begin or 0)

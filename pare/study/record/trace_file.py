@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from pare.io.whole_files import check_output, write_whole
+from pare.loading.checkpoint import DTYPE_NAMES
 from pare.study.inspect.as_json import as_json
-from pare.study.inspect.weight_files import NAMES_OF_TYPES
 from pare.study.record.recording import Recording
 from pare.study.record.reductions import STATISTICS
 
@@ -85,7 +85,7 @@ def describe_trace(recording: Recording, about: Mapping[str, Any]) -> dict[str, 
 
 def safe_type(x: Tensor) -> str:
     """safetensors' name of a tensor's type: `F32`."""
-    return NAMES_OF_TYPES[x.dtype]
+    return DTYPE_NAMES[x.dtype]
 
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], about: object) -> None:

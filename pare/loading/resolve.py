@@ -1,0 +1,144 @@
+"""A model's name to what it stands for: a folder in the Hub's layout, or a single file.
+
+    "roads"                built in: a folder that comes with pare
+    a path                 a folder, or a single file (.safetensors, .ckpt)
+    "owner/name"           a repository on the Hub: the folder of its snapshot in the cache
+
+Of a repository, what the cache does not have is downloaded here.  Otherwise nothing slow
+happens: configs and headers are read, weights are not.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pare.errors import ModelError, SettingError
+from pare.loading.checkpoint import open_checkpoint
+from pare.loading.hub_client import fetch_snapshot, looks_like_repository, say_what_is_left_out
+from pare.loading.hub_folder import INDEX
+from pare.loading.model_configs import check_index, read_configs, scheduler_config_of
+from pare.loading.single_file import (
+    FilePlan,
+    SingleFile,
+    check_rows,
+    inventory,
+    make_plan,
+    read_plan,
+)
+
+BUILT_IN = {"roads": Path(__file__).parents[1] / "models" / "roads"}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model in the Hub's folder layout."""
+
+    name: str
+    """As the user wrote it."""
+    path: Path
+    revision: str | None = None
+    """The commit's hash, of a model on the Hub."""
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model in a single file, opened: it is a Stable Diffusion model and has every tensor."""
+
+    name: str
+    """As the user wrote it."""
+    path: Path
+    plan: FilePlan
+
+    @cached_property
+    def content(self) -> SingleFile:
+        """Its parts under the Hub's names.
+
+        Of a Stable Diffusion 2 model whose file does not say what it predicts, the UNet runs
+        once to find out.
+
+        Warns:
+            UserWarning: what the UNet predicts is guessed.
+        """
+        content = read_plan(self.plan)
+        if content.guess:
+            warnings.warn(content.guess, stacklevel=3)
+        return content
+
+
+ResolvedModel = ModelFolder | ModelFile
+
+
+def resolve_model(
+    model: str | Path | ResolvedModel,
+    *,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+) -> ResolvedModel:
+    """What a model's name stands for; a model that is resolved already stays what it is.
+
+    A folder or file that exists goes before a repository of that name.  Of a repository, no
+    file is downloaded that is not read, and no weights before the configs are known to be those
+    of a model that pare runs.
+
+    Args:
+        dtype: what the weights will be cast to, as a repository may have float16 files too.
+        revision: a branch, a tag or a commit's hash of a model on the Hub.
+
+    Raises:
+        ModelError: no such model, or one that is incomplete or of another kind.
+        ConfigError, WeightsError: a config that does not fit; a single file's tensors.
+        SettingError: a revision of a model that is not on the Hub.
+    """
+    if isinstance(model, ModelFolder | ModelFile):
+        return model
+    name, path = str(model), Path(model)
+    if not path.exists() and isinstance(model, str) and looks_like_repository(model):
+        half = dtype == torch.float16
+        snapshot = fetch_snapshot(
+            model, revision=revision, half=half, check_index=check_index, check_configs=read_configs
+        )
+        return ModelFolder(name, snapshot.folder, snapshot.revision)
+    if revision is not None:
+        raise SettingError(
+            f"the revision is {revision!r}, and {name} is not a model on the Hub",
+            fix="leave it out",
+        )
+    if name in BUILT_IN:
+        return ModelFolder(name, BUILT_IN[name])
+    if path.is_file():
+        return resolve_file(name, path)
+    if not path.is_dir():
+        what = "is neither a file nor a folder" if path.exists() else "does not exist"
+        raise ModelError(
+            f"the model {name!r} {what}",
+            expected=f"{' or '.join(BUILT_IN)}, a model's folder in the Hub's layout, "
+            "a single file, or owner/name on the Hub",
+        )
+    if (path / INDEX).is_file():
+        say_what_is_left_out(name, path)
+    return ModelFolder(name, path)
+
+
+def resolve_file(name: str, path: Path) -> ModelFile:
+    """Open a single file, and see that it is a model that has every tensor."""
+    plan = make_plan(open_checkpoint(path), ema=None, only=None)
+    check_rows(path, inventory(plan))
+    return ModelFile(name, path, plan)
+
+
+def scheduler_config(model: ResolvedModel) -> tuple[dict[str, Any], str]:
+    """The JSON object of a model's `scheduler_config.json`, and the file's name for messages.
+
+    Raises:
+        ModelError, ConfigError: the file is missing or cannot be used.
+    """
+    if isinstance(model, ModelFile):
+        return dict(model.content.scheduler_config), str(model.path)
+    check_index(model.path)
+    return scheduler_config_of(model.path)
