@@ -170,7 +170,7 @@ def find_scheduler(description: Mapping[str, Any]) -> Scheduler:
     """
     name = description.get("name")
     kind = SCHEDULERS.get(name) if isinstance(name, str) else None
-    if kind is None or set(description) != {"name", "config", *kind.own_options()}:
+    if kind is None or set(description) != {"name", "config", *kind.field_options}:
         raise RecipeError("the recipe's scheduler is not what pare writes")
     if not isinstance(description["config"], dict):
         raise RecipeError("the recipe's scheduler has no config")

@@ -1,7 +1,8 @@
-"""The noise schedule, timestep schedules, and one file a solver.
+"""Noise schedule, timesteps, and solvers of the reverse process, one file each.
 
-Read `schedule.py` (what noise is), `timesteps.py` (which levels a run visits),
+Read `schedule.py` (the forward process), `timesteps.py` (the noise levels of a run),
 `scheduler.py` (what a step is), then any solver; `ddim.py` is the simplest.
+`hub_config.py` reads the Hub's `scheduler_config.json`.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def build_scheduler(
         return find_solver(name).build(hub_config, where, **options)
     wanted = hub_config.get("_class_name")
     for kind in SCHEDULERS.values():
-        if kind.hub_class == wanted:
+        if wanted == kind.config_type.HUB_CLASS:
             return kind.build(hub_config, where, **options)
     raise SchedulerError(
         f"{where} names the solver {wanted!r}, which pare does not have"

@@ -1,15 +1,19 @@
-"""DDIM run backwards (arXiv:2010.02502, section 4.3): from an image to its noise."""
+"""DDIM inversion (arXiv:2010.02502, sec. 4.3): the deterministic steps reversed, image to noise.
+
+DDIM goes from x_t at a noisier level to x_next at a cleaner one with eps(x_t, t).  In reverse
+x_t is the unknown, so eps(x_next, t) stands in for it: each level here has the sigma that
+the latents have and the timestep that they go to.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 from torch import Tensor
 
-from pare.schedulers.ddim import DDIMConfig, clipped, whole_levels
-from pare.schedulers.hub_config import SchedulerConfig
+from pare.schedulers.ddim import clipped, whole_levels
+from pare.schedulers.hub_config import DDIMConfig, DDIMInverseConfig
 from pare.schedulers.schedule import NoiseLevel, Prediction
 from pare.schedulers.scheduler import History, Scheduler
 from pare.schedulers.timesteps import Timesteps
@@ -17,25 +21,19 @@ from pare.schedulers.timesteps import Timesteps
 
 @dataclass(frozen=True, repr=False)
 class DDIMInverse(Scheduler):
-    """DDIM's own levels in reverse; the deterministic steps of `ddim` undo them, nearly.
+    """DDIM's own levels in reverse order.  DDIM with eta 0 undoes it, approximately."""
 
-    DDIM went from x_t at a noisier level to x_next at a cleaner one with eps(x_t, t).  On
-    the way back x_t is what we look for, so eps(x_next, t) stands in for it: a level here
-    has the sigma that the latents have and the t that they go to.
-    """
-
-    name: ClassVar[str] = "ddim-inverse"
-    hub_class: ClassVar[str] = "DDIMInverseScheduler"
-    config_type: ClassVar[type[SchedulerConfig]] = DDIMConfig
-    makes_images: ClassVar[bool] = False
+    name = "ddim-inverse"
+    config_type = DDIMInverseConfig
+    makes_images = False
 
     config: DDIMConfig
 
     def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
         """The `steps` levels of a whole run, cleanest first, and the noisiest at the end."""
-        rising = whole_levels(self.config, self.schedule, self.config.set_alpha_to_one, steps)[::-1]
-        asked = [NoiseLevel(there.t, here.sigma) for here, there in pairwise(rising)]
-        return *asked, rising[-1]
+        rising = whole_levels(self.config, self.schedule, steps)[::-1]
+        evaluated = [NoiseLevel(there.t, here.sigma) for here, there in pairwise(rising)]
+        return *evaluated, rising[-1]
 
     def step(
         self,

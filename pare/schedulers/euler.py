@@ -1,64 +1,34 @@
-"""Euler's method in sigma (arXiv:2206.00364, algorithm 1 without its second-order part)."""
+"""Euler's method in sigma: arXiv:2206.00364, algorithm 1 without its second-order correction.
+
+d = (x_hat - denoised) / sigma                  k-diffusion's `to_d`; it is the model's eps
+x_hat_next = x_hat + (sigma_next - sigma) * d
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pare.config import Pin, one_of
-from pare.schedulers.hub_config import FINAL_SIGMAS, SchedulerConfig
-from pare.schedulers.k_diffusion import KDiffusionConfig, KDiffusionScheduler, sigma_levels
+from pare.schedulers.hub_config import EulerConfig
+from pare.schedulers.k_diffusion import KDiffusionScheduler, sigma_levels
 from pare.schedulers.schedule import CLEAN, NoiseLevel, Prediction
-from pare.schedulers.scheduler import History, Scheduler
+from pare.schedulers.scheduler import History
 from pare.schedulers.timesteps import Timesteps
-
-
-@dataclass(frozen=True)
-class EulerConfig(KDiffusionConfig):
-    """The keys of Euler."""
-
-    final_sigmas_type: str  # 'zero': end clean | 'sigma_min': at the level of timestep 0
-
-    HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
-        **KDiffusionConfig.HUB_DEFAULTS,
-        "final_sigmas_type": "zero",
-    }
-    PINNED: ClassVar[Mapping[str, Pin]] = {
-        **KDiffusionConfig.PINNED,
-        "interpolation_type": Pin(("linear",), "between two timesteps sigma is linear in t"),
-        "timestep_type": Pin(("discrete",), "Stable Diffusion is told t, not log sigma"),
-        "sigma_min": Pin((None,), "Karras sigmas end at the range of the timesteps"),
-        "sigma_max": Pin((None,), "Karras sigmas begin at the range of the timesteps"),
-    }
-    UNUSED: ClassVar[frozenset[str]] = KDiffusionConfig.UNUSED - {"final_sigmas_type", *PINNED}
-
-    @classmethod
-    def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
-        return super().normalise(values, where) | {
-            "final_sigmas_type": one_of(values, "final_sigmas_type", where, FINAL_SIGMAS)
-        }
 
 
 @dataclass(frozen=True, repr=False)
 class Euler(KDiffusionScheduler):
-    """One straight step along the slope.  Between the same levels it is DDIM with eta 0."""
+    """First order, one evaluation per step.  Between the same levels it is DDIM with eta 0."""
 
-    name: ClassVar[str] = "euler"
-    hub_class: ClassVar[str] = "EulerDiscreteScheduler"
-    config_type: ClassVar[type[SchedulerConfig]] = EulerConfig
-    hub_options: ClassVar[Mapping[str, str]] = {
-        **Scheduler.hub_options,
-        "karras": "use_karras_sigmas",
-    }
+    name = "euler"
+    config_type = EulerConfig
 
     config: EulerConfig
 
     def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
-        karras = self.config.use_karras_sigmas
         end = CLEAN if self.config.final_sigmas_type == "zero" else self.schedule.level(0)
+        karras = self.config.use_karras_sigmas
         return *sigma_levels(self.config, self.schedule, steps, karras=karras), end
 
     def step(
@@ -71,7 +41,7 @@ class Euler(KDiffusionScheduler):
         noise: Tensor | None = None,
     ) -> tuple[Tensor, History]:
         there = timesteps.levels[i + 1]
-        # x_hat + (there.sigma - here.sigma) * eps with x_hat = x0 + here.sigma * eps: here's
-        # sigma cancels, so that it may be infinite.
-        x_hat = prediction.x0 + there.sigma * prediction.eps
+        denoised, d = prediction.x0, prediction.eps
+        # x_hat is denoised + sigma * d, so sigma cancels: it may be infinite.
+        x_hat = denoised + there.sigma * d
         return there.signal_rate * x_hat, ()

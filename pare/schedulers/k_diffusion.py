@@ -1,47 +1,21 @@
-"""The timestep schedule that LMS, Euler and Euler ancestral share (arXiv:2206.00364, section 3).
+"""What LMS, Euler and Euler ancestral share: they solve the probability flow ODE in sigma.
 
-In sigma, the noise per unit of signal, the image's way from noise is the plain equation
+    d x_hat / d sigma = d(x_hat, sigma) = eps          arXiv:2206.00364, eq. 3 with eps put in
+    x_hat = x_t / sqrt(alpha_bar) = x0 + sigma * eps
 
-    d x_hat / d sigma = eps,        x_hat = x_t / sqrt(alpha_bar) = x0 + sigma * eps
-
-which is eq. 3 there with the model's eps put in: any textbook method solves it.
+`x_hat` is the variance-exploding form of the latents, k-diffusion's `x`; sigma is the noise
+per unit of signal.  pare keeps latents variance-preserving, so each step ends with a
+multiplication by sqrt(alpha_bar).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
-from pare.config import Pin, boolean
-from pare.schedulers.hub_config import KARRAS_OR_PLAIN, SOLVER_KEYS, SchedulerConfig
+from pare.schedulers.hub_config import SchedulerConfig
 from pare.schedulers.schedule import NoiseLevel, NoiseSchedule
 from pare.schedulers.scheduler import Scheduler
 from pare.schedulers.timesteps import karras_sigmas, spaced_timesteps
-
-
-@dataclass(frozen=True)
-class KDiffusionConfig(SchedulerConfig):
-    """The keys of LMS; Euler adds one."""
-
-    use_karras_sigmas: bool
-
-    HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
-        **SchedulerConfig.HUB_DEFAULTS,
-        "timestep_spacing": "linspace",
-        "use_karras_sigmas": False,
-    }
-    PINNED: ClassVar[Mapping[str, Pin]] = {
-        "use_exponential_sigmas": KARRAS_OR_PLAIN,
-        "use_beta_sigmas": KARRAS_OR_PLAIN,
-    }
-    UNUSED: ClassVar[frozenset[str]] = SOLVER_KEYS - {"use_karras_sigmas", *PINNED}
-
-    @classmethod
-    def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
-        return super().normalise(values, where) | {
-            "use_karras_sigmas": boolean(values, "use_karras_sigmas", where)
-        }
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,4 +1,8 @@
-"""LMS: Adams-Bashforth over uneven steps of sigma, as in k-diffusion's `sample_lms`."""
+"""LMS, as k-diffusion's `sample_lms`: Adams-Bashforth over uneven steps of sigma.
+
+The slope d = eps of this step and of up to three before it are joined by a polynomial in
+sigma, which is integrated exactly from sigma to sigma_next.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pare.schedulers.hub_config import SchedulerConfig
-from pare.schedulers.k_diffusion import KDiffusionConfig, KDiffusionScheduler, sigma_levels
+from pare.schedulers.hub_config import LMSConfig, Option, whole_number
+from pare.schedulers.k_diffusion import KDiffusionScheduler, sigma_levels
 from pare.schedulers.schedule import CLEAN, NoiseLevel, Prediction
-from pare.schedulers.scheduler import History, Scheduler
+from pare.schedulers.scheduler import History
 from pare.schedulers.timesteps import Timesteps
 
 
@@ -20,16 +24,11 @@ from pare.schedulers.timesteps import Timesteps
 class LMS(KDiffusionScheduler):
     """`order` is the number of slopes, this step's and earlier ones, that a step uses."""
 
-    name: ClassVar[str] = "lms"
-    hub_class: ClassVar[str] = "LMSDiscreteScheduler"
-    config_type: ClassVar[type[SchedulerConfig]] = KDiffusionConfig
-    hub_options: ClassVar[Mapping[str, str]] = {
-        **Scheduler.hub_options,
-        "karras": "use_karras_sigmas",
-    }
-    highest_order: ClassVar[int] = 4
+    name = "lms"
+    config_type = LMSConfig
+    field_options: ClassVar[Mapping[str, Option]] = {"order": whole_number(1, 4)}
 
-    config: KDiffusionConfig
+    config: LMSConfig
     order: int = 4
 
     def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
@@ -46,32 +45,32 @@ class LMS(KDiffusionScheduler):
         noise: Tensor | None = None,
     ) -> tuple[Tensor, History]:
         there = timesteps.levels[i + 1]
-        slopes = (prediction.eps, *history)[: self.order]  # newest first
-        sigmas = [timesteps.levels[i - k].sigma for k in range(len(slopes))]
-        weights = adams_bashforth(sigmas, there.sigma)
-        # x_hat + sum of weights * slopes, where x_hat = x0 + sigma * slopes[0] and the weights
-        # add up to the change of sigma; in this form sigma itself may be infinite.
-        x_hat = prediction.x0 + there.sigma * slopes[0]
-        for weight, slope in zip(weights[1:], slopes[1:], strict=True):
-            x_hat = x_hat + weight * (slope - slopes[0])
-        return there.signal_rate * x_hat, slopes[: self.order - 1]
+        ds = (prediction.eps, *history)[: self.order]  # newest first
+        sigmas = [timesteps.levels[i - k].sigma for k in range(len(ds))]
+        coefficients = linear_multistep_coefficients(sigmas, there.sigma)
+        # x_hat + sum(coefficient * d), written with x_hat = denoised + sigma * ds[0]: the
+        # coefficients add up to sigma_next - sigma, so that sigma itself may be infinite.
+        x_hat = prediction.x0 + there.sigma * ds[0]
+        for coefficient, d in zip(coefficients[1:], ds[1:], strict=True):
+            x_hat = x_hat + coefficient * (d - ds[0])
+        return there.signal_rate * x_hat, ds[: self.order - 1]
 
 
-def adams_bashforth(nodes: Sequence[float], end: float) -> list[float]:
-    """The weight of each node's slope in the integral from `nodes[0]` to `end`.
+def linear_multistep_coefficients(sigmas: Sequence[float], sigma_next: float) -> list[float]:
+    """The weight of each sigma's slope in the integral from `sigmas[0]` to `sigma_next`.
 
-    The slopes are joined by a polynomial; a node's weight is the integral of its Lagrange
-    basis polynomial.  Up to degree 3, Gauss' rule with two points is exact.  A node at
-    infinity has no weight, and its factor in the others' polynomials is 1.
+    It is the integral of the node's Lagrange basis polynomial, of degree 3 at most, for which
+    Gauss-Legendre quadrature with two points is exact.  A node at infinity has weight 0,
+    and its factor in the others' polynomials is 1.
     """
-    middle, half = (nodes[0] + end) / 2, (end - nodes[0]) / 2
-    weights = []
-    for node in nodes:
-        others = [other for other in nodes if other != node and math.isfinite(other)]
+    middle, half = (sigmas[0] + sigma_next) / 2, (sigma_next - sigmas[0]) / 2
+    points = middle - half / math.sqrt(3), middle + half / math.sqrt(3)
+    coefficients = []
+    for j, node in enumerate(sigmas):
         if math.isinf(node):
-            weights.append(0.0)
+            coefficients.append(0.0)
             continue
-        points = (middle - half / math.sqrt(3), middle + half / math.sqrt(3))
+        others = [s for k, s in enumerate(sigmas) if k != j and math.isfinite(s)]
         basis = [math.prod((p - other) / (node - other) for other in others) for p in points]
-        weights.append(half * sum(basis))
-    return weights
+        coefficients.append(half * sum(basis))
+    return coefficients

@@ -1,25 +1,24 @@
-"""PNDM (arXiv:2202.09778): textbook multistep weights for eps, inside DDIM's transfer.
+"""PNDM (arXiv:2202.09778): linear multistep and Runge-Kutta weights for eps, DDIM's transfer.
 
-The first steps lack the earlier eps that four-step Adams-Bashforth needs.  The paper takes
-three steps of the Runge-Kutta kind, with four evaluations each; Stable Diffusion's files
-say `skip_prk_steps`, and take one step of Heun's kind with two evaluations instead, then
-as many earlier eps as there are.  In both, a step is evaluated several times from one
-x_t, which the history keeps, and the timestep schedule has one entry for each evaluation.
+Four-step Adams-Bashforth needs three earlier eps.  The paper gets them by three steps of the
+Runge-Kutta kind, with four evaluations each.  Stable Diffusion's files set `skip_prk_steps`:
+one step of Heun's kind with two evaluations, then multistep steps of rising order.  In
+both, a step is evaluated several times from one x_t, so that the timesteps have one entry
+for each evaluation and the history keeps where the step began.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import NamedTuple
 
 from torch import Tensor
 
-from pare.config import boolean
 from pare.errors import SchedulerError
 from pare.schedulers.ddim import whole_levels
-from pare.schedulers.hub_config import SOLVER_KEYS, SchedulerConfig
+from pare.schedulers.hub_config import PNDMConfig
 from pare.schedulers.schedule import NoiseLevel, Prediction
 from pare.schedulers.scheduler import History, Scheduler
 from pare.schedulers.timesteps import Timesteps
@@ -34,47 +33,35 @@ MULTISTEP_WEIGHTS = {
 RUNGE_KUTTA_WEIGHTS = (1 / 6, 2 / 6, 2 / 6, 1 / 6)  # arXiv:2202.09778, eq. 13
 
 
-@dataclass(frozen=True)
-class PNDMConfig(SchedulerConfig):
-    """The keys of PNDM."""
-
-    set_alpha_to_one: bool  # end clean; if false, at the level of timestep 0
-    skip_prk_steps: bool
-
-    HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
-        **SchedulerConfig.HUB_DEFAULTS,
-        "timestep_spacing": "leading",
-        "set_alpha_to_one": False,
-        "skip_prk_steps": False,
-    }
-    UNUSED: ClassVar[frozenset[str]] = SOLVER_KEYS - {"set_alpha_to_one", "skip_prk_steps"}
-
-    @classmethod
-    def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
-        return super().normalise(values, where) | {
-            "set_alpha_to_one": boolean(values, "set_alpha_to_one", where),
-            "skip_prk_steps": boolean(values, "skip_prk_steps", where),
-        }
+class PNDMHistory(NamedTuple):
+    earlier: tuple[Tensor, ...] = ()
+    """The first eps of up to three steps that are complete, newest first."""
+    x_start: Tensor | None = None
+    """Where a step began that is still being evaluated."""
+    stages: tuple[Tensor, ...] = ()
+    """The eps of its evaluations so far."""
 
 
 @dataclass(frozen=True, repr=False)
 class PNDM(Scheduler):
     """The solver that Stable Diffusion 1's own files name."""
 
-    name: ClassVar[str] = "pndm"
-    hub_class: ClassVar[str] = "PNDMScheduler"
-    config_type: ClassVar[type[SchedulerConfig]] = PNDMConfig
+    name = "pndm"
+    config_type = PNDMConfig
 
     config: PNDMConfig
 
     def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
-        return whole_levels(self.config, self.schedule, self.config.set_alpha_to_one, steps)
+        return whole_levels(self.config, self.schedule, steps)
 
     def timesteps(self, steps: int, start: int = 0) -> Timesteps:
         """One entry for each evaluation: t0, t1, t1, t2, t3, ... with `skip_prk_steps`.
 
-        A run that starts midway warms up where it starts.  Raises as every timestep schedule does,
-        and a SchedulerError for a start at a level without signal.
+        A run that starts midway warms up where it starts.
+
+        Raises:
+            SettingError: as for every solver.
+            SchedulerError: the first level has no signal.
         """
         plain = super().timesteps(steps, start)
         first, *rest = plain.levels
@@ -83,17 +70,16 @@ class PNDM(Scheduler):
                 "pndm cannot start at a level without signal (rescale_betas_zero_snr)",
                 fix="use the leading spacing or the scheduler ddim",
             )
+        levels = plain.levels
         if not self.config.skip_prk_steps:
-            levels = self.with_runge_kutta(plain.levels)
+            levels = self.with_runge_kutta(levels)
         elif len(plain) > 1:
             levels = (first, rest[0], *rest)
-        else:
-            levels = plain.levels
         return Timesteps(levels, plain.initial_scale, first=start)
 
     def with_runge_kutta(self, levels: tuple[NoiseLevel, ...]) -> tuple[NoiseLevel, ...]:
         """t0, mid, mid, t1 | t1, mid, mid, t2 | t2, mid, mid, t3 | t3, t4, ..."""
-        # Three steps, each of which ends where the model can be asked: fewer in a short run.
+        # Three steps, each of which ends where the model can be evaluated: fewer in a short run.
         steps = min(3, len(levels) - 2)
         evaluated: list[NoiseLevel] = []
         for here, there in pairwise(levels[: steps + 1]):
@@ -117,7 +103,7 @@ class PNDM(Scheduler):
             # One, two or three Runge-Kutta steps make 5, 9 or at least 13 evaluations.
             warming_up = i < 4 * min(3, len(timesteps) // 4)
             take = runge_kutta_step if warming_up else multistep
-        return take(timesteps.levels, i, x_t, prediction.eps, history)
+        return take(timesteps.levels, i, x_t, prediction.eps, PNDMHistory(*history))
 
 
 def transfer(x_t: Tensor, eps: Tensor, here: NoiseLevel, there: NoiseLevel) -> Tensor:
@@ -127,45 +113,42 @@ def transfer(x_t: Tensor, eps: Tensor, here: NoiseLevel, there: NoiseLevel) -> T
 
 
 def multistep(
-    levels: tuple[NoiseLevel, ...], i: int, x_t: Tensor, eps: Tensor, history: History
-) -> tuple[Tensor, History]:
-    """A step along a weighted sum of eps and up to three earlier ones (newest first)."""
-    slopes = (eps, *history)
-    weights = MULTISTEP_WEIGHTS[len(slopes)]  # eq. 12
-    combined = sum_of(weights, slopes)
-    return transfer(x_t, combined, levels[i], levels[i + 1]), slopes[:3]
+    levels: tuple[NoiseLevel, ...], i: int, x_t: Tensor, eps: Tensor, history: PNDMHistory
+) -> tuple[Tensor, PNDMHistory]:
+    """A step along a weighted sum of eps and up to three earlier ones: eq. 12."""
+    slopes = (eps, *history.earlier)
+    combined = weighted_sum(MULTISTEP_WEIGHTS[len(slopes)], slopes)
+    return transfer(x_t, combined, levels[i], levels[i + 1]), PNDMHistory(slopes[:3])
 
 
 def heun_step(
-    levels: tuple[NoiseLevel, ...], i: int, x_t: Tensor, eps: Tensor, history: History
-) -> tuple[Tensor, History]:
-    """The first step, tried with the eps of its start and taken with the mean of both ends'."""
+    levels: tuple[NoiseLevel, ...], i: int, x_t: Tensor, eps: Tensor, history: PNDMHistory
+) -> tuple[Tensor, PNDMHistory]:
+    """The first step: tried with the eps of its start, taken with the mean of both ends' eps."""
     if i == 0:
-        return transfer(x_t, eps, levels[0], levels[1]), (x_t, eps)
-    x_start, eps_start = history
+        return transfer(x_t, eps, levels[0], levels[1]), PNDMHistory((), x_t, (eps,))
+    assert history.x_start is not None
+    (eps_start,) = history.stages
     mean = (eps_start + eps) / 2
-    return transfer(x_start, mean, levels[0], levels[2]), (eps_start,)
+    return transfer(history.x_start, mean, levels[0], levels[2]), PNDMHistory((eps_start,))
 
 
 def runge_kutta_step(
-    levels: tuple[NoiseLevel, ...], i: int, x_t: Tensor, eps: Tensor, history: History
-) -> tuple[Tensor, History]:
-    """One of a step's four evaluations: arXiv:2202.09778, eq. 13.
-
-    The history holds the earlier steps' first eps, newest first, then what this step
-    started from and its own eps so far.
-    """
+    levels: tuple[NoiseLevel, ...], i: int, x_t: Tensor, eps: Tensor, history: PNDMHistory
+) -> tuple[Tensor, PNDMHistory]:
+    """One of a step's four evaluations: arXiv:2202.09778, eq. 13."""
     step, evaluation = divmod(i, 4)
-    earlier, current = history[:step], history[step:]
-    x_start, *slopes = (*current, eps) if current else (x_t, eps)
+    x_start = x_t if history.x_start is None else history.x_start
+    stages = (*history.stages, eps)
     here, there = levels[4 * step], levels[i + 1]
     if evaluation < 3:  # to the middle, to the middle again, to the end: each with the last eps
-        return transfer(x_start, eps, here, there), (*earlier, x_start, *slopes)
-    combined = sum_of(RUNGE_KUTTA_WEIGHTS, slopes)
-    return transfer(x_start, combined, here, there), (slopes[0], *earlier)
+        x_next = transfer(x_start, eps, here, there)
+        return x_next, PNDMHistory(history.earlier, x_start, stages)
+    combined = weighted_sum(RUNGE_KUTTA_WEIGHTS, stages)
+    return transfer(x_start, combined, here, there), PNDMHistory((stages[0], *history.earlier))
 
 
-def sum_of(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+def weighted_sum(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     total = weights[0] * slopes[0]
     for weight, slope in zip(weights[1:], slopes[1:], strict=True):
         total = total + weight * slope

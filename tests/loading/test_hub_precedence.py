@@ -61,7 +61,7 @@ def test_the_scheduler_is_the_one_that_diffusers_runs(
     reference.set_timesteps(10)
     config, where = scheduler_config(resolve_model(folder))
     pipe = Pipeline.from_pretrained(folder, device="cpu")
-    assert type(reference).__name__ == in_index == type(pipe.scheduler).hub_class
+    assert type(reference).__name__ == in_index == pipe.scheduler.config_type.HUB_CLASS
     assert config == pipe.scheduler_config
     assert (in_index == in_file) == (where == str(path))
     levels = [level.t for level in pipe.scheduler.timesteps(10).levels]
@@ -116,9 +116,7 @@ def test_the_size_is_the_unets(folder: Path, unet: Any, vae: int) -> None:
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     change_json(folder / "unet" / "config.json", sample_size=unet)
     change_json(folder / "vae" / "config.json", sample_size=vae)
-    image = (
-        Pipeline.from_pretrained(folder, device="cpu").generate("car", steps=1, seeds=[0]).tensor
-    )
+    image = Pipeline.from_pretrained(folder, device="cpu")("car", steps=1, seeds=0).tensor
     reference = theirs(folder)
     reference.set_progress_bar_config(disable=True)
     wanted = reference("car", num_inference_steps=1, output_type="np").images

@@ -180,7 +180,7 @@ def test_nothing_is_looked_at_when_nothing_is_wrong(
         return is_finite(x)
 
     pipe = load(folder)
-    for module in ("health", "vae.precision"):
+    for module in ("runtime.numerics", "vae.half_precision"):
         monkeypatch.setattr(f"pare.{module}.is_finite", look)
     pipe.generate("a car", [0], steps=3)
     evaluations = len(pipe.scheduler.timesteps(3))

@@ -19,7 +19,7 @@ from pare.schedulers import (
     interpret,
     velocity,
 )
-from pare.schedulers.ddim import DDIMConfig
+from pare.schedulers.hub_config import DDIMConfig
 from tests.schedulers.analytic import alpha_bars
 from tests.schedulers.rollout import SD14, unit_noise
 
