@@ -14,7 +14,8 @@ from PIL import Image
 from pare.attention import Site
 from pare.cli.main import main
 from pare.errors import SettingError
-from pare.study.record.attention_sheet import MOST_TILES, chosen_sites, tiles
+from pare.study.record.attention_maps import find_sites
+from pare.study.record.attention_sheet import MOST_MAPS, tiles
 from pare.study.record.image_grid import GAP
 from tests.conftest import ROOT
 
@@ -34,7 +35,7 @@ def sites() -> list[Site]:
 @pytest.mark.parametrize(
     ("wanted", "found"),
     [
-        ([], 6),
+        (["*"], 6),
         (["unet.down_blocks.1.attentions.0"], 2),
         (["down_blocks.*"], 4),
         (["mid_block", "unet.mid_block.attentions.0"], 2),
@@ -43,20 +44,20 @@ def sites() -> list[Site]:
     ],
 )
 def test_layers_by_name(wanted: list[str], found: int) -> None:
-    assert len(chosen_sites(sites(), wanted)) == found
+    assert len(find_sites(sites(), wanted)) == found
 
 
 @pytest.mark.parametrize("name", ["down_block.1", "unet.down_blocks.1.resnets.0", "vae", "", "*["])
 def test_a_wrong_layer_gets_the_nearest(name: str) -> None:
     with pytest.raises(
-        SettingError, match=r"no layer of the UNet with attention; expected such as"
+        SettingError, match=r"no attention layer of the UNet is called .*; did you mean"
     ):
-        chosen_sites(sites(), [name])
+        find_sites(sites(), [name])
 
 
 def test_a_page_has_an_end() -> None:
-    with pytest.raises(SettingError, match=rf"{MOST_TILES + 1} x 1 maps do not fit on a page"):
-        tiles([], ["word"] * (MOST_TILES + 1), (8, 8))
+    with pytest.raises(SettingError, match=rf"{MOST_MAPS + 1} x 1 maps do not fit on a page"):
+        tiles([], ["word"] * (MOST_MAPS + 1), (8, 8))
 
 
 def test_a_page_its_report_and_its_recipe(
@@ -128,9 +129,9 @@ def test_the_page_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (["--pixel", "1.5,0"], "the pixel is '1.5,0'; expected X,Y from 0,0"),
         (["--pixel", "nan,nan"], "the pixel is 'nan,nan'"),
         (["--pixel", "0.5"], "the pixel is '0.5'"),
-        (["--at", "up_blocks.9"], "'up_blocks.9' is no layer of the UNet with attention"),
-        (["--branch", "uncond"], "'' has no words to look for"),
-        (["--branch", "uncond", "--guidance", "1"], "guidance is 1, which has no uncond side"),
+        (["--at", "up_blocks.9"], "no attention layer of the UNet is called 'up_blocks.9'"),
+        (["--branch", "uncond"], "'' has no words to show maps of"),
+        (["--branch", "uncond", "--guidance", "1"], "is 1: there is no uncond branch"),
         (["--steps", "0"], "steps is 0"),
     ],
 )

@@ -17,22 +17,21 @@ from pare.config import UNetConfig
 from pare.errors import PromptError, SettingError
 from pare.pipeline import Pipeline
 from pare.study.record.attention_maps import (
+    Observers,
     PixelRecorder,
-    Together,
     WordMap,
     WordRecorder,
     cell_at,
     grid_at,
     grouped,
     heat_map,
-    hot,
     layer_name,
-    level_map,
     normalised,
     select,
+    stage_map,
 )
 from pare.study.record.self_attention import (
-    AffinityRecorder,
+    SelfAttentionRecorder,
     components_image,
     explained,
     principal_components,
@@ -132,35 +131,35 @@ def test_what_is_kept_is_what_attention_did(
         assert one.step is not None
         whole = seen[one.site, one.step, ROWS.index(BatchRow(one.prompt, one.branch))]
         whole = whole if each_head else whole.mean(0, keepdim=True)
-        assert one.shares.shape[2:] == grid_at((9, 6), one.site.stage)
+        assert one.weights.shape[2:] == grid_at((9, 6), one.site.stage)
         own = len(one.words.ids)
         for column in range(own):
-            expected = whole[..., column].view(-1, *one.shares.shape[2:])
-            torch.testing.assert_close(one.shares[:, column], expected)
-        expected = whole[..., own:].sum(-1).view(-1, *one.shares.shape[2:])
+            expected = whole[..., column].view(-1, *one.weights.shape[2:])
+            torch.testing.assert_close(one.weights[:, column], expected)
+        expected = whole[..., own:].sum(-1).view(-1, *one.weights.shape[2:])
         torch.testing.assert_close(one.of("<padding>"), expected)
-        torch.testing.assert_close(one.shares.sum(1), torch.ones_like(one.shares[:, 0]))
+        torch.testing.assert_close(one.weights.sum(1), torch.ones_like(one.weights[:, 0]))
 
 
 def test_a_mean_over_steps_is_the_mean_of_the_steps(unet: UNet) -> None:
     apart = recorded(unet).maps()
     for mean in recorded(unet, each_step=False).maps():
         same = [
-            one.shares
+            one.weights
             for one in apart
             if (one.site, one.prompt, one.branch) == (mean.site, mean.prompt, mean.branch)
         ]
         assert mean.step is None
         assert len(same) == 3
-        torch.testing.assert_close(mean.shares, torch.stack(same).mean(0))
+        torch.testing.assert_close(mean.weights, torch.stack(same).mean(0))
 
 
 def test_watching_everything_changes_no_bit(unet: UNet) -> None:
-    watched = Together(
+    watched = Observers(
         [
             WordRecorder({"cond": TEXTS, "uncond": NEGATIVES}, each_head=True),
             PixelRecorder([(0.5, 0.5)], ROWS, each_head=True),
-            AffinityRecorder(0),
+            SelfAttentionRecorder(0),
         ]
     )
     assert torch.equal(run(unet, watched), run(unet, None))
@@ -208,7 +207,7 @@ def test_nothing_is_kept_for_gradients(unet: UNet) -> None:
     recorder = WordRecorder({"cond": TEXTS})
     x_t = normal(4, 4, 8, 6).requires_grad_()
     unet(x_t, 300, normal(4, KEYS, 12, seed=2), ControlledStep(recorder, 0, ROWS))
-    assert not any(one.shares.requires_grad for one in recorder.maps())
+    assert not any(one.weights.requires_grad for one in recorder.maps())
 
 
 # --- words ----------------------------------------------------------------------------------
@@ -218,12 +217,12 @@ def by_hand() -> WordMap:
     """One head, one pixel beside another: start, "car" of two tokens, end, padding."""
     site = Site("up", 0, 0, "cross", 1, "up_blocks.1.attentions.0.transformer_blocks.0.attn2")
     left, right = [0.5, 0.125, 0.125, 0.125, 0.125], [0.25, 0.0, 0.5, 0.0, 0.25]
-    shares = torch.tensor([left, right]).T.reshape(1, 5, 1, 2)
+    weights = torch.tensor([left, right]).T.reshape(1, 5, 1, 2)
     text = words(("red", 1), ("car", 1))
-    return WordMap(site=site, step=0, prompt=0, branch="cond", words=text, shares=shares)
+    return WordMap(site=site, step=0, prompt=0, branch="cond", words=text, weights=weights)
 
 
-def test_a_word_s_share_by_hand() -> None:
+def test_a_word_s_weight_by_hand() -> None:
     one = by_hand()
     assert one.of("car").tolist() == [[[0.125, 0.5]]]
     assert one.of("red car").tolist() == [[[0.25, 0.5]]]  # the sum over its tokens
@@ -235,42 +234,46 @@ def test_a_word_s_share_by_hand() -> None:
         one.of("boat")
 
 
-def test_words_share_out_one(unet: UNet) -> None:
+def test_weights_among_words_add_up_to_one(unet: UNet) -> None:
     for one in select(recorded(unet).maps()):
         total = sum(one.of(word, "words") for word in ("a", "red", "car"))
-        torch.testing.assert_close(total, torch.ones_like(one.shares[:, 0]))
+        torch.testing.assert_close(total, torch.ones_like(one.weights[:, 0]))
 
 
 # --- putting together -----------------------------------------------------------------------
 
 
 def test_heat_map_is_daam_s_equation(unet: UNet) -> None:
-    """Upscale every head of every layer at every step by itself, then add them up."""
+    """Upscale every head of every layer at every step by itself, then add them up.
+
+    A layer's sum is clamped to its own range, which bicubic interpolation leaves at edges.
+    """
     maps = select(recorded(unet, each_head=True).maps())
     total, count = torch.zeros(18, 12), 0
     for one in maps:
+        upscaled = torch.zeros(18, 12)
         for head in one.of("car").unbind(0):
-            upscaled = F.interpolate(head[None, None], (18, 12), mode="bicubic")[0, 0]
-            total += upscaled
+            upscaled += F.interpolate(head[None, None], (18, 12), mode="bicubic")[0, 0]
             count += 1
+        total += upscaled.clamp(0, one.of("car").sum(0).max())
     assert count == sum(one.site.heads for one in maps)
     torch.testing.assert_close(heat_map(maps, "car", (18, 12)), total / count)
 
 
-def test_level_map_averages_one_resolution(unet: UNet) -> None:
+def test_stage_map_averages_one_resolution(unet: UNet) -> None:
     maps = select(recorded(unet).maps())
     level = [one for one in maps if one.site.stage == 0 and one.site.block != "mid"]
     expected = torch.stack([one.of("red")[0] for one in level]).mean(0)
-    torch.testing.assert_close(level_map(maps, "red", 0), expected)
+    torch.testing.assert_close(stage_map(maps, "red", 0), expected)
     up = [one.of("red")[0] for one in level if one.site.block == "up"]
-    torch.testing.assert_close(level_map(maps, "red", 0, blocks=["up"]), torch.stack(up).mean(0))
+    torch.testing.assert_close(stage_map(maps, "red", 0, blocks=["up"]), torch.stack(up).mean(0))
 
 
 @pytest.mark.parametrize(
-    "put", [lambda: heat_map([], "car", (4, 4)), lambda: level_map([], "car", 7)]
+    "put", [lambda: heat_map([], "car", (4, 4)), lambda: stage_map([], "car", 7)]
 )
 def test_no_maps_are_said(put: Any) -> None:
-    with pytest.raises(SettingError, match="no attention map to look at; record more layers"):
+    with pytest.raises(SettingError, match="no attention map was recorded; record more layers"):
         put()
 
 
@@ -287,7 +290,7 @@ def test_groups(unet: UNet) -> None:
     assert len(heads) == sum(site.heads for site in layers)
     for name, group in heads.items():
         assert {f"{layer_name(one.site)}, head {one.head}" for one in group} == {name}
-        assert all(one.shares.shape[0] == 1 for one in group)
+        assert all(one.weights.shape[0] == 1 for one in group)
 
 
 def test_what_was_not_kept_apart_cannot_be_grouped(unet: UNet) -> None:
@@ -298,11 +301,10 @@ def test_what_was_not_kept_apart_cannot_be_grouped(unet: UNet) -> None:
         grouped(maps, "head")
 
 
-def test_normalised_and_hot() -> None:
+def test_normalised() -> None:
     heat = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
     assert normalised(heat).tolist() == [[0.0, 0.25], [0.5, 1.0]]
     assert normalised(torch.full((2, 2), 0.3)).tolist() == [[0.0, 0.0], [0.0, 0.0]]
-    assert hot(heat, 0.4).tolist() == [[False, True], [True, True]]
 
 
 # --- self-attention -------------------------------------------------------------------------
@@ -322,7 +324,7 @@ def test_points_outside_the_image_are_refused(points: list[tuple[float, float]])
 
 
 @pytest.mark.parametrize("at_once", [1, 2**24])
-def test_where_a_pixel_looks(
+def test_the_self_attention_of_a_pixel(
     unet: UNet,
     seen: dict[tuple[Site, int, int], Tensor],
     at_once: int,
@@ -330,8 +332,8 @@ def test_where_a_pixel_looks(
 ) -> None:
     monkeypatch.setattr(pare.attention, "OBSERVED_AT_ONCE", at_once)
     recorder = PixelRecorder([(0.1, 0.2), (0.9, 0.9)], ROWS[2:], each_head=True, each_step=False)
-    affinity = AffinityRecorder(0, prompt=1)
-    run(unet, Together([recorder, affinity]))
+    matrix = SelfAttentionRecorder(0, prompt=1)
+    run(unet, Observers([recorder, matrix]))
     assert {(one.branch, one.prompt) for one in recorder.maps()} == {("cond", 0), ("cond", 1)}
     kept = sum(total.nbytes for total in recorder.sums.values())
     assert recorder.bytes_needed(unet.sites(), (9, 6), 3) == kept
@@ -343,18 +345,18 @@ def test_where_a_pixel_looks(
             expected = whole[:, cell_at(point, grid)].view(-1, *grid)
             # In multiples of what a pixel gets on average.
             torch.testing.assert_close(one.of(point), expected * math.prod(grid))
-            torch.testing.assert_close(one.shares[:, k], expected)
+            torch.testing.assert_close(one.weights[:, k], expected)
     mean = torch.stack(
         [p for (s, _, r), p in seen.items() if s.kind == "self" and s.stage == 0 and r == 3]
     ).mean((0, 1))
-    assert affinity.grid == (9, 6)
-    torch.testing.assert_close(affinity.matrix(), mean)
-    assert affinity.matrix().nbytes == affinity.bytes_needed(unet.sites(), (9, 6))
+    assert matrix.grid == (9, 6)
+    torch.testing.assert_close(matrix.matrix(), mean)
+    assert matrix.matrix().nbytes == matrix.bytes_needed(unet.sites(), (9, 6), 3)
 
 
-def test_a_level_without_self_attention_is_said() -> None:
+def test_a_stage_without_self_attention_is_an_error() -> None:
     with pytest.raises(SettingError, match="no attention map"):
-        AffinityRecorder(5).matrix()
+        SelfAttentionRecorder(5).matrix()
 
 
 def test_principal_components_are_those_of_the_covariance() -> None:
@@ -368,8 +370,8 @@ def test_principal_components_are_those_of_the_covariance() -> None:
         expected = centred @ vectors[:, -1 - k]
         expected = expected * expected[expected.abs().argmax()].sign()
         torch.testing.assert_close(scores[:, k].double(), expected, atol=1e-4, rtol=1e-4)
-    shares = (values / values.sum()).flip(0)[:3]
-    torch.testing.assert_close(torch.tensor(explained(features)).double(), shares)
+    fractions = (values / values.sum()).flip(0)[:3]
+    torch.testing.assert_close(torch.tensor(explained(features)).double(), fractions)
 
 
 def test_two_kinds_of_pixels_have_two_colours() -> None:
@@ -389,3 +391,30 @@ def test_more_components_than_there_are_is_refused() -> None:
         principal_components(torch.zeros(9, 3), 4)
     # A flat image has none, and that is no error.
     assert not principal_components(torch.ones(9, 3)).any()
+
+
+def test_a_resized_weight_stays_a_weight() -> None:
+    """Bicubic interpolation of one cell with weight 1 would overshoot it."""
+    site = Site("up", 0, 0, "cross", 1, "up_blocks.1.attentions.0.transformer_blocks.0.attn2")
+    weights = torch.zeros(1, 4, 4, 4)
+    weights[0, 1, 1:3, 1:3] = 1  # start, "car", end, padding
+    weights[0, 0] = 1 - weights[0, 1]
+    one = WordMap(site=site, step=0, prompt=0, branch="cond", words=words(("car", 1)),
+                  weights=weights)  # fmt: skip
+    assert F.interpolate(one.of("car")[None], (32, 32), mode="bicubic").max() > 1.05
+    heat = heat_map([one], "car", (32, 32))
+    assert heat.min() == 0
+    assert heat.max() == 1
+
+
+def test_a_self_attention_matrix_for_each_step(unet: UNet) -> None:
+    apart = SelfAttentionRecorder(0, each_step=True, steps=lambda step: step != 1)
+    mean = SelfAttentionRecorder(0, steps=lambda step: step != 1)
+    run(unet, Observers([apart, mean]))
+    assert list(apart.sums) == [0, 2]
+    both = torch.stack([apart.matrix(0), apart.matrix(2)])
+    torch.testing.assert_close(both.mean(0), mean.matrix())
+    torch.testing.assert_close(both.sum(-1), torch.ones(2, 54))
+    assert both.nbytes == apart.bytes_needed(unet.sites(), (9, 6), 3)
+    with pytest.raises(SettingError, match="no attention map"):
+        apart.matrix(1)

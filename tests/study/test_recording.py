@@ -63,7 +63,7 @@ def test_what_is_announced_is_what_is_recorded(
         assert one.axes == recording.axes[one.name], one.name
         assert len(one.axes) == tensor.ndim
         assert one.bytes == tensor.numel() * tensor.dtype.itemsize
-    assert recording.looked == [0, 2]
+    assert recording.recorded_steps == [0, 2]
 
 
 def test_watching_everything_changes_no_bit_and_the_model_never_has_a_hook(
@@ -198,7 +198,7 @@ def test_branches_and_every_choose(pipe: Pipeline) -> None:
     some = Recording(pipe, "unet.mid_block", keep="activations", branches="cond", every=2)
     with some as watched:
         run(watched, steps=5)
-    assert some.looked == [0, 2, 4]
+    assert some.recorded_steps == [0, 2, 4]
     assert [row.branch for row in some.rows] == ["cond"]
     name = "unet.mid_block:activations"
     assert torch.equal(some[name], whole[name][::2, 1:])
@@ -240,7 +240,7 @@ def test_a_run_keeps_its_own_control(pipe: Pipeline) -> None:
     alone, beside, looks = Flat(), Flat(), Flat()
     edited = run(pipe, control=alone)
     assert not torch.equal(edited, run(pipe))
-    recording = Recording(pipe, attention="unet.*.attn2", beside=looks)
+    recording = Recording(pipe, attention="unet.*.attn2", observers=[looks])
     with recording as watched:
         assert torch.equal(run(watched, control=beside), edited)
     assert looks.seen == beside.seen == alone.seen > 0
@@ -257,10 +257,10 @@ def test_a_run_keeps_its_own_control(pipe: Pipeline) -> None:
         ({"layers": ""}, "there is no layer ''"),
         ({"layers": ["unet.mid_block", "unet.*.attn9"]}, "no layer matches 'unet.*.attn9'"),
         ({"layers": "vae.encoder.conv_in"}, "did you mean vae.decoder.conv_in"),
-        ({"attention": "unet.conv_in"}, "no attention layer is called 'unet.conv_in'; did you"),
+        ({"attention": "unet.conv_in"}, "no attention layer of the UNet is called 'unet.conv_in'; did you"),
         ({"keep": "everything"}, "'everything' cannot be kept of a layer; expected any of stat"),
-        ({"every": 0}, "every is 0"),
-        ({"every": True}, "every is True"),
+        ({"every": 0}, "`every` is 0"),
+        ({"every": True}, "`every` is True"),
     ],
     ids=str,
 )
@@ -277,7 +277,7 @@ def test_one_recording_serves_one_run(pipe: Pipeline) -> None:
         run(watched)
         with pytest.raises(SettingError, match="step 0 has been recorded already"):
             run(watched)
-    with pytest.raises(SettingError, match="has a run already"), recording:
+    with pytest.raises(SettingError, match="holds a run already"), recording:
         pass
 
 

@@ -26,7 +26,7 @@ from pare.study.inspect.source_lines import source_lines
 from pare.study.record import html_report as report_module
 from pare.study.record.attention_maps import WordMap
 from pare.study.record.html_packing import Pack, eight_bit
-from pare.study.record.html_report import Reported, images, sketches, skips_of, small
+from pare.study.record.html_report import RunReport, choose_stage, images, sketches, skips_of, small
 from pare.text.words import Words, read
 from tests.tiny_model import write_tiny_model
 
@@ -70,15 +70,15 @@ class Page:
 
 def made(
     pipe: Pipeline, prompt: str = PROMPT, steps: int = 3, **given: Any
-) -> tuple[Page, Reported]:
-    reported = Reported(pipe, [read(pipe.tokenizer, prompt)], steps=steps, size=(72, 40))
+) -> tuple[Page, RunReport]:
+    reported = RunReport(pipe, [read(pipe.tokenizer, prompt)], steps=steps, size=(72, 40))
     with reported as watched:
         image = watched.generate(prompt, [7], steps=steps, width=72, height=40, **given)
     return Page(reported.page(image[0], {"prompt": prompt, "seed": 7})), reported
 
 
 @pytest.fixture(scope="module")
-def page_and_report(pipe: Pipeline) -> tuple[Page, Reported]:
+def page_and_report(pipe: Pipeline) -> tuple[Page, RunReport]:
     return made(pipe)
 
 
@@ -89,7 +89,7 @@ def close(found: np.ndarray[Any, Any], expected: torch.Tensor) -> bool:
     return bool((np.abs(found - x) <= span / 509 + 1e-5 * np.abs(x).max()).all())
 
 
-def test_the_page_holds_what_was_recorded(page_and_report: tuple[Page, Reported]) -> None:
+def test_the_page_holds_what_was_recorded(page_and_report: tuple[Page, RunReport]) -> None:
     page, reported = page_and_report
     facts, recording = page.facts, reported.recording
     assert close(page.numbers(facts["latents"]["x_t"]), recording["x_t"][:, 0])
@@ -107,7 +107,7 @@ def test_the_page_holds_what_was_recorded(page_and_report: tuple[Page, Reported]
         assert np.array_equal(numbers, recording[f"{name}:statistics"][:, 1].numpy())
 
 
-def test_words_are_looked_at_as_recorded(page_and_report: tuple[Page, Reported]) -> None:
+def test_words_are_looked_at_as_recorded(page_and_report: tuple[Page, RunReport]) -> None:
     page, reported = page_and_report
     facts = page.facts
     assert [word["text"] for word in facts["words"]] == PROMPT.split()
@@ -117,17 +117,44 @@ def test_words_are_looked_at_as_recorded(page_and_report: tuple[Page, Reported])
     assert [site["name"] for site in facts["sites"]] == [f"unet.{site.name}" for site in cross]
     maps = reported.recorder.maps()
     for site in facts["sites"]:
-        shares = page.numbers(site)  # (columns, steps, h, w)
-        np.testing.assert_allclose(shares.sum(axis=0), 1, atol=0.02)
+        weights = page.numbers(site)  # (columns, steps, h, w)
+        np.testing.assert_allclose(weights.sum(axis=0), 1, atol=0.02)
         own = [one for one in maps if f"unet.{one.site.name}" == site["name"]]
-        assert close(shares, torch.stack([one.shares[0] for one in own], dim=1))
+        assert close(weights, torch.stack([one.weights[0] for one in own], dim=1))
     # Every token of every word has a column, and the padding the last one.
     tokens = [token for word in facts["words"] for token in word["tokens"]]
     assert tokens == list(range(1, facts["padding"] - 1))
     assert facts["sites"][0]["images"]["shape"][0] == facts["padding"] + 1
 
 
-def test_films_are_images_of_each_step(page_and_report: tuple[Page, Reported]) -> None:
+def test_self_attention_is_that_of_every_pixel(page_and_report: tuple[Page, RunReport]) -> None:
+    page, report = page_and_report
+    stored, recorder = page.facts["self"], report.self_recorder
+    assert recorder is not None
+    sites = [site for site in report.pipe.unet.sites() if site.kind == "self"]
+    assert stored["stage"] == min(site.stage for site in sites)
+    assert stored["layers"] == sum(site.stage == stored["stage"] for site in sites)
+    maps = page.numbers(stored)  # (steps, query pixels, h, w)
+    h, w = stored["grid"]
+    assert maps.shape == (3, h * w, h, w)
+    np.testing.assert_allclose(maps.sum(axis=(2, 3)), 1, atol=0.05)
+    assert close(maps[1], recorder.matrix(1).view(h * w, h, w))
+
+
+def test_self_attention_gives_way_to_the_budget(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = [Site("down", stage, 0, "self", 8, f"down_blocks.{stage}") for stage in range(4)]
+    assert choose_stage(sites, (64, 64), 50) == 2  # SD 1: 16 x 16 pixels
+    assert choose_stage(sites, (96, 96), 50) == 3
+    assert choose_stage(sites, (16, 16), 50) == 0
+    monkeypatch.setattr(report_module, "SELF_BUDGET", 1)
+    page, report = made(pipe, steps=1)
+    assert report.self_recorder is None
+    assert "self" not in page.facts
+
+
+def test_films_are_images_of_each_step(page_and_report: tuple[Page, RunReport]) -> None:
     page, _ = page_and_report
     films = page.facts["films"]
     assert {name: len(film) for name, film in films.items()} == {
@@ -140,7 +167,7 @@ def test_films_are_images_of_each_step(page_and_report: tuple[Page, Reported]) -
             assert at + size <= len(page.block)
 
 
-def test_the_page_is_one_file_that_asks_nobody(page_and_report: tuple[Page, Reported]) -> None:
+def test_the_page_is_one_file_that_asks_nobody(page_and_report: tuple[Page, RunReport]) -> None:
     page, _ = page_and_report
     around = page.text.replace(page.script("numbers"), "")
     # The only address in it is SVG's name for itself.
@@ -178,7 +205,7 @@ def test_a_long_run_is_looked_at_now_and_then(
 ) -> None:
     monkeypatch.setattr(report_module, "MOST_STEPS", 3)
     page, reported = made(pipe, steps=8)
-    assert reported.recording.looked == [0, 3, 6]
+    assert reported.recording.recorded_steps == [0, 3, 6]
     assert [step["i"] for step in page.facts["steps"]] == [0, 3, 6]
     assert page.facts["count"] == 8
     assert page.array(page.facts["layers"][0]["statistics"]).shape == (3, 4)
@@ -191,7 +218,7 @@ def test_images_give_way_to_the_budget(pipe: Pipeline, monkeypatch: pytest.Monke
     sizes = []
     for budget in (10**9, 200_000, 40_000):
         monkeypatch.setattr(report_module, "IMAGES_BUDGET", budget)
-        reported = Reported(pipe, [words], steps=10, size=(512, 512))
+        reported = RunReport(pipe, [words], steps=10, size=(512, 512))
         planned = reported.recording.plan(10, (512, 512), guidance=1)
         sizes.append(sum(x.shape[-1] * x.shape[-2] * x.shape[-3] * x.shape[0]
                          for x in planned if x.name.endswith(":images")))  # fmt: skip
@@ -431,7 +458,7 @@ def test_at_full_size_the_words_fit_the_page() -> None:
     site = Site("down", 0, 0, "cross", 8, "down_blocks.0.attentions.0.transformer_blocks.0.attn2")
     where: dict[str, Any] = {"site": site, "step": 0, "prompt": 0, "branch": "cond", "words": empty}
     by_site = {
-        str(k): [WordMap(shares=torch.empty(1, 78, grid, grid), **where)]
+        str(k): [WordMap(weights=torch.empty(1, 78, grid, grid), **where)]
         for k, grid in enumerate(grids)
     }
     side = report_module.side_that_fits(by_site, 78, 60)

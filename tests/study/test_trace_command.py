@@ -78,7 +78,7 @@ def test_the_plan_runs_nothing_and_is_right(capsys: pytest.CaptureFixture[str]) 
     ("given", "words"),
     [
         (["--at", "unet.mid_blok"], "did you mean unet.mid_block"),
-        (["--attention", "vae"], "no attention layer is called 'vae'"),
+        (["--attention", "vae"], "no attention layer of the UNet is called 'vae'"),
         (["--keep", "all"], "'all' is not one of"),
         (["--every", "0"], "0 is not in the range"),
         (["--steps", "0"], "steps is 0"),

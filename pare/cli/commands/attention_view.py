@@ -1,4 +1,4 @@
-"""`pare attention`: where the model looks while it makes an image."""
+"""`pare attention`: an image's attention maps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pare.attention import Site
     from pare.pipeline import Pipeline
-    from pare.study.record.attention_sheet import Tile
+    from pare.study.record.attention_sheet import MapTile
 
 
 def point_of(text: str) -> tuple[float, float]:
@@ -55,28 +55,31 @@ def check_points(texts: Sequence[str]) -> tuple[str, ...]:
 
 attention_options = options(
     click.option("--word", "words", multiple=True, metavar="WORD",
-                 help="Where the pixels look for it: cross-attention. Several words in a row are "
-                      "one; road#2 is the second road; <start>, <end> and <padding> are words, "
-                      "too. All of PROMPT's if nothing else is asked for."),
+                 help="A word whose cross-attention map is shown: how strongly each pixel attends "
+                      "to it. Several words in a row are one; road#2 is the second road; <start>, "
+                      "<end> and <padding> are allowed. All of PROMPT's words if neither --pixel "
+                      "nor --components is given."),
     click.option("--pixel", "pixels", multiple=True, metavar="X,Y",
                  callback=checked(check_points),
-                 help="Where the pixel there looks: self-attention. 0,0 is the upper left corner "
-                      "and 1,1 the lower right one."),
+                 help="A pixel whose self-attention map is shown: how strongly it attends to each "
+                      "pixel. 0,0 is the upper left corner and 1,1 the lower right one."),
     click.option("--components", is_flag=True,
-                 help="Self-attention as a whole: of each level its first three principal "
-                      "components as red, green and blue."),
-    click.option("--per", type=click.Choice(["level", "layer", "head", "step"]),
-                 help="A map for each of them; one for all together if not given (DAAM)."),
+                 help="Show the first three principal components of self-attention at each "
+                      "resolution stage as red, green and blue."),
+    click.option("--per", type=click.Choice(["stage", "layer", "head", "step"]),
+                 help="A map for each resolution stage, layer, head or step; without it their "
+                      "mean (DAAM)."),
     click.option("--at", multiple=True, metavar="GLOB",
-                 help="Layers to look at, as `pare inspect` lists them: unet.mid_block, "
+                 help="Layers to record, as `pare inspect` lists them: unet.mid_block, "
                       "'unet.up_blocks.*'; all if not given."),
     click.option("--among", type=click.Choice(["all", "words"]), default="words",
                  show_default=True,
-                 help="Take shares of what a pixel gives to words, or of all that it gives, "
-                      "start, end and padding included."),
+                 help="Renormalise each pixel's weights over the words of the prompt, or take them "
+                      "among all 77 tokens, start, end and padding included."),
     click.option("--branch", type=click.Choice(["cond", "uncond"]), default="cond",
                  show_default=True,
-                 help="The side of the guidance: what reads PROMPT, or what reads --negative."),
+                 help="The branch of classifier-free guidance: cond reads PROMPT, uncond "
+                      "--negative."),
 )  # fmt: skip
 
 EXAMPLES = examples(
@@ -97,10 +100,12 @@ EXAMPLES = examples(
 @tokenizer_option
 @output_options
 def attention(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
-    """Make an image from PROMPT, and show where the model looked for each of its words.
+    """Make an image from PROMPT, and show the attention maps of its words.
 
-    Writes one page a seed: the image, and the maps laid over it in colours from each map's
-    lowest share to its highest, which stand above it. Watching changes no bit of the image.
+    In cross-attention pixels (queries) attend to the prompt's tokens (keys): a word's map is bright
+    where the pixels attend to it. Writes one page per seed: the image, and the maps laid over it.
+    Colours run from each map's lowest attention weight to its highest, which are printed above it.
+    Recording changes no bit of the image.
     """
 
     run = Run.plan()
@@ -128,13 +133,13 @@ def attention(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
 
 
 def sites_of(pipe: Pipeline, given: dict[str, Any]) -> list[Site]:
-    from pare.study.record.attention_sheet import chosen_sites
+    from pare.study.record.attention_maps import find_sites
 
-    return chosen_sites(pipe.unet.sites(), given["at"])
+    return find_sites(pipe.unet.sites(), given["at"] or ["*"])
 
 
 class Watch:
-    """What watches one run, and what it saw."""
+    """The recorders of one run."""
 
     def __init__(
         self, pipe: Pipeline, prompt: str, sites: Sequence[Site], given: dict[str, Any]
@@ -142,17 +147,19 @@ class Watch:
         """
         Raises:
             PromptError: a word that the prompt does not have.
-            SettingError: nothing to look at.
+            SettingError: nothing to record.
         """
         from pare.attention import BatchRow, Control
         from pare.study.record import attention_maps as maps
-        from pare.study.record.self_attention import AffinityRecorder
+        from pare.study.record.self_attention import SelfAttentionRecorder
         from pare.text.words import read
 
         self.pipe, self.sites, self.given = pipe, list(sites), given
         branch = given["branch"]
         if branch == "uncond" and given["guidance"] == 1:
-            raise SettingError("guidance is 1, which has no uncond side", fix="look at cond")
+            raise SettingError(
+                "`guidance` is 1: there is no uncond branch", fix="record the branch cond"
+            )
         chosen = set(sites)
         apart = {"each_step": given["per"] == "step", "each_head": given["per"] == "head"}
         watched: list[Control] = []
@@ -164,9 +171,9 @@ class Watch:
             text = read(pipe.tokenizer, prompt if branch == "cond" else given["negative"], length)
             self.words = self.words or list(dict.fromkeys(text.spoken()))
             if not self.words:
-                raise SettingError(f"{text.prompt!r} has no words to look for")
+                raise SettingError(f"{text.prompt!r} has no words to show maps of")
             for word in self.words:
-                if word not in maps.SPECIAL:
+                if word not in maps.SPECIAL_TOKENS:
                     text.find(word)
             self.word_recorder = maps.WordRecorder(
                 {branch: [text]}, sites=chosen.__contains__, **apart
@@ -181,13 +188,13 @@ class Watch:
             )
             watched.append(self.pixel_recorder)
 
-        levels = sorted({site.stage for site in sites if site.kind == "self"})
-        self.affinities = [
-            AffinityRecorder(level, branch=branch, sites=chosen.__contains__)
-            for level in levels
+        stages = sorted({site.stage for site in sites if site.kind == "self"})
+        self.matrices = [
+            SelfAttentionRecorder(stage, branch=branch, sites=chosen.__contains__)
+            for stage in stages
             if given["components"]
         ]
-        self.control = maps.Together([*watched, *self.affinities])
+        self.control = maps.Observers([*watched, *self.matrices])
 
     def check_memory(self, run: Run, height: int, width: int) -> None:
         """Say how much memory the maps will take.
@@ -199,25 +206,25 @@ class Watch:
 
         grid = self.pipe.latent_shape(height, width)[1:]
         recorders = [r for r in (self.word_recorder, self.pixel_recorder) if r is not None]
-        # PNDM looks once more than it has steps.
-        looks = len(self.pipe.scheduler.timesteps(self.given["steps"]))
-        need = sum(r.bytes_needed(self.sites, grid, looks) for r in recorders)
-        need += sum(affinity.bytes_needed(self.sites, grid) for affinity in self.affinities)
+        # PNDM evaluates the model once more than it has steps.
+        evaluations = len(self.pipe.scheduler.timesteps(self.given["steps"]))
+        need = sum(r.bytes_needed(self.sites, grid, evaluations) for r in recorders)
+        need += sum(matrix.bytes_needed(self.sites, grid, evaluations) for matrix in self.matrices)
         run.say(f"pare: the attention maps take {need / 1e6:.1f} MB of memory")
-        fix = "look at fewer layers (--at), or at all together (without --per)"
+        fix = "record fewer layers (`at`), or only their mean (leave out `per`)"
         check_room("keeping the attention maps", need, self.pipe.device, fix)
 
-    def page(self, image: Image.Image) -> tuple[Image.Image, list[Tile]]:
+    def page(self, image: Image.Image) -> tuple[Image.Image, list[MapTile]]:
         """The page, and its maps."""
         from pare.study.record.attention_sheet import attention_sheet, tiles
 
         by, among = self.given["per"], self.given["among"]
         size = (image.height, image.width)
-        found: list[Tile] = []
+        found: list[MapTile] = []
         if self.word_recorder is not None:
             maps = self.word_recorder.maps()
             found += tiles(maps, self.words, size, by=by, among=among)
         if self.pixel_recorder is not None:
             found += tiles(self.pixel_recorder.maps(), self.points, size, by=by)
         rows = [[t for t in found if t.what == what] for what in [*self.words, *self.points]]
-        return attention_sheet(image, rows, self.affinities), found
+        return attention_sheet(image, rows, self.matrices), found

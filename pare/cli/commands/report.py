@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from pare.pipeline import Pipeline
     from pare.recipes.recipe import Recipe
-    from pare.study.record.html_report import Reported
+    from pare.study.record.html_report import RunReport
     from pare.text.words import Words
 
 REPORTED = (
@@ -108,16 +108,18 @@ def output_path(out: Path | None, name: str) -> Path:
     return out
 
 
-def from_prompt(prompt: str, given: dict[str, Any]) -> tuple[Reported, Image.Image, dict[str, Any]]:
+def from_prompt(
+    prompt: str, given: dict[str, Any]
+) -> tuple[RunReport, Image.Image, dict[str, Any]]:
     """The run that the options ask for."""
     from pare.recipes.recipe import current_versions
-    from pare.study.record.html_report import Reported
+    from pare.study.record.html_report import RunReport
 
     pipe = load_pipeline(given)
     width, height = given["size"] or pipe.trained_size
     warn_of_size(pipe, (width, height), "take a smaller --size")
     texts = [words_of(pipe, prompt)]
-    reported = Reported(pipe, texts, steps=given["steps"], size=(width, height))
+    reported = RunReport(pipe, texts, steps=given["steps"], size=(width, height))
     announce(reported, given["steps"], given["guidance"])
     with reported as watched:
         images = watched.generate(
@@ -138,7 +140,7 @@ def from_prompt(prompt: str, given: dict[str, Any]) -> tuple[Reported, Image.Ima
     return reported, images[0], about
 
 
-def from_recipe(path: Path) -> tuple[Reported, Image.Image, dict[str, Any]]:
+def from_recipe(path: Path) -> tuple[RunReport, Image.Image, dict[str, Any]]:
     """An image's own run, once more.
 
     Raises:
@@ -146,20 +148,20 @@ def from_recipe(path: Path) -> tuple[Reported, Image.Image, dict[str, Any]]:
         OSError: no such file.
     """
     from pare.recipes.recipe import read_recipe
-    from pare.study.record.html_report import Reported
+    from pare.study.record.html_report import RunReport
 
     recipe = read_recipe(path)
     require_followed(path, recipe)
     texts, which = prompts_of(recipe)
     steps = steps_of(path, recipe)
-    found: list[Reported] = []
+    found: list[RunReport] = []
     with ExitStack() as stack:
 
         def watch(pipe: Pipeline) -> Pipeline:
             """The pipeline that the path's command gets instead of its own."""
             size = recipe.arguments.get("size") or fitted(path, pipe.vae.config.factor)
             words = [words_of(pipe, text) for text in texts]
-            found.append(Reported(pipe, words, steps=steps, size=(size[0], size[1]), image=which))
+            found.append(RunReport(pipe, words, steps=steps, size=(size[0], size[1]), image=which))
             announce(found[0], steps, float(recipe.arguments.get("guidance") or 7.5))
             return stack.enter_context(found[0])
 
@@ -244,7 +246,7 @@ def fitted(image: Path, factor: int) -> tuple[int, int]:
     return width, height
 
 
-def announce(reported: Reported, steps: int, guidance: float) -> None:
+def announce(reported: RunReport, steps: int, guidance: float) -> None:
     """Say how much memory recording takes; refuse what does not fit."""
     from pare.study.inspect.text_tables import size
 

@@ -1,14 +1,14 @@
-"""The report: one run as one page, to be looked at in a browser.
+"""The report: one run as one HTML page, for a browser.
 
-    report = Reported(pipe, [read(pipe.tokenizer, prompt)], steps=30)
-    with report as watched:
-        images = watched.generate(prompt, 7, steps=30)
+    report = RunReport(pipe, [read(pipe.tokenizer, prompt)], steps=30)
+    with report as recorded:
+        images = recorded.generate(prompt, 7, steps=30)
     report.write(Path("road.html"), images[0], {"prompt": prompt, "seed": 7})
 
-The page needs nothing but itself: no network, no server.  What it shows was recorded
-while the image was made (`recording.py`, `attention_maps.py`): latents and predictions
-at each step, both sides of the guidance, where every word looked, and of every layer its
-statistics and a few small images.  `page/` has its HTML, CSS and JavaScript.
+The page is one file that needs no network and no server.  It shows what was recorded during the run
+(`recording`, `attention_maps`, `self_attention`): latents and predictions at each step, both
+branches of the guidance, the attention maps of every word and of every pixel, and each layer's
+statistics and a few of its channels as small images.  `page/` has its HTML, CSS and JavaScript.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import html
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,7 +37,7 @@ from pare.study.inspect.as_json import as_json
 from pare.study.inspect.layer_table import Layer, LayerTable
 from pare.study.inspect.source_lines import source_lines
 from pare.study.inspect.u_shape import u_shape
-from pare.study.record.attention_maps import WordMap, WordRecorder, layer_name
+from pare.study.record.attention_maps import WordMap, WordRecorder, grid_at, layer_name
 from pare.study.record.html_packing import Pack, eight_bit
 from pare.study.record.recording import (
     RecordedPipeline,
@@ -46,31 +46,36 @@ from pare.study.record.recording import (
     grid_of,
     part_table,
 )
-from pare.study.record.reductions import Grid, Reduction, statistics
+from pare.study.record.reductions import REDUCTIONS, Grid, Reduction, to_cpu
+from pare.study.record.self_attention import SelfAttentionRecorder
 from pare.text.words import Words
 
 PAGE = Path(__file__).parent / "page"
 
+SCRIPTS = ("run.js", "drawing.js", "attention.js", "steps.js", "u.js", "main.js")
+
 MOST_STEPS = 60
-"""A longer run is looked at in so many steps, evenly spaced, or a few less."""
+"""Of a longer run at most so many steps are recorded, evenly spaced."""
 IMAGES_BUDGET = 18_000_000
-"""Bytes of layers' images in a page, before compression: what gives way is, in this order,
-their size, the channels, and size again."""
+"""Bytes of layers' images in a page, before compression; `CHOICES` are tried in order."""
 CHOICES = ((64, 4), (32, 4), (32, 2), (32, 0), (16, 0), (8, 0), (4, 0))
 """Largest side of a layer's images, and channels of it that are shown."""
 WORDS_BUDGET = 6_000_000
+"""Bytes of cross-attention maps."""
+SELF_BUDGET = 6_000_000
+"""Bytes of self-attention matrices: those of the finest resolution stage that fits."""
 DECODED = 256 * 256
-"""Pixels of an image up to which every step goes through the VAE; above, a sketch is shown."""
+"""Pixels up to which the VAE decodes every step; larger images are sketched (`sketches`)."""
 SIDE = 320
 """Pixels of the longest side of a step's image in the page."""
 LONGEST_ROW = 256
-"""Numbers of a vector that are shown; of more, the means of neighbours."""
+"""Values of a vector that are shown; a longer one is averaged down."""
 
 
 def images(side: int, channels: int) -> Reduction:
-    """The strength of every pixel and some channels, evenly spaced, as small images.
+    """The root mean square over the channels and some channels, evenly spaced, as small images.
 
-    (rows, …) -> (rows, 1 + channels, h, w) with h and w at most `side`; of what has no pixels
+    (rows, …) -> (rows, 1 + channels, h, w) with h and w at most `side`; without pixels
     (rows, 1, 1, n).
     """
 
@@ -81,19 +86,15 @@ def images(side: int, channels: int) -> Reduction:
         if x.ndim != 4:
             row = x if x.ndim == 2 else x.square().mean(dim=-1).sqrt()
             shown = F.adaptive_avg_pool1d(row, min(row.shape[1], LONGEST_ROW))
-            return kept(shown[:, None, None])
+            return to_cpu(shown[:, None, None])
         strength = x.square().mean(dim=1, keepdim=True).sqrt()
         count = min(channels, x.shape[1])
         chosen = x[:, [(2 * k + 1) * x.shape[1] // (2 * count) for k in range(count)]]
         shown = torch.cat([strength, chosen], dim=1)
         h, w = shown.shape[2:]
-        return kept(F.adaptive_avg_pool2d(shown, small((h, w), side)))
+        return to_cpu(F.adaptive_avg_pool2d(shown, small((h, w), side)))
 
     return Reduction(reduce, lambda ndim, grid: ("image", "y", "x"))
-
-
-def kept(x: Tensor) -> Tensor:
-    return x if x.is_meta else x.cpu()
 
 
 def small(grid: Grid, side: int) -> Grid:
@@ -102,10 +103,10 @@ def small(grid: Grid, side: int) -> Grid:
     return max(1, round(grid[0] * shrink)), max(1, round(grid[1] * shrink))
 
 
-def choose_images(table: LayerTable, looks: int) -> tuple[int, int]:
-    """Side and channels of layers' images, so that those of so many steps fit into the page."""
+def choose_images(table: LayerTable, steps: int) -> tuple[int, int]:
+    """Side and channels of layers' images with which those of all recorded steps fit the page."""
     for side, channels in CHOICES:
-        if looks * sum(image_size(table, layer, side, channels) for layer in table) <= (
+        if steps * sum(image_size(table, layer, side, channels) for layer in table) <= (
             IMAGES_BUDGET
         ):
             break
@@ -113,13 +114,20 @@ def choose_images(table: LayerTable, looks: int) -> tuple[int, int]:
 
 
 def image_size(table: LayerTable, layer: Layer, side: int, channels: int) -> int:
-    """How many numbers a layer's images of one step have."""
+    """How many values a layer's images of one step have."""
     seen = torch.empty((1, *layer.outputs[0][1:]), device="meta")
     return images(side, channels).reduce(seen, grid_of(table, layer.name)).numel()
 
 
-class LookedAtWords(WordRecorder):
-    """Word maps of the steps that a recording looks at."""
+def choose_stage(sites: Iterable[Site], latents: Grid, steps: int) -> int | None:
+    """The finest resolution stage whose self-attention of all recorded steps fits the page."""
+    stages = sorted({site.stage for site in sites if site.kind == "self"})
+    fits = (s for s in stages if steps * math.prod(grid_at(latents, s)) ** 2 <= SELF_BUDGET)
+    return next(fits, None)
+
+
+class RecordedWords(WordRecorder):
+    """Word maps of the steps that a recording keeps."""
 
     recording: Recording
 
@@ -127,8 +135,8 @@ class LookedAtWords(WordRecorder):
         return super().observes(site, step) and self.recording.wants(step)
 
 
-class Reported:
-    """What a report is made of; the run is what happens in its `with` block."""
+class RunReport:
+    """The report on one run, the one inside its `with` block."""
 
     def __init__(
         self,
@@ -141,13 +149,12 @@ class Reported:
     ) -> None:
         """
         Args:
-            texts: the prompts, read, of all images that the run makes side by side.
+            texts: the prompts of all images of the run's batch.
             steps: of the run.
             size: width and height in pixels; None is the model's own.
             image: which of the run's images the report is about.
 
-        A run that walks several times, like an edit from an image to its noise and back, is
-        looked at on its last way.
+        Of several trajectories, as in an edit that inverts and samples, the last one is reported.
         """
         self.pipe, self.words, self.image = pipe, texts[image], image
         self.count = len(texts)
@@ -155,19 +162,24 @@ class Reported:
         _, *self.latents = pipe.latent_shape(height, width)
         self.size = width, height
         every = math.ceil(steps / MOST_STEPS)
-        looks = math.ceil(steps / every)
+        recorded = math.ceil(steps / every)
         table = part_table(pipe, "unet", (self.latents[0], self.latents[1]))
         self.table = LayerTable.of([layer for layer in table if layer.outputs])
-        side, channels = choose_images(self.table, looks)
-        self.recorder = LookedAtWords({"cond": texts})
+        side, channels = choose_images(self.table, recorded)
+        self.recorder = RecordedWords({"cond": texts})
+        grid = self.latents[0], self.latents[1]
+        stage = choose_stage(pipe.unet.sites(), grid, recorded)
+        self.self_recorder = None if stage is None else SelfAttentionRecorder(
+            stage, prompt=image, each_step=True, steps=lambda step: self.recording.wants(step)
+        )  # fmt: skip
+        observers = [self.recorder, *([self.self_recorder] if self.self_recorder else [])]
         self.recording = Recording(
             pipe,
             "unet*",
-            keep={"statistics": Reduction(statistics, lambda ndim, grid: ("statistic",)),
-                  "images": images(side, channels)},
+            keep={"statistics": REDUCTIONS["statistics"], "images": images(side, channels)},
             branches=("uncond", "cond"),
             every=every,
-            beside=self.recorder,
+            observers=observers,
             last=True,
         )  # fmt: skip
         self.recorder.recording = self.recording
@@ -179,10 +191,11 @@ class Reported:
             NotEnoughMemoryError: so many are not free.
         """
         planned = self.recording.plan(steps, self.size, count=self.count, guidance=guidance)
-        grid = self.latents[0], self.latents[1]
-        return check_memory(planned) + self.recorder.bytes_needed(
-            self.pipe.unet.sites(), grid, steps
-        )
+        grid, sites = (self.latents[0], self.latents[1]), self.pipe.unet.sites()
+        need = check_memory(planned) + self.recorder.bytes_needed(sites, grid, steps)
+        if self.self_recorder is not None:
+            need += self.self_recorder.bytes_needed(sites, grid, steps)
+        return need
 
     def __enter__(self) -> RecordedPipeline:
         return self.recording.__enter__()
@@ -204,7 +217,7 @@ class Reported:
 
         Args:
             image: the finished image.
-            about: what the page says of the run, by name: prompt, seed, ….
+            about: the settings that the page lists, by name: prompt, seed, ….
 
         Raises:
             OutputError: a file that exists, or cannot be.
@@ -226,20 +239,21 @@ class Reported:
                         "file": self.add_file(pack, encoded(image, longest=768))},
             **self.run_facts(pack, image),
             **self.word_facts(pack),
+            **self.self_attention_facts(pack),
             **self.unet_facts(pack),
         }  # fmt: skip
         text = json.dumps(as_json(facts), separators=(",", ":"), ensure_ascii=False)
         parts = {
             "title": html.escape(str(about.get("prompt") or "an image without a prompt")),
             "style": read_page("page.css"),
-            "script": read_page("page.js"),
+            "script": "\n".join(map(read_page, SCRIPTS)),
             # Inside a script element nothing but "<" could end it.
             "facts": text.replace("<", "\\u003c"),
             "numbers": pack.text(),
         }
         pieces = read_page("page.html").split("{{")
         page = [pieces[0]]
-        for piece in pieces[1:]:  # each part is put in once, and never looked into
+        for piece in pieces[1:]:  # each part is put in once; "{{" inside it stays as it is
             name, _, rest = piece.partition("}}")
             page += [parts[name], rest]
         return "".join(page)
@@ -249,15 +263,15 @@ class Reported:
         return [pack.add_bytes(data), len(data)]
 
     def mine(self, name: str) -> Tensor:
-        """A tensor of the recording, of this report's image, at the steps looked at."""
+        """A tensor of the recording, of this report's image, at the recorded steps."""
         x = self.recording[name][:, self.image]
-        looked = self.recording.looked_at
-        return x[looked] if name != "x_t" else x[[*looked, len(x) - 1]]
+        steps = self.recording.recorded_indices
+        return x[steps] if name != "x_t" else x[[*steps, len(x) - 1]]
 
     def run_facts(self, pack: Pack, image: Image.Image) -> dict[str, Any]:
         """Latents, predictions and guidance, step by step."""
         recording = self.recording
-        levels = [recording.levels[i] for i in recording.looked_at]
+        levels = [recording.levels[i] for i in recording.recorded_indices]
         x_t, x0 = self.mine("x_t"), self.mine("x0")
         outputs = {
             name.partition(".")[2]: self.mine(name)
@@ -265,21 +279,21 @@ class Reported:
             if name.startswith("output.")
         }
         kind = self.pipe.scheduler.prediction_type
-        sides = {
-            side: torch.cat([
-                interpret(answer[i : i + 1], x_t[i : i + 1], level, kind).x0
+        branches = {
+            branch: torch.cat([
+                interpret(output[i : i + 1], x_t[i : i + 1], level, kind).x0
                 for i, level in enumerate(levels)
             ])
-            for side, answer in outputs.items()
+            for branch, output in outputs.items()
         }  # fmt: skip
         shown = {"x_t": x_t, "x0": x0}
-        if "uncond" in sides and "cond" in sides:
-            shown |= {"cond": sides["cond"], "uncond": sides["uncond"]}
+        if "uncond" in branches and "cond" in branches:
+            shown |= {"cond": branches["cond"], "uncond": branches["uncond"]}
         films, decoded = self.films(pack, shown, image)
         facts: dict[str, Any] = {
             "steps": [
                 {"i": i, "t": level.t, "sigma": level.sigma, "alpha_bar": level.alpha_bar}
-                for i, level in zip(recording.looked_at, levels, strict=True)
+                for i, level in zip(recording.recorded_indices, levels, strict=True)
             ],
             "count": len(recording.levels),
             "films": films,
@@ -303,7 +317,7 @@ class Reported:
     def films(
         self, pack: Pack, shown: Mapping[str, Tensor], image: Image.Image
     ) -> tuple[dict[str, list[list[int]]], bool]:
-        """Latents as images, each step's a small file."""
+        """Latents as images, a small file per step; and whether the VAE has decoded them."""
         decoded = image.width * image.height <= DECODED
         films = {}
         for name, latents in shown.items():
@@ -322,27 +336,26 @@ class Reported:
         return {"images": pack.add(bits), "ends": pack.add(ends)}
 
     def word_facts(self, pack: Pack) -> dict[str, Any]:
-        """Tokens, words, and where each token is looked at: by layer and step."""
+        """Tokens, words, and the cross-attention map of each token, by layer and step."""
         read = self.words
-        looked = {step: k for k, step in enumerate(self.recording.looked)}
+        indices = {step: k for k, step in enumerate(self.recording.recorded_steps)}
         by_site: dict[str, list[WordMap]] = {}
         for one in self.recorder.maps():
-            if one.prompt == self.image and one.step in looked:
+            if one.prompt == self.image and one.step in indices:
                 by_site.setdefault(one.site.name, []).append(one)
         columns = len(read.ids) + 1
-        side = side_that_fits(by_site, columns, len(looked))
+        side = side_that_fits(by_site, columns, len(indices))
         sites = []
         for name, maps in by_site.items():
-            ordered = sorted(maps, key=lambda one: looked[one.step or 0])
-            shares = torch.stack(
-                [one.shares[0] for one in ordered], dim=1
-            )  # (columns, steps, h, w)
-            h, w = shares.shape[2:]
-            shares = F.adaptive_avg_pool2d(shares, small((h, w), side))
+            ordered = sorted(maps, key=lambda one: indices[one.step or 0])
+            # (columns, steps, h, w)
+            weights = torch.stack([one.weights[0] for one in ordered], dim=1)
+            h, w = weights.shape[2:]
+            weights = F.adaptive_avg_pool2d(weights, small((h, w), side))
             site = ordered[0].site
             sites.append(
                 {"name": f"unet.{name}", "label": layer_name(site), "block": site.block,
-                 "level": site.stage, "grid": [h, w], **self.add_images(pack, shares)}
+                 "grid": [h, w], **self.add_images(pack, weights)}
             )  # fmt: skip
         return {
             "tokens": [
@@ -354,8 +367,21 @@ class Reported:
             "sites": sites,
         }
 
+    def self_attention_facts(self, pack: Pack) -> dict[str, Any]:
+        """The self-attention map of every pixel of one resolution stage, step by step."""
+        recorder = self.self_recorder
+        if recorder is None or recorder.grid is None:
+            return {}
+        matrices = torch.stack([recorder.matrix(step) for step in self.recording.recorded_steps])
+        maps = matrices.unflatten(-1, recorder.grid)  # type: ignore[no-untyped-call]
+        layers = sum(map(recorder.wants, self.pipe.unet.sites()))
+        stored = self.add_images(pack, maps)  # (steps, query pixels, h, w)
+        return {
+            "self": {"stage": recorder.stage, "grid": recorder.grid, "layers": layers, **stored}
+        }
+
     def unet_facts(self, pack: Pack) -> dict[str, Any]:
-        """Every layer: what it is, what it costs, where its code is, and what it did."""
+        """Every layer: its shapes, cost and source, and its output's images and statistics."""
         row = self.row_of("cond")
         layers, lines = [], {}
         for layer in self.table:
@@ -390,7 +416,7 @@ class Reported:
 
 
 def side_that_fits(by_site: Mapping[str, Sequence[WordMap]], columns: int, steps: int) -> int:
-    """The largest side of word maps with which all of them fit into the page."""
+    """The largest side of word maps with which all of them fit the page."""
     side = 64
     while side > 1 and cells_within(by_site, side) * columns * steps > WORDS_BUDGET:
         side //= 2
@@ -398,24 +424,24 @@ def side_that_fits(by_site: Mapping[str, Sequence[WordMap]], columns: int, steps
 
 
 def cells_within(by_site: Mapping[str, Sequence[WordMap]], side: int) -> int:
-    """Numbers of one token's maps of all layers, once brought down to `side`."""
-    grids = (maps[0].shares.shape[2:] for maps in by_site.values())
+    """Values of one token's maps in all layers, averaged down to `side`."""
+    grids = (maps[0].weights.shape[2:] for maps in by_site.values())
     return sum(math.prod(small((grid[0], grid[1]), side)) for grid in grids)
 
 
 def skips_of(table: LayerTable, prefix: str = "unet") -> list[tuple[str, str]]:
-    """(the layer on the way down whose answer is kept, the ResNet block that takes it back)."""
+    """Skip connections: (the encoder layer whose output is kept, the decoder's ResNet block)."""
     names = [layer.name for layer in table]
     made = [f"{prefix}.conv_in"]
-    level = 0
-    while any(name.startswith(f"{prefix}.down_blocks.{level}.") for name in names):
-        block = f"{prefix}.down_blocks.{level}"
+    stage = 0
+    while any(name.startswith(f"{prefix}.down_blocks.{stage}.") for name in names):
+        block = f"{prefix}.down_blocks.{stage}"
         count = sum(parent(name) == f"{block}.resnets" for name in names)
         for i in range(count):
             attention = f"{block}.attentions.{i}"
             made.append(attention if attention in table.names else f"{block}.resnets.{i}")
         made += [name for name in (f"{block}.downsamplers.0",) if name in table.names]
-        level += 1
+        stage += 1
     taken = [
         name for name in names
         if name.startswith(f"{prefix}.up_blocks.") and parent(name).endswith(".resnets")
@@ -430,8 +456,8 @@ def parent(name: str) -> str:
 def sketches(latents: Tensor, final: Tensor, image: Image.Image) -> list[Image.Image]:
     """Latents (n, 4, h, w) as images of h x w pixels without the VAE.
 
-    Each pixel is a linear function of its four numbers: the one that best makes `image`
-    of the finished latents, by least squares.
+    A latent pixel's colour is a linear function of its four channels, fitted by least squares to
+    the finished latents and `image`.
     """
     h, w = final.shape[1:]
     pixels = np.asarray(image.resize((w, h), Image.Resampling.BOX), dtype=np.float64) / 255
@@ -446,7 +472,7 @@ def sketches(latents: Tensor, final: Tensor, image: Image.Image) -> list[Image.I
 
 
 def encoded(image: Image.Image, longest: int) -> bytes:
-    """A WebP file, brought down to `longest` pixels where it is larger."""
+    """A WebP file, at most `longest` pixels on a side."""
     if max(image.size) > longest:
         image = image.copy()
         image.thumbnail((longest, longest), Image.Resampling.LANCZOS)

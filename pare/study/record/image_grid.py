@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -31,6 +31,16 @@ def gallery(images: Mapping[str, Image.Image], columns: int = 6) -> Image.Image:
         draw.multiline_text((left, top), label, "black", font(size), spacing=LINE - TEXT)
         page.paste(image.convert("RGB"), (left, top + head))
     return page
+
+
+def stacked(pages: Sequence[Image.Image]) -> Image.Image:
+    """Pages one below the other, on white."""
+    whole = Image.new("RGB", (max(p.width for p in pages), sum(p.height for p in pages)), "white")
+    top = 0
+    for page in pages:
+        whole.paste(page, (0, top))
+        top += page.height
+    return whole
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

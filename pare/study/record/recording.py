@@ -1,26 +1,25 @@
-"""Recording a run: what any layer answers at every step, where attention looks, what x_t becomes.
+"""Recording a run: the activations of any layer, attention weights, and the latents at each step.
 
     recording = Recording(pipe, "unet.mid_block", attention="unet.mid_block.*.attn2")
-    with recording as watched:
-        images = watched.generate("a snowy road", 7, steps=25)
+    with recording as recorded:
+        images = recorded.generate("a snowy road", 7, steps=25)
     recording["x0"]                             # (25, 1, 4, h, w)
     recording["unet.mid_block:activations"]     # (25, 2, C, h / 8, w / 8)
 
-Attention is seen through its own seam (`pare.attention`).  What any other layer answers,
-only PyTorch's forward hooks tell, and a hook belongs to a module, not to a run: on the
-pipeline's own modules it would fire for every thread that uses the model.  So the hooks
-sit on a *twin* of the model, made for the recording: its modules are copies, and its
-weights are the same tensors.  Whoever runs `watched` is recorded.  The pipeline that it
-came from never has a hook: it runs as fast as ever, and two recordings do not meet.
+Attention weights come through attention's own hook point, a `Control` (`pare.attention`).  Other
+layers' outputs need PyTorch's forward hooks.  A hook belongs to a module, not to a run: on the
+pipeline's own modules it would fire for every thread that uses the model.  So the hooks are set on
+a copy of the modules that shares their weight tensors (`twin`), made for one recording.  The
+pipeline `recorded` runs on the copy; the original never has a hook, keeps its speed, and two
+recordings at once do not interfere.
 
-What is kept is reduced as it streams by, and `Recording.plan` says beforehand how large
-it will be.
+Tensors are reduced as they arrive (`reductions`), and `Recording.plan` says beforehand how large
+the recording will be.
 """
 
 from __future__ import annotations
 
 import copy
-import fnmatch
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,8 +48,9 @@ from pare.study.inspect.layer_table import (
     trace,
     without_weights,
 )
-from pare.study.record.attention_maps import Recorder, Together, grid_at
+from pare.study.record.attention_maps import AttentionRecorder, Observers, find_sites, grid_at
 from pare.study.record.reductions import REDUCTIONS, Grid, Reduction
+from pare.study.record.self_attention import SelfAttentionRecorder
 from pare.text.text_encoder import PromptEmbeddings
 from pare.unet.transformer import SpatialTransformer
 
@@ -76,11 +76,11 @@ class Planned:
 
 
 class Recording(Control):
-    """What one run leaves; the run is what happens in its `with` block.
+    """The recording of one run, the one inside its `with` block.
 
-    Always kept are, in float32: `x_t` (steps + 1, images, 4, h, w), with the finished
-    latents at its end; `x0` and `eps`, the guided prediction at each step; and
-    `output.cond`, `output.uncond`, …: the model's own answers (eps or v) before guidance.
+    Always kept, in float32: `x_t` (steps + 1, images, 4, h, w), which ends with the finished
+    latents; `x0` and `eps`, the guided prediction at each step; and `output.cond`,
+    `output.uncond`, …: the UNet's outputs (eps or v) before guidance.
     """
 
     def __init__(
@@ -93,49 +93,51 @@ class Recording(Control):
         branches: str | Sequence[str] | None = None,
         every: int = 1,
         each_head: bool = False,
-        beside: Control | None = None,
+        observers: Sequence[Control] = (),
         last: bool = False,
     ) -> None:
         """
         Args:
             layers: names or globs, as `pare inspect` lists them: `unet.mid_block`, `unet.*.attn2`.
-                Of the VAE those that decode: once an image, or a tile; of the text encoder all:
-                once for each text.
-            keep: what of them, see `pare.study.record.reductions`: "statistics", "activations"
-                (all), "map" (the strength of every pixel), "channels" (their means); or
-                reductions of one's own, by name.
-            attention: names or globs of attention layers whose attention weights are kept.
-            branches: the sides of the guidance that are looked at: "cond"; None is all.
-            every: of so many steps one is looked at, the first included.
-            each_head: keep attention's heads apart, not their mean.
-            beside: another control that is to see the run.
-            last: where the model walks several times, as from an image to its noise and back,
-                keep the last walk.  Otherwise a second one is an error.
+                Of the VAE those of the decoder, which runs once per image or tile; the text encoder
+                runs once per prompt.
+            keep: what to keep of them, see `pare.study.record.reductions`: "statistics",
+                "activations" (all values), "map" (root mean square of every pixel), "channels"
+                (their means); or your own reductions, by name.
+            attention: names or globs of attention layers whose weights are kept.
+            branches: the branches of the guidance to record, such as "cond"; None is all.
+            every: record layers and attention at every so many steps, the first included.
+            each_head: keep each head's weights, not their mean.
+            observers: other controls that observe the run, such as recorders of attention maps.
+            last: if the model runs several trajectories, as in an inversion followed by sampling,
+                keep the last one.  Otherwise a second one is an error.
 
         Raises:
             SettingError: a layer that does not exist (the nearest are named), or a setting
-                that cannot be.
+                out of range.
         """
         self.pipe = pipe
         self.keep = dict(keep) if isinstance(keep, Mapping) else chosen_reductions(listed(keep))
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise SettingError(f"every is {every!r}", expected="a whole number, at least 1")
+            raise SettingError(f"`every` is {every!r}", expected="a whole number, at least 1")
         self.branches = None if branches is None else listed(branches)
         self.every, self.each_head = every, each_head
-        self.beside, self.last = beside, last
+        self.observers, self.last = tuple(observers), last
         self.layers = find_layers(pipe, listed(layers))
-        self.sites = find_sites(pipe, listed(attention))
+        self.sites = {
+            f"unet.{site.name}": site for site in find_sites(pipe.unet.sites(), listed(attention))
+        }
 
         self.tensors: dict[str, Tensor] = {}
-        """What was recorded, once the block is left."""
+        """By name, once the `with` block is left."""
         self.axes: dict[str, tuple[str, ...]] = {}
-        """What the axes of each tensor are."""
+        """The names of each tensor's axes."""
         self.levels: list[NoiseLevel] = []
-        """The level of noise at each step."""
-        self.looked: list[int] = []
-        """The steps at which layers and attention were looked at; an edit may begin after 0."""
+        """The noise level of each step."""
+        self.recorded_steps: list[int] = []
+        """The steps at which layers and attention were recorded; an edit may begin after 0."""
         self.rows: tuple[BatchRow, ...] = ()
-        """What the rows are that layers and attention have."""
+        """What the rows of layers and attention stand for."""
 
         self.streams: dict[str, list[Tensor]] = {}
         self.handles: list[RemovableHandle] = []
@@ -144,7 +146,7 @@ class Recording(Control):
         self.first_step = 0
         self.last_step = -1
         self.repeated = False
-        """Whether the last walk began with the step that the one before it had ended with."""
+        """Whether the last trajectory began at the step at which the one before it had ended."""
         self.final: Tensor | None = None
         self.used = False
 
@@ -160,7 +162,7 @@ class Recording(Control):
             raise SettingError(f"the recording has no {name!r}", fix=fix)
         return self.tensors[name]
 
-    # --- beforehand -----------------------------------------------------------------------
+    # --- its size -----------------------------------------------------------------------
 
     def plan(
         self,
@@ -171,30 +173,30 @@ class Recording(Control):
         guidance: float = 7.5,
         texts: int = 2,
     ) -> list[Planned]:
-        """The tensors that a run of `count` images of `size` (width, height) will leave.
+        """The tensors that recording a run of `count` images of `size` (width, height) will hold.
 
         Args:
-            texts: how many different prompts and negative prompts the text encoder reads.
+            texts: how many different prompts and negative prompts the text encoder encodes.
         """
         width, height = size or self.pipe.trained_size
         latents = (count, *self.pipe.latent_shape(height, width))
-        sides = ["cond"] if guidance == 1 else ["uncond", "cond"]
-        rows = count * sum(self.branches is None or side in self.branches for side in sides)
+        branches = ["cond"] if guidance == 1 else ["uncond", "cond"]
+        rows = count * sum(self.branches is None or branch in self.branches for branch in branches)
         evaluations = len(self.pipe.scheduler.timesteps(steps))  # PNDM's are one more
-        looks = math.ceil(evaluations / self.every)
+        recorded = math.ceil(evaluations / self.every)
         lengths = {"x_t": evaluations + 1, "x0": evaluations, "eps": evaluations}
-        lengths |= {f"output.{side}": evaluations for side in sides}
+        lengths |= {f"output.{branch}": evaluations for branch in branches}
         planned = [
             Planned(name, ("step", *LATENTS), (length, *latents), torch.float32)
             for name, length in lengths.items()
         ]
-        calls = {"unet": (looks, rows), "vae": (count, 1), "text_encoder": (texts, 1)}
+        calls = {"unet": (recorded, rows), "vae": (count, 1), "text_encoder": (texts, 1)}
         for part in dict.fromkeys(part_of(name) for name in self.layers):
             table = part_table(self.pipe, part, (latents[2], latents[3]))
             for name in self.layers:
                 if part_of(name) == part:
                     planned += self.planned_layer(table, name, calls[part])
-        planned += self.planned_attention((looks, rows), (latents[2], latents[3]))
+        planned += self.planned_attention((recorded, rows), (latents[2], latents[3]))
         return planned
 
     def planned_layer(self, table: LayerTable, name: str, calls: Shape) -> Iterator[Planned]:
@@ -217,31 +219,31 @@ class Recording(Control):
     # --- the run --------------------------------------------------------------------------
 
     def __enter__(self) -> RecordedPipeline:
-        """The pipeline whose run is recorded, on the weights of the one that was given.
+        """The pipeline whose run is recorded; its weights are those of the given one.
 
         Raises:
-            SettingError: the recording has one already.
+            SettingError: the recording holds a run already.
         """
         if self.used:
-            raise SettingError("this recording has a run already", fix="make one for each run")
+            raise SettingError("this recording holds a run already", fix="make one per run")
         self.used = True
-        watched = RecordedPipeline(self.pipe, self)
-        watched.unet = twin(self.pipe.unet)
-        unet = watched.unet
+        recorded = RecordedPipeline(self.pipe, self)
+        recorded.unet = twin(self.pipe.unet)
+        unet = recorded.unet
         self.handles.append(unet.register_forward_pre_hook(self.begin, with_kwargs=True))
         parts = {part_of(name) for name in self.layers}
         if "vae" in parts:
-            watched.vae = twin(self.pipe.vae)
+            recorded.vae = twin(self.pipe.vae)
         if "text_encoder" in parts:
-            watched.text_encoder = twin(self.pipe.text_encoder)
-        modules = {name: m for part in parts for name, m in modules_of(watched, part).items()}
+            recorded.text_encoder = twin(self.pipe.text_encoder)
+        modules = {name: m for part in parts for name, m in modules_of(recorded, part).items()}
         for module in unet.modules():
             if isinstance(module, SpatialTransformer):
                 self.handles.append(module.register_forward_pre_hook(self.note_grid))
         for name in self.layers:
-            self.handles.append(modules[name].register_forward_hook(self.looking_at(name)))
+            self.handles.append(modules[name].register_forward_hook(self.recording_hook(name)))
         self.handles.append(unet.register_forward_hook(self.end))
-        return watched
+        return recorded
 
     def __exit__(
         self,
@@ -249,7 +251,7 @@ class Recording(Control):
         error: BaseException | None,
         where: TracebackType | None,
     ) -> None:
-        """The run has ended: nothing is recorded from here on, and `tensors` is there."""
+        """End the recording: remove the hooks and put `tensors` together."""
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
@@ -262,70 +264,71 @@ class Recording(Control):
         while self.streams:
             name, kept = next(iter(self.streams.items()))
             self.tensors[name] = torch.stack(kept)
-            del self.streams[name]  # one after the other: not all of it is there twice
+            del self.streams[name]  # one after the other, so that not everything is there twice
 
     def stream(self, name: str, x: Tensor, axes: tuple[str, ...], first: str = "step") -> None:
         self.streams.setdefault(name, []).append(x)
         self.axes[name] = (first, *axes)
 
     def begin(self, unet: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        """The UNet begins: of which step, and what the rows of the batch are."""
-        seam = named.get("control", args[3] if len(args) > 3 else None)
-        # Without a seam it is asked beside the run, as when the origin of a NaN is looked for.
-        self.now = seam if isinstance(seam, ControlledStep) else None
+        """Before the UNet runs: note the step, and what the rows of the batch stand for."""
+        control = named.get("control", args[3] if len(args) > 3 else None)
+        # Without one the call is not part of the run: the search for a NaN's origin is such a call.
+        self.now = control if isinstance(control, ControlledStep) else None
         if self.now is None:
             return
         if self.now.step <= self.last_step:
             if not self.last:
                 raise SettingError(
                     f"step {self.now.step} has been recorded already",
-                    fix="one recording serves one run, of one batch",
+                    fix="make one recording per run, of one batch",
                 )
             self.forget()
         if self.last_step < 0:
             self.first_step = self.now.step
         self.last_step, self.final = self.now.step, None
         if self.wants(self.now.step):
-            self.looked.append(self.now.step)
+            self.recorded_steps.append(self.now.step)
             self.rows = tuple(self.now.rows[i] for i in self.chosen(self.now.rows))
 
     def end(self, unet: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        """The UNet has answered: keep what each side of the guidance said."""
+        """After the UNet has run: keep the output of each branch of the guidance."""
         if self.now is None:
             return
-        answers = output.detach().float().cpu()
-        for side in dict.fromkeys(row.branch for row in self.now.rows):
-            rows = [i for i, row in enumerate(self.now.rows) if row.branch == side]
-            self.stream(f"output.{side}", answers[rows], LATENTS)
+        outputs = output.detach().float().cpu()
+        for branch in dict.fromkeys(row.branch for row in self.now.rows):
+            rows = [i for i, row in enumerate(self.now.rows) if row.branch == branch]
+            self.stream(f"output.{branch}", outputs[rows], LATENTS)
         self.now = None
 
     def forget(self) -> None:
-        """Another walk begins: nothing of the one before it is kept."""
+        """Another trajectory begins: drop the one before it."""
         self.repeated = self.now is not None and self.now.step == self.last_step
-        for kept in (self.streams, self.levels, self.looked):
+        for kept in (self.streams, self.levels, self.recorded_steps):
             kept.clear()
         self.last_step = -1
-        if isinstance(self.beside, Recorder):
-            self.beside.forget()
+        for observer in self.observers:
+            if isinstance(observer, AttentionRecorder | SelfAttentionRecorder):
+                observer.forget()
 
     def wants(self, step: int) -> bool:
         return (step - self.first_step) % self.every == 0
 
     @property
-    def looked_at(self) -> list[int]:
-        """`looked`, counted from the run's own first step."""
-        return [step - self.first_step for step in self.looked]
+    def recorded_indices(self) -> list[int]:
+        """`recorded_steps`, counted from the run's own first step."""
+        return [step - self.first_step for step in self.recorded_steps]
 
     def chosen(self, rows: Sequence[BatchRow]) -> list[int]:
-        """The rows of the batch that are looked at."""
+        """The rows of the batch that are recorded."""
         return [i for i, row in enumerate(rows) if self.observes_row(row)]
 
     def note_grid(self, transformer: nn.Module, args: tuple[Any, ...]) -> None:
         height, width = args[0].shape[-2:]
         self.grid = (height, width)
 
-    def looking_at(self, name: str) -> Callable[..., None]:
-        """The hook of a layer: reduce what it hands on, and keep that."""
+    def recording_hook(self, name: str) -> Callable[..., None]:
+        """The forward hook of a layer: keep the reductions of its output."""
         of_unet, pixels = part_of(name) == "unet", has_pixels(name)
 
         def hook(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -342,7 +345,7 @@ class Recording(Control):
 
         return hook
 
-    # As attention's control:
+    # As a `Control` of attention:
 
     def observes(self, site: Site, step: int) -> bool:
         return f"unet.{site.name}" in self.sites and self.wants(step)
@@ -364,7 +367,7 @@ class Recording(Control):
         else:
             kept += seen.sum(dim=0) / site.heads
 
-    # As the pipeline tells it:
+    # As called by `RecordedPipeline`:
 
     def note(self, level: NoiseLevel, x_t: Tensor, prediction: Prediction) -> None:
         """The guided prediction of a step."""
@@ -373,10 +376,10 @@ class Recording(Control):
             self.stream(name, x.detach().float().cpu().clone(), LATENTS)
 
     def note_final(self, latents: Tensor) -> None:
-        """Where the run has ended: what it hands on, or decodes, first after the last look.
+        """The run's final latents: the first that it returns or decodes after its last step.
 
-        Of an edit it may be the target alone, the last of the rows; for the others stands what
-        the model took them for.
+        An edit may return only the target, the last of the rows; the other rows keep their last
+        predicted x0.
         """
         if not self.handles or not self.levels or self.final is not None:
             return
@@ -387,16 +390,16 @@ class Recording(Control):
 
 
 class RecordedPipeline(Pipeline):
-    """A pipeline whose run goes into a recording; it answers as any other."""
+    """A pipeline whose run is recorded; its results are those of the original, bit for bit."""
 
     def __init__(self, pipe: Pipeline, recording: Recording) -> None:
         self.__dict__.update(pipe.__dict__)
         self.recording = recording
 
-    def beside(self, control: Control | None) -> Beside:
-        """What looks on, and the run's own control."""
-        watching = self.recording.beside, self.recording, control
-        return Beside([one for one in watching if one is not None])
+    def observed(self, control: Control | None) -> ObservedControl:
+        """The run's own control, observed by the recording."""
+        own = [] if control is None else [control]
+        return ObservedControl([*self.recording.observers, self.recording, *own])
 
     def noted(self, prediction: Prediction, x_t: Tensor, level: NoiseLevel) -> Prediction:
         if self.recording.handles:
@@ -413,8 +416,8 @@ class RecordedPipeline(Pipeline):
         control: Control | None = None,
         **more: Any,
     ) -> Prediction:
-        watching = self.beside(control)
-        prediction = super().predict(x_t, level, prompts, guidance, control=watching, **more)
+        control = self.observed(control)
+        prediction = super().predict(x_t, level, prompts, guidance, control=control, **more)
         return self.noted(prediction, x_t, level)
 
     def branch_outputs(
@@ -426,7 +429,7 @@ class RecordedPipeline(Pipeline):
         control: Control | None = None,
         **more: Any,
     ) -> dict[str, Tensor]:
-        return super().branch_outputs(x_t, level, texts, control=self.beside(control), **more)
+        return super().branch_outputs(x_t, level, texts, control=self.observed(control), **more)
 
     def interpret(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> Prediction:
         return self.noted(super().interpret(output, x_t, level), x_t, level)
@@ -443,8 +446,8 @@ class RecordedPipeline(Pipeline):
         return super().decode(x0, **more)
 
 
-class Beside(Together):
-    """Controls that look, the last of which is the run's own and may edit, too."""
+class ObservedControl(Observers):
+    """Observers, of which the last is the run's own control and may edit as well."""
 
     def edits(self, site: Site, step: int) -> bool:
         return self.controls[-1].edits(site, step)
@@ -456,7 +459,7 @@ class Beside(Together):
 def twin(module: Module) -> Module:
     """A copy of a module and of all in it, on the same weights.
 
-    `deepcopy` takes from the memo what it finds there, and so copies no number.
+    `deepcopy` takes the tensors from the memo and copies none of them.
     """
     memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, memo)
@@ -488,7 +491,7 @@ def part_of(name: str) -> str:
 
 
 def first_axis(name: str) -> str:
-    """Of a layer's tensors: the UNet runs once a step, the others now and then."""
+    """The first axis of a layer's tensors: the UNet runs once per step, the others on call."""
     return "step" if part_of(name) == "unet" else "call"
 
 
@@ -498,12 +501,12 @@ def attention_axes(site: Site, each_head: bool) -> tuple[str, ...]:
 
 
 def has_pixels(name: str) -> bool:
-    """Whether (B, n, C) of a layer means n pixels: not of the text's keys and values."""
+    """Whether the n of a layer's output (B, n, C) counts pixels, not the tokens of the prompt."""
     return part_of(name) == "unet" and not name.endswith(("attn2.to_k", "attn2.to_v"))
 
 
 def grid_of(table: LayerTable, name: str) -> Grid | None:
-    """The height and width of the pixels that a layer hands on in a row."""
+    """The height and width of the pixels that a layer's output (B, h * w, C) is flattened from."""
     if len(table[name].outputs[0]) != 3 or not has_pixels(name):
         return None
     outer = (table[n] for n in outer_names(name) if n in table.names)
@@ -528,30 +531,6 @@ def could_be_in(part: str, name: str) -> bool:
     return part_of(name) == part or (part_of(name) not in PARTS and is_glob(part_of(name)))
 
 
-def find_sites(pipe: Pipeline, wanted: Sequence[str]) -> dict[str, Site]:
-    """The attention layers that some names or globs mean.
-
-    Raises:
-        SettingError: none of that name; the nearest are named.
-    """
-    sites = {f"unet.{site.name}": site for site in pipe.unet.sites()}
-    named = set()
-    for name in wanted:
-        found = [one for one in sites if means(name, one)]
-        if not found:
-            raise SettingError(
-                f"no attention layer is called {name!r}",
-                fix=f"did you mean {' or '.join(nearest(name, list(sites)))}?",
-            )
-        named.update(found)
-    return {name: site for name, site in sites.items() if name in named}
-
-
-def means(name: str, site: str) -> bool:
-    """Whether a name or a glob means an attention layer, or a layer that it is in."""
-    return fnmatch.fnmatchcase(site, name) or fnmatch.fnmatchcase(site, f"{name}.*")
-
-
 def modules_of(pipe: Pipeline, part: str) -> dict[str, nn.Module]:
     """A part's modules by the names that they have in its layer table."""
     module: nn.Module = getattr(pipe, part)
@@ -567,7 +546,7 @@ def prefix_of(pipe: Pipeline, part: str) -> str:
 
 
 def part_table(pipe: Pipeline, part: str, latents: Grid | None = None) -> LayerTable:
-    """The layer table of a part as a run of one image meets it."""
+    """The layer table of a part for a run of one image."""
     config = pipe.unet.config
     h, w = latents or config.sample_size
     length = text_length(pipe)

@@ -1,23 +1,21 @@
-"""Which pixels look alike to the model: self-attention, of single pixels and as a whole.
+"""Self-attention as a whole: which pixels the model groups together.
 
-    recorder = PixelRecorder([(0.5, 0.7)])             a point: x, y as shares of the image
-    affinity = AffinityRecorder(level=1)
-    pipe.generate(prompt, seeds=[7], control=Together([recorder, affinity]))
+    recorder = SelfAttentionRecorder(stage=1)
+    pipe.generate(prompt, seeds=[7], control=recorder)
+    components = principal_components(recorder.matrix())        (h * w, 3)
+    image      = components_image(components, recorder.grid)
 
-    heat_map(recorder.maps(), (0.5, 0.7), (128, 128))  what the pixel there looks at
-    components = principal_components(affinity.matrix())        (h * w, 3)
-    image    = components_image(components, affinity.grid)
-
-In self-attention every pixel of a layer's grid shares itself out over all pixels of that
-grid.  One pixel's share is an image: what it thinks is of its kind.  All of them are a
-matrix, too large to look at; its principal components are images again, in which parts of
-one thing have one colour.  The same works on a layer's features (arXiv:2211.12572, fig. 3).
+In self-attention every pixel of a layer's grid is a query and a key.  The row of one query is an
+image: the pixels that it attends to, often those of the same object (`attention_maps.PixelRecorder`
+records single ones).  All rows together are a matrix; its principal components are images again,
+in which parts of one object have one colour.  The same works on a layer's features
+(arXiv:2211.12572, fig. 3).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -29,58 +27,78 @@ from pare.errors import SettingError
 from pare.study.record.attention_maps import grid_at, no_maps
 
 
-class AffinityRecorder(Control):
-    """Records the mean self-attention of all pixels at one level of the U, during one run.
+class SelfAttentionRecorder(Control):
+    """Records the self-attention matrix of one resolution stage during one run.
 
-    Of one image and one side of the guidance; over layers, heads and steps.  It keeps one
-    matrix of (h * w)^2 numbers: `bytes_needed`.
+    Of one image and one branch of the guidance; averaged over layers and heads, and over the steps
+    unless they are kept apart.  A matrix has (h * w)^2 numbers: `bytes_needed`.
     """
 
     def __init__(
         self,
-        level: int,
+        stage: int,
         *,
         prompt: int = 0,
         branch: str = "cond",
         sites: Callable[[Site], bool] = lambda site: True,
-        steps: Collection[int] | None = None,
+        steps: Callable[[int], bool] = lambda step: True,
+        each_step: bool = False,
     ) -> None:
-        self.level, self.row = level, BatchRow(prompt, branch)
-        self.sites, self.steps = sites, steps
+        """
+        Args:
+            stage: the resolution stage, 0 the latents' own.
+            prompt: which image of the run.
+            sites, steps: which layers of the stage, and which step indices.
+            each_step: keep a matrix for each step, or only their mean.
+        """
+        self.stage, self.row = stage, BatchRow(prompt, branch)
+        self.sites, self.steps, self.each_step = sites, steps, each_step
         self.grid: tuple[int, int] | None = None
-        """Height and width of the level, once it was seen."""
-        self.total: Tensor | None = None
-        self.looks = 0
+        """Height and width of the stage, known once it was recorded."""
+        self.sums: dict[int | None, Tensor] = {}
+        self.counts: dict[int | None, int] = {}
 
     def wants(self, site: Site) -> bool:
-        return site.kind == "self" and site.stage == self.level and self.sites(site)
+        return site.kind == "self" and site.stage == self.stage and self.sites(site)
 
     def observes(self, site: Site, step: int) -> bool:
-        return self.wants(site) and (self.steps is None or step in self.steps)
+        return self.wants(site) and self.steps(step)
 
     def observes_row(self, row: BatchRow) -> bool:
         return row == self.row
 
     def observe(self, call: AttentionCall, row: int, heads: slice, weights: Tensor) -> None:
         self.grid = call.height, call.width
-        self.looks += weights.shape[0]
+        step = call.step if self.each_step else None
+        self.counts[step] = self.counts.get(step, 0) + weights.shape[0]
         seen = weights.detach().sum(0)
-        self.total = seen if self.total is None else self.total.add_(seen)
+        self.sums[step] = self.sums[step].add_(seen) if step in self.sums else seen
 
-    def matrix(self) -> Tensor:
-        """(h * w, h * w), float32 on the CPU: row q is where pixel q looks; rows add up to 1.
+    def forget(self) -> None:
+        """Begin anew."""
+        self.sums.clear()
+        self.counts.clear()
+
+    def matrix(self, step: int | None = None) -> Tensor:
+        """(h * w, h * w), float32 on the CPU: row q holds the weights of query pixel q, sum 1.
+
+        Args:
+            step: which, where they were kept apart.
 
         Raises:
-            SettingError: nothing was seen: the level has no self-attention, or none of `sites`.
+            SettingError: nothing was recorded: no such stage, layer or step with self-attention.
         """
-        if self.total is None:
+        if step not in self.sums:
             raise no_maps()
-        return (self.total / self.looks).float().cpu()
+        return (self.sums[step] / self.counts[step]).float().cpu()
 
-    def bytes_needed(self, sites: Iterable[Site], grid: tuple[int, int]) -> int:
-        """What it will keep, for latents of `grid` (height, width)."""
-        cells = math.prod(grid_at(grid, self.level))
-        return cells**2 * torch.float32.itemsize if any(map(self.wants, sites)) else 0
+    def bytes_needed(self, sites: Iterable[Site], grid: tuple[int, int], steps: int) -> int:
+        """What it will keep in a run of `steps`, for latents of `grid` (height, width)."""
+        if not any(map(self.wants, sites)):
+            return 0
+        kept = sum(map(self.steps, range(steps)))
+        cells = math.prod(grid_at(grid, self.stage))
+        return (kept if self.each_step else min(1, kept)) * cells**2 * torch.float32.itemsize
 
 
 # --- components ---------------------------------------------------------------------------
@@ -89,9 +107,9 @@ class AffinityRecorder(Control):
 def principal_components(features: Tensor, count: int = 3) -> Tensor:
     """The first principal components of (pixels, features): each pixel's scores, (pixels, count).
 
-    Falling in their variance; each has the sign that makes its largest score positive.  Of
-    self-attention a pixel's features are its row of the matrix; of a layer's activations
-    (C, h, w) they are its channels, `activations.flatten(1).T`.
+    In order of falling variance; each has the sign that makes its largest score positive.  For
+    self-attention a pixel's features are its row of the matrix; for a layer's activations (C, h, w)
+    its channels, `activations.flatten(1).T`.
 
     Raises:
         SettingError: fewer pixels or features than components.
@@ -111,11 +129,11 @@ def principal_components(features: Tensor, count: int = 3) -> Tensor:
 
 
 def explained(features: Tensor, count: int = 3) -> list[float]:
-    """The share of the variance of (pixels, features) that each of the first components has."""
+    """The fraction of the variance of (pixels, features) that each of the first components has."""
     exact = features.detach().double().cpu()
     variances = torch.linalg.svdvals(exact - exact.mean(0)).square()
-    shares: list[float] = (variances / variances.sum().clamp(min=1e-300))[:count].tolist()
-    return shares
+    fractions: list[float] = (variances / variances.sum().clamp(min=1e-300))[:count].tolist()
+    return fractions
 
 
 def components_image(

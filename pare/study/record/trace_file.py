@@ -1,10 +1,10 @@
-"""A recording as files: tensors as safetensors, and beside them what they are, as JSON.
+"""A recording as files: its tensors as safetensors, and their description as JSON.
 
     write_trace(recording, Path("road.safetensors"), {"prompt": "a snowy road"})
 
 `safetensors.numpy.load_file("road.safetensors")` reads the tensors, as does
-`safetensors.torch`; the JSON, `road.json`, says of each what its axes are.  The same JSON
-stands in the safetensors file, under "pare", so that the two cannot be parted for good.
+`safetensors.torch`; the JSON, `road.json`, names each one's axes.  The safetensors file's metadata
+holds the same JSON under "pare", so that it is complete without the other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pare.study.record.recording import Recording
 from pare.study.record.reductions import STATISTICS
 
 KEY = "pare"
-FORMAT = 1
+FORMAT = 2
 
 
 def write_trace(
@@ -33,7 +33,7 @@ def write_trace(
     """Write `path`, a name that ends in .safetensors, and the .json beside it.
 
     Args:
-        about: what else the JSON is to say: prompt, seed, ….
+        about: what else goes into the JSON: prompt, seed, ….
 
     Raises:
         OutputError: a file that exists, or cannot be.
@@ -44,15 +44,11 @@ def write_trace(
     said = describe_trace(recording, about)
     write_whole(path, lambda file: write_tensors(file, recording.tensors, said), force=force)
     text = json.dumps(said, indent=1).encode()
-    write_whole(notes, lambda file: void(file.write(text)), force=force)
-
-
-def void(_: object) -> None:
-    """For writers, which answer nothing."""
+    write_whole(notes, lambda file: file.writelines([text]), force=force)
 
 
 def describe_trace(recording: Recording, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What the JSON says."""
+    """The JSON: settings, noise levels, rows, layers, and every tensor's axes, shape and type."""
     layers = {
         name: {
             "kind": layer.kind, "code": layer.code, "parameters": layer.parameters,
@@ -73,7 +69,7 @@ def describe_trace(recording: Recording, about: Mapping[str, Any]) -> dict[str, 
             "format": FORMAT,
             **about,
             "levels": levels,
-            "looked_at_steps": recording.looked,
+            "recorded_steps": recording.recorded_steps,
             "rows": recording.rows,
             "statistics": STATISTICS,
             "layers": layers,
