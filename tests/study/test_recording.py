@@ -257,7 +257,7 @@ def test_a_run_keeps_its_own_control(pipe: Pipeline) -> None:
         ({"layers": ""}, "there is no layer ''"),
         ({"layers": ["unet.mid_block", "unet.*.attn9"]}, "no layer matches 'unet.*.attn9'"),
         ({"layers": "vae.encoder.conv_in"}, "did you mean vae.decoder.conv_in"),
-        ({"attention": "unet.conv_in"}, "no attention layer of the UNet is called 'unet.conv_in'; did you"),
+        ({"attention": "unet.conv_in"}, "of the UNet is called 'unet.conv_in'; did you"),
         ({"keep": "everything"}, "'everything' cannot be kept of a layer; expected any of stat"),
         ({"every": 0}, "`every` is 0"),
         ({"every": True}, "`every` is True"),
