@@ -120,8 +120,8 @@ def read_edits(given: Mapping[str, Any]) -> TextEdits:
         EmbeddingError, ModelError, WeightsError: a file that holds no learned word.
         OSError: one that cannot be opened.
     """
+    from pare.loading.embedding_file import load_learned_words
     from pare.text.embedding_edits import Mix, MixPrompts, Replace, TextEdits
-    from pare.text.textual_inversion import load_learned_words
 
     learned = [
         word for value in given["embedding"] for word in load_learned_words(*path_and_word(value))

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import pickle
 import pickletools
+import re
 import stat
 import struct
 import zipfile
@@ -95,8 +96,23 @@ FLOATING = tuple(name for name, dtype in STORED_DTYPES.items() if dtype.is_float
 LARGEST_PICKLE = 16 * 2**20
 """Bytes: the pickle in an SD checkpoint, which names its tensors, has half a million."""
 
+MOST_INSTRUCTIONS = 1_000_000
+"""In a pickle: an SD checkpoint's has 34,000, with an optimizer's state 97,000."""
+
 LARGEST_TUPLE = 100_000
 """Numbers in a tuple, those in its tuples counted as often as they occur."""
+
+LARGEST_INTEGER = 2**63
+"""Beyond it, integers of one hash are easily made, and a dictionary of them takes for ever."""
+
+MOST_HASHED = 10_000
+"""Items that sets and the like are made of, all of a pickle's together."""
+
+OVERLAPPING = 16 * 2**20
+"""Bytes of a tensor whose numbers lie on one another (strides of 0) that are allowed."""
+
+ADVICE = re.compile(r"weights.only|add_safe_globals|safe_globals|torch\.load", re.IGNORECASE)
+"""In what torch says of a file that it does not read."""
 
 # What torch.load raises on bytes that are not what they should be.
 MALFORMED = (
@@ -207,12 +223,13 @@ def open_pickle(path: Path) -> Checkpoint:
     """A zipped `.ckpt`: nothing in its pickle is run, tensors stay mapped."""
     archived, records = read_archive(path)
     try:
-        outline = go_through(archived)
-        wanted = outline.names
-        check_calls(path, wanted)
-        check_storages(path, outline.storages, records)
+        contents = scan_pickle(archived)
+        check_calls(path, contents.names)
+        check_storages(path, contents.storages, records)
         inert: list[Any] = [
-            (Kept if name == KEPT else Inert, name) for name in wanted if name not in BUILDERS
+            (Kept if name == KEPT else Inert, name)
+            for name in contents.names
+            if name not in BUILDERS
         ]
         with torch.serialization.safe_globals(inert):
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -229,8 +246,24 @@ def open_pickle(path: Path) -> Checkpoint:
         for name, tensor in named.items()
         if isinstance(name, str) and isinstance(tensor, Tensor)
     }
+    for name, tensor in tensors.items():
+        check_overlap(path, name, tensor)
     extras = {str(key): value for key, value in content.items() if not isinstance(value, Tensor)}
     return Checkpoint(path, tensors, extras)
+
+
+def check_overlap(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise if a tensor would be far larger as a copy than it is in the file.
+
+    With strides of 0, a few bytes are read as a tensor of any size.
+    """
+    size = tensor.numel() * tensor.element_size()
+    if size > max(tensor.untyped_storage().nbytes(), OVERLAPPING):
+        raise WeightsError(
+            f"{path} holds {name[:80]!r} as {' x '.join(map(str, tensor.shape))} numbers, of which "
+            f"only {tensor.untyped_storage().nbytes()} bytes are in the file",
+            expected="tensors that lie in one piece",
+        )
 
 
 def check_calls(path: Path, names: Iterable[str]) -> None:
@@ -274,7 +307,7 @@ def check_storages(
 
 
 @dataclass(frozen=True)
-class Outline:
+class PickleContents:
     """What a pickle says, known without doing it."""
 
     names: set[str]
@@ -283,62 +316,93 @@ class Outline:
     """What it says of the archive's records: ("storage", type, key, device, numbers)."""
 
 
-@dataclass(frozen=True)
-class Thing:
+@dataclass(eq=False, slots=True)
+class StackItem:
     """What lies on a pickle's stack."""
 
     size: int = 1
     """Of a tuple: its parts, and theirs, as often as they occur."""
+    items: int = 0
+    """Of a list, or of the lists in a tuple: their items, and the parts of those."""
     value: object = None
-    """Where it is text, a number or a tuple of such."""
+    """Where it is text, a number or a tuple of such; of a function, its name."""
+    made_by: str = ""
+    """The instruction that put it there."""
 
 
-MARK = Thing()
+MARK = StackItem()
+
+HASHED_BY_CONTENT = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE", "REDUCE", "NEWOBJ",
+                     "BUILD", "BINPERSID")  # fmt: skip
+"""Instructions whose results are no keys of a checkpoint's dictionaries, and slow ones to hash."""
+
+COLLECTIONS = ("builtins.set", "collections.Counter", "collections.OrderedDict")
 
 
-def go_through(archived: bytes) -> Outline:
-    """Follow a pickle's instructions without doing what they say.
+def scan_pickle(archived: bytes) -> PickleContents:
+    """Follow a pickle's instructions without doing what they say, and bound what they cost.
 
     A tuple may hold one tuple twice, that one another twice, and so on: a hundred bytes then
     stand for more parts than can be counted, and a dictionary that takes it for a key counts
-    them.  So the sizes of tuples are followed too.
+    them.  So the sizes of tuples are followed too.  Dictionaries whose keys all have one hash
+    take time with the square of their number: keys are text, small integers and classes.
 
     Raises:
         ValueError, LookupError: it is no pickle, or none that `torch.save` writes.
     """
-    outline = Outline(set(), [])
-    stack: list[Thing] = []
-    kept: dict[object, Thing] = {}
-    for opcode, argument, _ in pickletools.genops(archived):
+    contents = PickleContents(set(), [])
+    stack: list[StackItem] = []
+    memo: dict[object, StackItem] = {}
+    hashed = encoded = 0
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(archived)):
         name = opcode.name
+        if count >= MOST_INSTRUCTIONS:
+            raise ValueError("its pickle has far more instructions than weights need")
         if name == "STACK_GLOBAL" or (name == "PROTO" and argument != 2):
             raise ValueError("a pickle of another protocol than torch.save's")
+        if isinstance(argument, int) and abs(argument) >= LARGEST_INTEGER:
+            raise ValueError("a number in its pickle has more than 64 bits")
         if "PUT" in name:
-            kept[argument] = stack[-1]
+            memo[argument] = stack[-1]
             continue
         taken = take(stack, opcode)
+        if name in ("SETITEM", "SETITEMS") and any(
+            key.made_by in HASHED_BY_CONTENT for key in taken[1::2]
+        ):
+            raise ValueError("a key in its pickle is neither text nor a number")
         if name in ("GLOBAL", "INST"):
             called = today(*str(argument).split(" ", 1))
-            outline.names.add(called)
-            stack.append(Thing(value=called))
+            contents.names.add(called)
+            stack.append(StackItem(value=called, made_by=name))
         elif "GET" in name:
-            stack.append(kept[argument])
+            stack.append(memo[argument])
         elif name.startswith("TUPLE"):
-            size = 1 + sum(thing.size for thing in taken)
+            size = 1 + sum(item.size for item in taken)
             if size > LARGEST_TUPLE:
                 raise ValueError("a tuple in its pickle is larger than memory")
-            stack.append(Thing(size, tuple(thing.value for thing in taken)))
+            items = sum(item.items for item in taken)
+            stack.append(StackItem(size, items, tuple(item.value for item in taken), name))
+        elif name in ("APPEND", "APPENDS"):
+            taken[0].items += sum(item.size + item.items for item in taken[1:])
+            stack.append(taken[0])
         elif name == "BINPERSID" and isinstance(taken[0].value, tuple):
-            outline.storages.append(taken[0].value)
-            stack.append(Thing())
+            contents.storages.append(taken[0].value)
+            stack.append(StackItem(made_by=name))
         else:
             marks = pickletools.markobject
-            new = Thing(value=argument)
+            new = StackItem(value=argument, made_by=name)
             stack += [MARK if pushed is marks else new for pushed in opcode.stack_after]
-    return outline
+        if name == "BUILD" or (name == "REDUCE" and taken[0].value in COLLECTIONS):
+            hashed += taken[1].items
+        if name == "REDUCE" and taken[0].value == "_codecs.encode":
+            parts = taken[1].value if isinstance(taken[1].value, tuple) else ()
+            encoded += sum(len(part) for part in parts if isinstance(part, str))
+        if hashed > MOST_HASHED or encoded > LARGEST_PICKLE:
+            raise ValueError("its pickle asks for far more work than weights need")
+    return contents
 
 
-def take(stack: list[Thing], opcode: pickletools.OpcodeInfo) -> list[Thing]:
+def take(stack: list[StackItem], opcode: pickletools.OpcodeInfo) -> list[StackItem]:
     """Remove from the stack what an instruction takes; a mark goes, and does not count."""
     count = len(opcode.stack_before)
     if pickletools.stackslice in opcode.stack_before:
@@ -348,7 +412,7 @@ def take(stack: list[Thing], opcode: pickletools.OpcodeInfo) -> list[Thing]:
         raise IndexError("its pickle takes more than it has put down")
     taken = stack[len(stack) - count :]
     del stack[len(stack) - count :]
-    return [thing for thing in taken if thing is not MARK]
+    return [item for item in taken if item is not MARK]
 
 
 def today(module: str, name: str = "") -> str:
@@ -370,13 +434,21 @@ def read_archive(path: Path) -> tuple[bytes, dict[str, int]]:
         )
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise WeightsError(f"{path} is compressed", expected="a .ckpt as PyTorch writes it")
+    # torch's reader ignores the case of names, and looks in the first entry's folder: only in an
+    # archive without such doubles is what is checked here what is loaded there.
+    root = pickles[0].filename.removesuffix("data.pkl")
+    names = {entry.filename.lower() for entry in entries}
+    if len(names) < len(entries) or not all(e.filename.startswith(root) for e in entries):
+        raise WeightsError(
+            f"{path} has entries of one name but for its case, or in several folders",
+            expected="a .ckpt as PyTorch writes it",
+        )
     if pickles[0].file_size > LARGEST_PICKLE:
         raise WeightsError(f"{path} has a pickle of {pickles[0].file_size} bytes in it")
     with zip_errors(path), zipfile.ZipFile(path) as archive:
         archived = archive.read(pickles[0])
-    root = pickles[0].filename.removesuffix("data.pkl") + "data/"
-    data = [entry for entry in entries if entry.filename.startswith(root)]
-    return archived, {entry.filename.removeprefix(root): entry.file_size for entry in data}
+    data = [entry for entry in entries if entry.filename.startswith(f"{root}data/")]
+    return archived, {e.filename.removeprefix(f"{root}data/"): e.file_size for e in data}
 
 
 @contextlib.contextmanager
@@ -394,7 +466,10 @@ def zip_errors(path: Path) -> Iterator[None]:
 
 
 def damaged(path: Path, kind: str, error: Exception) -> WeightsError:
-    # torch puts two paragraphs of advice around what went wrong.
-    reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
-    reason = " ".join(reason.split())[:200] or type(error).__name__
-    return WeightsError(f"{path} is not a whole {kind} file ({reason})", fix="download it again")
+    # torch puts advice around what went wrong: to load the file without its restricted reader.
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+    reason = "" if ADVICE.search(text) else " ".join(text.split())[:200]
+    return WeightsError(
+        f"{path} is not a whole {kind} file ({reason or type(error).__name__})",
+        fix="download it again",
+    )

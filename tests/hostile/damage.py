@@ -310,6 +310,31 @@ def exponential(depth: int = 60) -> bytes:
     return b"\x80\x02}" + b")" + doubled + b"K\x01s."
 
 
+def colliding(count: int) -> bytes:
+    """A dictionary of integers that all have one hash: multiples of 2**61 - 1."""
+    keys = (b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") for k in range(count))
+    return b"\x80\x02}(" + b"".join(key + b"N" for key in keys) + b"u."
+
+
+def colliding_tuples(count: int, *, in_a_set: bool = False) -> bytes:
+    """The same of tuples: -1 and -2 have one hash, and so have all tuples of them."""
+    bits = max(1, (count - 1).bit_length())
+    tuples = (
+        b"(" + b"".join(whole(-1 - (k >> bit & 1)) for bit in range(bits)) + b"t"
+        for k in range(count)
+    )
+    if in_a_set:
+        return call("builtins.set", b"](" + b"".join(tuples) + b"e")
+    return b"\x80\x02}(" + b"".join(one + b"N" for one in tuples) + b"u."
+
+
+def encodings(count: int) -> bytes:
+    """A megabyte of text, encoded `count` times."""
+    word = text("x" * 2**20) + b"q\x01" + text("latin1") + b"q\x02" + b"00"
+    one = b"c_codecs\nencode\nh\x01h\x02\x86R0"
+    return b"\x80\x02" + word + one * count + b"}."
+
+
 class Runs:
     """Makes a folder when it is unpickled by whoever runs code."""
 
@@ -382,6 +407,26 @@ PICKLES: dict[str, Damage] = {
     "tensor-sizes-overflow": archive(tensor((2**32, 2**32, 2**32), (1, 1, 1)), FOUR),
     "tensor-stride-0": archive(tensor((2**20, 2**20), (0, 0)), FOUR),
     "tensor-rank": archive(tensor((2, 2), (1,)), FOUR),
+    "tensor-stride-0-one-row": archive(
+        tensor((75, 2**24), (0, 0)).replace(text("a"), text("emb_params")), FOUR
+    ),
+    "pickle-in-two-cases": archive(
+        b"\x80\x02}.", more={"archive/DATA.PKL": call("builtins.bytearray", whole(2**33))}
+    ),
+    "pickle-in-two-folders": archive(
+        b"\x80\x02}.", name="b/data.pkl", more={"archive/DATA.PKL": b"\x80\x02}."}
+    ),
+    "storage-in-two-cases": archive(
+        tensor((4,), (1,)), {"a": FOUR["0"]} | FOUR, more={"archive/data/A": FOUR["0"]}
+    ),
+    "blocked-module": archive(call("sys.exit", b"")),
+    "reduce-of-a-tensor": archive(b"\x80\x02}" + text("a") + text("b") + b")Rs."),
+    "colliding-keys": archive(colliding(200_000)),
+    "colliding-tuples": archive(colliding_tuples(20_000)),
+    "colliding-in-a-set": archive(colliding_tuples(20_000, in_a_set=True)),
+    "one-byte-opcodes": archive(b"\x80\x02" + b"N" * (15 * 2**20) + b"."),
+    "opcodes-and-pops": archive(b"\x80\x02" + b"N0" * (7 * 2**20) + b"N."),
+    "encoded-again-and-again": archive(encodings(100_000)),
     "two-pickles": archive(b"\x80\x02}.", more={"b/data.pkl": b"\x80\x02}."}),
     "no-pickle": archive(b"x", name="readme.txt"),
     "pickle-elsewhere": archive(b"\x80\x02}.", name="../data.pkl"),

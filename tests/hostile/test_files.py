@@ -136,3 +136,11 @@ def test_an_image_without_a_recipe(pare: Command) -> None:
     pare.refuses("rerun", "a.png", "--out", "out", words="carries no recipe")
     Image.new("RGB", (8, 8)).save("a.jpg")
     pare.refuses("rerun", "a.jpg", "--out", "out")
+
+
+@pytest.mark.parametrize(
+    "kind", ["tensor-stride-0-one-row", "colliding-keys", "pickle-in-two-cases"]
+)
+def test_hostile_embeddings(loaded: Command, kind: str) -> None:
+    PICKLES[kind](Path("a.pt"))
+    loaded.refuses(*GENERATE, "model", "--embedding", "a.pt", words="a.pt")

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pare.errors import EmbeddingError, ModelError, PareError, PromptError, WeightsError
+from pare.loading.embedding_file import load_learned_words
 from pare.pipeline import Pipeline
 from pare.text.embedding_edits import (
     Layout,
@@ -26,7 +27,7 @@ from pare.text.embedding_edits import (
     with_rows,
 )
 from pare.text.text_encoder import PromptTruncated, UnknownWords, tokenize
-from pare.text.textual_inversion import LearnedWord, load_learned_words
+from pare.text.textual_inversion import LearnedWord
 from pare.text.words import read
 from tests.random_models import normal
 from tests.tiny_model import write_tiny_model
