@@ -11,7 +11,7 @@ READY  := $(VENV)/.ready
 .PHONY: demo test lint fuzz clean
 
 demo: $(READY)
-	$(PY) -m roads.demo --out demo
+	$(PY) -m pare.cli.demo_page --out demo
 	@echo "Look at it: $(CURDIR)/demo/index.html"
 
 # Everything but the slow and the GPU tests, then the same comparison as users see it.

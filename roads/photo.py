@@ -18,9 +18,9 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from pare.cli.terminal import run_in_words
 from pare.errors import SettingError
 from pare.io.whole_files import check_output, write_whole
+from roads.command_line import exit_code_of
 from roads.world.canvas import Canvas
 from roads.world.light import LIGHTS
 from roads.world.render import render
@@ -32,7 +32,7 @@ Mask = npt.NDArray[np.bool_]
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    return run_in_words(functools.partial(write_photo, options))
+    return exit_code_of(functools.partial(write_photo, options))
 
 
 def parser() -> argparse.ArgumentParser:

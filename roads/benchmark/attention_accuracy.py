@@ -3,7 +3,7 @@
     python -m roads.benchmark.attention_accuracy         # the built-in model, as Markdown
     python -m roads.benchmark.attention_accuracy --into docs/attention.md --sheet truth.png
 
-Held-out scenes with their true captions are noised to several levels, and the model looks at
+Held-out scenes with their true captions are noised to several levels, and the model maps_found at
 them once each, without guidance.  Of every thing that a caption names, and of the car's
 colour, the map of its word is held against the cells of the latents' grid that the thing
 covers:
@@ -36,7 +36,6 @@ from PIL import Image
 from scipy.stats import rankdata
 from torch import Tensor
 
-from pare.cli.terminal import progress, run_in_words
 from pare.errors import OutputError, SettingError
 from pare.io.images import to_tensor
 from pare.io.whole_files import check_output, write_whole
@@ -46,6 +45,7 @@ from pare.study.record.attention_maps import Among, WordMap, WordRecorder, layer
 from pare.study.record.heatmap import overlay
 from pare.study.record.image_grid import gallery
 from pare.text.words import read
+from roads.command_line import exit_code_of, progress
 from roads.train.scene_data import VISIBLE
 from roads.world.canvas import Rendering
 from roads.world.captions import full_caption
@@ -68,7 +68,7 @@ Cells = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class ThingMap:
     """What the model's attention says about one thing of one scene."""
 
     scene: int
@@ -103,7 +103,7 @@ def cells(mask: Cells, grid: tuple[int, int]) -> Cells:
 
 
 @torch.no_grad()
-def look(pipe: Pipeline, numbers: Sequence[int], levels: Sequence[int]) -> Iterator[Look]:
+def thing_maps(pipe: Pipeline, numbers: Sequence[int], levels: Sequence[int]) -> Iterator[ThingMap]:
     """Let the model look at some of the held-out scenes, each once at every noise level."""
     scenes = [draw_scene(FIRST_SCENE + number) for number in numbers]
     images = [render(scene) for scene in scenes]
@@ -125,7 +125,7 @@ def look(pipe: Pipeline, numbers: Sequence[int], levels: Sequence[int]) -> Itera
     for k, maps in by_scene.items():
         for thing, (word, owner) in named(scenes[k], unseen[k]).items():
             truth = cells(images[k].masks[owner], grid)
-            yield Look(numbers[k], thing, truth, heats(maps, word, grid, len(levels)))
+            yield ThingMap(numbers[k], thing, truth, heats(maps, word, grid, len(levels)))
 
 
 def heats(maps: Sequence[WordMap], word: str, grid: tuple[int, int], levels: int) -> Values:
@@ -140,7 +140,7 @@ def heats(maps: Sequence[WordMap], word: str, grid: tuple[int, int], levels: int
 
 
 def layers_of(pipe: Pipeline) -> list[str]:
-    """The cross-attention layers in the order of execution, as in `Look.heat`."""
+    """The cross-attention layers in the order of execution, as in `ThingMap.heat`."""
     return [layer_name(site) for site in pipe.unet.sites() if site.kind == "cross"]
 
 
@@ -149,7 +149,7 @@ def layers_of(pipe: Pipeline) -> list[str]:
 
 @dataclass(frozen=True)
 class Score:
-    """Means over many looks; see the module's beginning."""
+    """Means over many maps_found; see the module's beginning."""
 
     count: int
     auc: float
@@ -191,9 +191,11 @@ def auc(ranks: Values, cells: Cells) -> Values:
     return found
 
 
-def scores(looks: Sequence[Look], layers: Sequence[str], levels: Sequence[int]) -> dict[str, Any]:
+def scores(
+    maps_found: Sequence[ThingMap], layers: Sequence[str], levels: Sequence[int]
+) -> dict[str, Any]:
     """All tables: reading -> "together", "things", "layers", "levels", "layers of things"."""
-    by_thing = {thing: [one for one in looks if one.thing == thing] for thing in THINGS}
+    by_thing = {thing: [one for one in maps_found if one.thing == thing] for thing in THINGS}
     by_thing = {thing: some for thing, some in by_thing.items() if len(some) > 1}
     if not by_thing:
         raise SettingError("no thing is in two of the scenes", fix="take more --scenes")
@@ -316,10 +318,10 @@ def put_into(page: Path, text: str) -> str:
     return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
 
 
-def sheet(looks: Sequence[Look], layer: int, name: str) -> Image.Image:
+def sheet(maps_found: Sequence[ThingMap], layer: int, name: str) -> Image.Image:
     """Things with their cells, and the maps of their words over all layers and of one."""
     shown: dict[str, Image.Image] = {}
-    for one in [one for one in looks if one.thing != "colour"][:SHOWN]:
+    for one in [one for one in maps_found if one.thing != "colour"][:SHOWN]:
         pixels = render(draw_scene(FIRST_SCENE + one.scene)).pixels
         image = Image.fromarray(pixels)
         of_words = torch.from_numpy(one.heat[AMONG.index("words")])
@@ -367,13 +369,13 @@ def run(options: argparse.Namespace) -> int:
     for t in levels:
         pipe.scheduler.schedule.level(t)
     batches = range(0, options.scenes, BATCH)
-    looks = [
+    maps_found = [
         one
-        for start in progress()(batches)
-        for one in look(pipe, range(start, min(start + BATCH, options.scenes)), levels)
+        for start in progress("scenes")(batches)
+        for one in thing_maps(pipe, range(start, min(start + BATCH, options.scenes)), levels)
     ]
     layers = layers_of(pipe)
-    tables = scores(looks, layers, levels)
+    tables = scores(maps_found, layers, levels)
     page = markdown(tables, options.scenes, levels)
     if options.into is not None:
         write_text(options.into, put_into(options.into, page))
@@ -381,7 +383,7 @@ def run(options: argparse.Namespace) -> int:
         write_text(options.json, json.dumps(as_json(tables), indent=2) + "\n")
     if options.sheet is not None:
         best = best_layer(tables["words"]["layers"])
-        image = sheet(looks, layers.index(best), best)
+        image = sheet(maps_found, layers.index(best), best)
         save = functools.partial(image.save, format="PNG")
         write_whole(options.sheet, save, force=True)
     print(page)
@@ -397,7 +399,7 @@ def void(_: object) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run_in_words(functools.partial(run, parser().parse_args(arguments)))
+    return exit_code_of(functools.partial(run, parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":

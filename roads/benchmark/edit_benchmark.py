@@ -109,7 +109,7 @@ def counted_evaluations(pipe: Pipeline) -> Iterator[list[int]]:
 
 
 @dataclass(frozen=True)
-class Row:
+class TechniqueRow:
     """One technique over many tasks: means, and PSNR of the mean squared errors."""
 
     technique: str
@@ -128,7 +128,7 @@ class Row:
     evaluations: float
 
     @classmethod
-    def of(cls, technique: str, measured: Sequence[Measured]) -> Row:
+    def of(cls, technique: str, measured: Sequence[Measured]) -> TechniqueRow:
         def mean(name: str) -> float:
             values = np.array([getattr(one, name) for one in measured], dtype=float)
             known = values[~np.isnan(values)]
@@ -162,11 +162,11 @@ class EditReport:
     measured: Sequence[Measured]
     images: Mapping[tuple[str, str], Pixels]  # by technique and task
 
-    def rows(self, kind: str | None = None) -> list[Row]:
+    def rows(self, kind: str | None = None) -> list[TechniqueRow]:
         """One row a technique, over all tasks or those of one kind."""
         names = list(dict.fromkeys(one.technique for one in self.measured))
         chosen = [one for one in self.measured if kind in (None, one.kind)]
-        return [Row.of(name, [m for m in chosen if m.technique == name]) for name in names]
+        return [TechniqueRow.of(name, [m for m in chosen if m.technique == name]) for name in names]
 
     def table(self) -> str:
         """The rows as text, and each technique's success by kind of task."""
@@ -223,7 +223,7 @@ def finite(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-# Title, field of `Row`, digits behind the point.
+# Title, field of `TechniqueRow`, digits behind the point.
 COLUMNS = (
     ("success %", "success", 1),
     ("unchanged %", "unchanged", 1),
@@ -238,7 +238,7 @@ COLUMNS = (
 )
 
 
-def text_table(rows: Sequence[Row]) -> str:
+def text_table(rows: Sequence[TechniqueRow]) -> str:
     width = max(len("technique"), *(len(row.technique) for row in rows))
     lines = ["  ".join([f"{'technique':{width}}", *(title for title, _, _ in COLUMNS)])]
     for row in rows:

@@ -25,9 +25,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pare.cli.terminal import run_in_words
 from pare.io.whole_files import write_whole
 from pare.pipeline import Pipeline
+from roads.command_line import exit_code_of
 from roads.contact_sheet import contact_sheet
 from roads.judge.judge import COLOURS, GRID, Judge, Verdict, load_judge
 from roads.train import scene_data
@@ -430,7 +430,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run_in_words(functools.partial(run, parser().parse_args(arguments)))
+    return exit_code_of(functools.partial(run, parser().parse_args(arguments)))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pare.cli.terminal import run_in_words
 from pare.io.whole_files import write_whole
 from pare.noise import Noise
 from pare.pipeline import Pipeline
 from pare.schedulers import add_noise, start_index
 from roads.benchmark.tables.tables_page import fill, markdown
+from roads.command_line import exit_code_of
 from roads.judge.judge import Judge, Verdict, load_judge
 from roads.train.train_vae import pixels_to_tensor
 from roads.world.captions import full_caption, read_caption
@@ -239,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run_in_words(functools.partial(run, parser().parse_args(arguments)))
+    return exit_code_of(functools.partial(run, parser().parse_args(arguments)))
 
 
 def run(options: argparse.Namespace) -> int:

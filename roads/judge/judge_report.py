@@ -69,7 +69,7 @@ def degraded(images: Data, seed: int) -> Data:
     return dataclasses.replace(images, pixels=np.stack(copies))
 
 
-def look(judge: Judge, images: Data) -> list[Verdict]:
+def verdicts_of(judge: Judge, images: Data) -> list[Verdict]:
     """The verdicts on all images."""
     verdicts = []
     for start in range(0, len(images.scenes), 64):
@@ -187,7 +187,7 @@ def print_report(
     """Print the judge's report card as tables."""
     judge = load_judge(folder, str(device))
     columns = report_data(vae, renders, cache)
-    verdicts = {name: look(judge, images) for name, images in columns.items()}
+    verdicts = {name: verdicts_of(judge, images) for name, images in columns.items()}
     found = {name: answers(verdicts[name], columns[name]) for name in columns}
     print(f"Right, in %, on {len(columns['renders'].scenes)} held-out images each:\n")
     print_table(found, ATTRIBUTES)

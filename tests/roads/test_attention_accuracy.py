@@ -17,17 +17,17 @@ from roads.benchmark.attention_accuracy import (
     AMONG,
     BEGIN,
     END,
-    Look,
+    ThingMap,
     cells,
     hidden,
     layers_of,
-    look,
     main,
     markdown,
     named,
     put_into,
     score,
     scores,
+    thing_maps,
 )
 from roads.world.captions import full_caption
 from roads.world.render import render
@@ -104,18 +104,18 @@ def test_every_thing_has_its_word_in_the_caption(pipe: Pipeline) -> None:
 
 
 def test_looks_and_tables(pipe: Pipeline, tmp_path: Path) -> None:
-    looks = list(look(pipe, range(4), (200, 800)))
+    maps_found = list(thing_maps(pipe, range(4), (200, 800)))
     layers = layers_of(pipe)
-    assert {one.scene for one in looks} == {0, 1, 2, 3}
-    for one in looks:
+    assert {one.scene for one in maps_found} == {0, 1, 2, 3}
+    for one in maps_found:
         assert one.heat.shape == (2, len(layers), 2, 16, 16)
         assert np.isfinite(one.heat).all()
         assert one.truth.any()
         assert not one.truth.all()
     # A second look is the same look.
-    again = next(iter(look(pipe, range(4), (200, 800))))
-    assert np.array_equal(again.heat, looks[0].heat)
-    page = markdown(scores(looks, layers, (200, 800)), 4, (200, 800))
+    again = next(iter(thing_maps(pipe, range(4), (200, 800))))
+    assert np.array_equal(again.heat, maps_found[0].heat)
+    page = markdown(scores(maps_found, layers, (200, 800)), 4, (200, 800))
     for name in (*layers, "t = 200", "t = 800", "all layers"):
         assert f"\n| {name} |" in page
 
@@ -126,13 +126,13 @@ def test_a_model_that_knows_gets_full_marks(pipe: Pipeline) -> None:
     knowing = layers.index("up_blocks.3.attentions.1")
     rng = np.random.default_rng(0)
 
-    def told(one: Look) -> Look:
+    def told(one: ThingMap) -> ThingMap:
         heat = rng.random(one.heat.shape).astype(np.float32)
         heat[:, knowing] = one.truth
         return dataclasses.replace(one, heat=heat)
 
-    looks = [told(one) for one in look(pipe, range(6), (500,))]
-    tables = scores(looks, layers, (500,))
+    maps_found = [told(one) for one in thing_maps(pipe, range(6), (500,))]
+    tables = scores(maps_found, layers, (500,))
     for among in AMONG:
         assert tables[among]["layers"]["up_blocks.3.attentions.1"].auc == 1
         assert tables[among]["layers"]["up_blocks.3.attentions.1"].elsewhere < 0.9

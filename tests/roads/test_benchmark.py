@@ -17,7 +17,7 @@ from roads.benchmark.compared_methods import FRAME, chosen_techniques
 from roads.benchmark.edit_benchmark import (
     EditReport,
     Measured,
-    Row,
+    TechniqueRow,
     counted_evaluations,
     run_edits,
 )
@@ -71,7 +71,7 @@ def test_rows_are_means_and_psnr_is_of_the_mean_error() -> None:
             processor_seconds=1.0, evaluations=50,
         )  # fmt: skip
 
-    row = Row.of("t", [measured(0.01, True), measured(0.03, False)])
+    row = TechniqueRow.of("t", [measured(0.01, True), measured(0.03, False)])
     assert row.success == 50
     assert row.inside_psnr == pytest.approx(-10 * math.log10(0.02))
     assert math.isnan(row.outside_psnr)

@@ -27,7 +27,14 @@ from roads.judge.judge import (
     presence,
 )
 from roads.judge.judge_data import UNKNOWN, degrade, four, round_trips, shifted, truth, variants
-from roads.judge.judge_report import Answer, accuracy, answers, calibration_error, look, regions
+from roads.judge.judge_report import (
+    Answer,
+    accuracy,
+    answers,
+    calibration_error,
+    regions,
+    verdicts_of,
+)
 from roads.judge.train_judge import (
     Batch,
     JudgeSettings,
@@ -55,7 +62,7 @@ def unseen() -> Data:
 
 @pytest.fixture(scope="module")
 def verdicts(judge: Judge, unseen: Data) -> list[Verdict]:
-    return look(judge, unseen)
+    return verdicts_of(judge, unseen)
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +92,13 @@ def test_held_out_round_trips_are_judged_right(
     few = Data(unseen.scenes[:20], unseen.pixels[:20], unseen.objects[:20])
     trips = round_trips(vae, few.pixels, ("mode", "sample"), "bfloat16")
     few = dataclasses.replace(few, pixels=trips)
-    assert share_right(look(judge, few), few) >= 0.98
+    assert share_right(verdicts_of(judge, few), few) >= 0.98
 
 
 def test_degraded_renders_are_judged_right(judge: Judge, unseen: Data) -> None:
     copies = [degrade(p, np.random.default_rng(k)) for k, p in enumerate(unseen.pixels)]
     copied = dataclasses.replace(unseen, pixels=np.stack(copies))
-    assert share_right(look(judge, copied), copied) >= 0.98
+    assert share_right(verdicts_of(judge, copied), copied) >= 0.98
 
 
 def test_an_object_is_found_where_it_is_and_nowhere_else(

@@ -27,7 +27,7 @@ from roads.benchmark.tables import (
     memory_table,
     p2p_table,
 )
-from roads.benchmark.tables.jobs import Found, Job, Record
+from roads.benchmark.tables.jobs import Job, JobResults, Record
 from roads.benchmark.tables.tables_page import PIE_BENCH, Pages, fill, markdown, number
 from roads.judge.judge import Judge
 from techniques.edit import METHODS
@@ -86,8 +86,8 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
 def test_what_was_measured_is_not_measured_again(unmeasured: list[Job], tmp_path: Path) -> None:
     listed = [Job("edits", "no edit", "held-out", case) for case in (0, 1)]
-    jobs.run(listed[:1], "roads", tmp_path)
-    found = jobs.run(listed, "roads", tmp_path)
+    experiments.run(listed[:1], "roads", tmp_path)
+    found = experiments.run(listed, "roads", tmp_path)
     assert unmeasured == listed
     assert found.record(listed[0])["technique"] == "no edit"
     assert found.pixels(listed[1]).shape == (128, 128, 3)
@@ -97,17 +97,17 @@ def test_a_measurement_that_was_cut_off_is_made_again(
     unmeasured: list[Job], tmp_path: Path
 ) -> None:
     job = Job("edits", "no edit", "held-out", 0)
-    found = jobs.run([job], "roads", tmp_path)
+    found = experiments.run([job], "roads", tmp_path)
     found.bases[job].with_suffix(".json").unlink()  # written last
-    jobs.run([job], "roads", tmp_path)
+    experiments.run([job], "roads", tmp_path)
     assert unmeasured == [job, job]
 
 
 @pytest.mark.slow
 def test_processes_side_by_side_find_the_same(tmp_path: Path) -> None:
     listed = [Job("edits", "truth through the VAE", "held-out", case) for case in (0, 40)]
-    here = jobs.run(listed, "roads", tmp_path / "one")
-    there = jobs.run(listed, "roads", tmp_path / "two", processes=2)
+    here = experiments.run(listed, "roads", tmp_path / "one")
+    there = experiments.run(listed, "roads", tmp_path / "two", processes=2)
     for job in listed:
         same, also = here.pixels(job).astype(int), there.pixels(job)
         assert np.abs(same - also).max() <= 1  # threads round differently
@@ -207,7 +207,7 @@ def test_what_is_wrong_is_said(
 
 
 def test_the_page_has_a_place_for_every_table() -> None:
-    makers = Pages(Found({}), {}, {}).tables()
+    makers = Pages(JobResults({}), {}, {}).tables()
     assert makers == {}
     for name in ("edits", "order", "blend", "erasing-choice", "erasing", "erasing-images",
                  "words", "words-memory", "defaults", "setting"):  # fmt: skip
@@ -235,7 +235,7 @@ def test_every_method_of_every_edit_takes_part() -> None:
     ids=lambda job: f"{job.experiment}: {job.variant}",
 )
 def test_a_real_measurement(job: Job, tmp_path: Path) -> None:
-    found = jobs.run([job], "roads", tmp_path)
+    found = experiments.run([job], "roads", tmp_path)
     record = found.record(job)
     assert json.dumps(record)
     numbers = [value for value in record.values() if isinstance(value, float)]

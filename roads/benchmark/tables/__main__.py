@@ -14,16 +14,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import roads.benchmark.tables
-from pare.cli.terminal import run_in_words
 from pare.errors import SettingError
 from pare.io.whole_files import write_whole
 from roads.benchmark.compared_methods import FRAME, STEPS, STEPS_BACK, TECHNIQUES
 from roads.benchmark.edit_benchmark import Pixels
 from roads.benchmark.edit_tasks import tasks
-from roads.benchmark.tables import edit_table, erasure_table, jobs, memory_table
+from roads.benchmark.tables import edit_table, erasure_table, experiments, memory_table
 from roads.benchmark.tables import p2p_table as words
-from roads.benchmark.tables.jobs import Found, Job
+from roads.benchmark.tables.jobs import Job, JobResults
 from roads.benchmark.tables.tables_page import Pages, fill
+from roads.command_line import exit_code_of
 from roads.contact_sheet import contact_sheet
 
 PARTS = ("edits", "erasing", "words", "defaults", "memory")
@@ -43,7 +43,7 @@ SHOWN = (
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    return run_in_words(functools.partial(measure_all, options))
+    return exit_code_of(functools.partial(measure_all, options))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,7 +75,11 @@ def measure_all(options: argparse.Namespace) -> int:
     page = options.page.read_text(encoding="utf-8")
     parts = options.only or PARTS
     work = functools.partial(
-        jobs.run, path=options.model, folder=options.work, processes=options.processes, progress=say
+        experiments.run,
+        path=options.model,
+        folder=options.work,
+        processes=options.processes,
+        progress=say,
     )
     found = work(planned(parts, options.tasks, options.without))
     chosen = weights(found) if "erasing" in parts else {}
@@ -85,7 +89,7 @@ def measure_all(options: argparse.Namespace) -> int:
         for family, weight in chosen.items()
         for case in erasure_table.cases(options.tasks)
     ]
-    found = Found({**found.bases, **work(second).bases})
+    found = JobResults({**found.bases, **work(second).bases})
     taken = memories(options.model, options.work, options.without) if "memory" in parts else {}
     tables = Pages(found, taken, chosen).tables()
     if "edits" in parts:
@@ -158,7 +162,7 @@ def planned(parts: Sequence[str], count: int, without: Sequence[str]) -> list[Jo
     return list(dict.fromkeys(listed))
 
 
-def weights(found: Found) -> dict[str, float]:
+def weights(found: JobResults) -> dict[str, float]:
     """For each family of gates the least weight that erases enough on the development split;
     where none does, the one that erases most."""
     chosen = {}
@@ -171,7 +175,7 @@ def weights(found: Found) -> dict[str, float]:
 
 def memories(model: str, folder: Path, without: Sequence[str]) -> dict[str, float]:
     """Megabytes of every technique, measured now or before."""
-    path = folder / jobs.fingerprint(model) / "memory.json"
+    path = folder / experiments.fingerprint(model) / "memory.json"
     known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     for name in memory_table.RUNS:
         if name in known or name in without:
@@ -189,7 +193,8 @@ def setting(model: str, count: int, without: Sequence[str]) -> str:
     cases = len(edit_table.cases("held-out", count))
     return (
         f"`python -m roads.benchmark.tables --tasks {count}{left_out}`, model {model} "
-        f"({jobs.fingerprint(model)}), {count} held-out tasks of each of the six kinds, {STEPS} "
+        f"({experiments.fingerprint(model)}), {count} held-out tasks of each of the six kinds, "
+        f"{STEPS} "
         f"steps ({STEPS_BACK} there and {STEPS_BACK} back with an inversion), processor seconds of "
         f"one thread. {cases} tasks decide no small differences: one more success is "
         f"{100 / cases:.0f} points."
@@ -210,7 +215,7 @@ def labelled(images: Sequence[Pixels], labels: Sequence[str]) -> Image.Image:
     return page
 
 
-def sheet(found: Found, count: int) -> Image.Image:
+def sheet(found: JobResults, count: int) -> Image.Image:
     """One task of each kind: source, truth, and what techniques made of it."""
     shown = [name for name in SHOWN if found.records("edits", name, "held-out")]
     images = []
@@ -221,7 +226,7 @@ def sheet(found: Found, count: int) -> Image.Image:
     return labelled(images, ["source", "truth", *shown])
 
 
-def erasing_sheet(found: Found, chosen: dict[str, float], count: int) -> Image.Image:
+def erasing_sheet(found: JobResults, chosen: dict[str, float], count: int) -> Image.Image:
     """Some scenes: as they were, and with 1, 3 and 5 things erased, by formula and by gates."""
     names = [f"{family} {chosen[family]:g}" for family in ("formula", "sega") if family in chosen]
     images = []
@@ -236,7 +241,7 @@ def erasing_sheet(found: Found, chosen: dict[str, float], count: int) -> Image.I
     return labelled(images, labels)
 
 
-def words_sheet(found: Found, count: int) -> Image.Image:
+def words_sheet(found: JobResults, count: int) -> Image.Image:
     """A task of each kind: the source, and its target by each way."""
     names = ("no injection", "cross 0.8, self 0.4", "cross 1, self 1", words.TUTORIAL)
     images = []

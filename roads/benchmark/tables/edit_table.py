@@ -60,9 +60,9 @@ def measure(job: Job, pipe: Pipeline, judge: Judge) -> tuple[Record, Pixels]:
     return dataclasses.asdict(found), pixels
 
 
-def row(name: str, records: list[Record]) -> edit_benchmark.Row:
+def row(name: str, records: list[Record]) -> edit_benchmark.TechniqueRow:
     def measured(record: Record) -> edit_benchmark.Measured:
         fields: dict[str, Any] = dict(record)
         return edit_benchmark.Measured(**fields)
 
-    return edit_benchmark.Row.of(name, [measured(record) for record in records])
+    return edit_benchmark.TechniqueRow.of(name, [measured(record) for record in records])

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from pare.errors import OutputError
 from roads.benchmark.compared_methods import FRAME, TECHNIQUES
-from roads.benchmark.edit_benchmark import Row
+from roads.benchmark.edit_benchmark import TechniqueRow
 from roads.benchmark.edit_tasks import WHOLE_IMAGE, Split
 from roads.benchmark.tables import edit_table, erasure_table, p2p_table
-from roads.benchmark.tables.jobs import Found
+from roads.benchmark.tables.jobs import JobResults
 from techniques.edit import METHODS
 
 MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -66,7 +66,7 @@ def percent(value: float) -> str:
 class Pages:
     """What was measured, as tables."""
 
-    found: Found
+    found: JobResults
     memory: Mapping[str, float]  # megabytes by name
     chosen: Mapping[str, float]  # family of erasure -> the weight that development chose
 
@@ -83,7 +83,7 @@ class Pages:
 
     # --- edits of images ------------------------------------------------------------------
 
-    def rows(self, names: Sequence[str], split: Split = "held-out") -> list[Row]:
+    def rows(self, names: Sequence[str], split: Split = "held-out") -> list[TechniqueRow]:
         """One a technique that was measured."""
         found = [(n, self.found.records("edits", n, split)) for n in names]
         return [edit_table.row(name, records) for name, records in found if records]
@@ -143,7 +143,7 @@ class Pages:
             for row in local
         ])  # fmt: skip
 
-    def local_rows(self) -> list[Row]:
+    def local_rows(self) -> list[TechniqueRow]:
         """Over the tasks that leave something alone."""
         found = [
             (name, [

@@ -1,6 +1,6 @@
 """`make demo`: one page of images that the hand-written model made, with their commands.
 
-    python -m roads.demo --out demo
+    python -m pare.cli.demo_page --out demo
 
 Everything on the page is made by the command that stands above it: the demo runs exactly
 those words, in one process so that the model's libraries are imported once.
@@ -77,7 +77,7 @@ class Section:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m roads.demo", description=__doc__.split("\n")[0]
+        prog="python -m pare.cli.demo_page", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="the page's folder")
     out: Path = parser.parse_args(arguments).out
