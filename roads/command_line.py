@@ -24,7 +24,8 @@ def exit_code_of(body: Callable[[], int]) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        reason = str(error.strerror)
+        print(f"{error.filename}: {reason[:1].lower()}{reason[1:]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED

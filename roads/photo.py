@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, label
 
 from pare.errors import SettingError
 from pare.io.whole_files import check_output, write_whole
@@ -28,6 +28,8 @@ from roads.world.scene import CARS, HELD_OUT_SEEDS, OBJECTS, PLACES, WEATHERS, S
 from roads.world.sky import paint_sky
 
 Mask = npt.NDArray[np.bool_]
+
+SPECK = 128  # pixels, two cells of the latents' grid: smaller parts of the sky are left out
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,7 +102,15 @@ def sky(scene: Scene) -> Mask:
     painted = render(bare).pixels.astype(int)
     same: Mask = np.all(np.abs(painted - canvas.finish().pixels) <= 1, axis=-1)
     rows = np.arange(len(same)) < bare.layout.horizon * len(same)
-    return same & rows[:, None]
+    return without_specks(same & rows[:, None])
+
+
+def without_specks(mask: Mask) -> Mask:
+    """The mask without the parts that are too small for the model's grid of 8 x 8 pixels."""
+    parts, count = label(mask)
+    large = [k for k in range(1, count + 1) if (parts == k).sum() >= SPECK]
+    kept: Mask = np.isin(parts, large)
+    return kept
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
     every: dict[str, Callable[..., Any]] = dict.fromkeys(experiments.EXPERIMENTS, measure)
     monkeypatch.setattr(experiments, "EXPERIMENTS", every)
-    monkeypatch.setattr(jobs, "model", lambda _path: (None, None))
-    monkeypatch.setattr(jobs, "fingerprint", lambda _path: "f")
+    monkeypatch.setattr(experiments, "model", lambda _path: (None, None))
+    monkeypatch.setattr(experiments, "fingerprint", lambda _path: "f")
     monkeypatch.setattr(memory_table, "measured", lambda name, _model: float(len(name)))
     return asked
 
