@@ -1,16 +1,16 @@
-"""Attention: the one function that every layer calls, and the seam for looking and editing.
+"""Attention: multi-head attention of UNet and VAE, and the control that reads and edits it.
 
     attention(q, k, v) = softmax(q k^T / sqrt(d)) v            arXiv:1706.03762, eq. 1
 
-In the UNet the queries are pixels of the latent grid.  In *self*-attention keys and
-values are the same pixels: each asks what the others look like.  In *cross*-attention
-they are the 77 tokens of the prompt: each pixel asks which words concern it.
+In the UNet the queries are the pixels of a feature map.  In self-attention keys and values
+come from the same pixels; in cross-attention from the 77 tokens of the prompt.  The matrix
+softmax(q k^T / sqrt(d)), (queries, keys), holds the attention weights; a token's column,
+put back on the grid of pixels, is its attention map.
 
-Nobody watching, PyTorch's fused kernel computes all of it at once, and the
-weights softmax(...) never exist in memory.  A `Control` that wants to see them
-gets them computed on the side while the output still comes from the fused kernel, so
-that watching changes no bit of the image.  A `Control` that edits names rows of the
-batch and returns new weights for those alone.
+By default attention runs through PyTorch's `scaled_dot_product_attention`, which never
+stores the weights.  A `Control` that observes gets them computed separately, while the output
+still comes from the fused kernel: observing changes no bit of the image.  A `Control` that
+edits returns new weights for the rows of the batch that it names; only those rows change.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Site:
-    """Where an attention layer sits in the U."""
+    """Where an attention layer sits in the UNet."""
 
     block: Literal["down", "mid", "up"]
     stage: int
-    """Resolution stage: 0 works on the full latent grid, each further stage at half the
+    """Resolution stage: 0 is the latent grid itself, and each further stage has half the
     resolution of the one before."""
     index: int
-    """Which transformer of its block, in the order of execution."""
+    """The index of its transformer in the block, in the order of execution."""
     kind: Literal["self", "cross"]
     heads: int
     name: str
@@ -43,65 +43,65 @@ class Site:
 
 @dataclass(frozen=True)
 class BatchRow:
-    """What one row of the UNet's batch stands for."""
+    """What one row of the UNet's batch is: a prompt in a branch of guidance."""
 
     prompt: int
-    """Which prompt (or image) of the run, from 0."""
+    """The index of the prompt (or image) in the run, from 0."""
     branch: str
-    """Which side of the guidance: "uncond", "cond", or a technique's own word."""
+    """The branch of classifier-free guidance: "uncond", "cond", or a technique's own."""
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """Everything that is known about one attention call."""
+    """One forward pass of one attention layer."""
 
     site: Site
     step: int
     """Step index `i` of the run, from 0."""
     rows: tuple[BatchRow, ...]
-    """One entry a row of the batch."""
+    """One entry for each row of the batch."""
     height: int
-    """Height and width of the grid of queries: queries = height * width, row by row."""
+    """Height and width of the feature map: queries = height * width, in row-major order."""
     width: int
 
 
 class Control:
-    """Looks at attention, edits it, or both.  This base class does neither.
+    """An attention control: observes attention weights, edits them, or both.
 
-    A control keeps its own state and serves one run.  The unedited weights are
-    what `observe` sees, also where the same control goes on to edit them.
+    This base class does neither.  A control keeps its own state and serves one run.  What
+    `observe` gets are the model's own weights, also where the same control edits them.
     """
 
     def observes(self, site: Site, step: int) -> bool:
-        """Whether `observe` is to be called for this site at this step."""
+        """Whether `observe` is called for this site at this step."""
         return False
 
     def observes_row(self, row: BatchRow) -> bool:
-        """Whether it is to be called for this row, of those sites and steps that it observes."""
+        """Whether it is called for this row, at the sites and steps that it observes."""
         return True
 
     def observe(self, call: AttentionCall, row: int, heads: slice, weights: Tensor) -> None:
-        """See weights (heads, queries, keys) of some heads of one row of the batch.
+        """Read the weights (heads, queries, keys) of some heads of one row of the batch.
 
         Large layers arrive in several calls, a few heads at a time: reduce, then store.
         """
 
     def edits(self, site: Site, step: int) -> bool:
-        """Whether `edit` is to be called for this site at this step."""
+        """Whether `edit` is called for this site at this step."""
         return False
 
     def edit(self, call: AttentionCall, weights: Callable[[int], Tensor]) -> Mapping[int, Tensor]:
-        """New weights for the rows that they are to replace: {row: (heads, queries, keys)}.
+        """New weights for some rows of the batch: {row: (heads, queries, keys)}.
 
-        `weights(row)` computes the model's own.  Rows that are not in the answer
-        keep the fused kernel's output, bit for bit.
+        `weights(row)` computes the model's own.  Rows that are not returned keep the fused
+        kernel's output, bit for bit.
         """
         return {}
 
 
 @dataclass(frozen=True)
 class ControlledStep:
-    """A control, together with what the UNet cannot know: the step and the rows' meaning."""
+    """A control with what the caller knows of this forward pass: the step and the rows."""
 
     control: Control
     step: int
@@ -114,18 +114,21 @@ class ControlledStep:
 class Attention(nn.Module):
     """Multi-head attention with its four projections, named as on the Hub."""
 
+    site: Site | None = None
+    """Set by the UNet for its own layers; the VAE's layer has none and is not controlled."""
+
     def __init__(
         self,
         channels: int,
         context_channels: int,
-        site: Site,
+        heads: int,
         *,
         bias: bool = False,
         upcast: bool = False,
     ) -> None:
-        """`upcast`: compute scores and softmax in float32, whatever the weights are."""
+        """`upcast`: compute scores and softmax in float32, whatever the dtype of the weights."""
         super().__init__()
-        self.site = site
+        self.heads = heads
         self.upcast = upcast
         self.to_q = nn.Linear(channels, channels, bias=bias)
         self.to_k = nn.Linear(context_channels, channels, bias=bias)
@@ -160,21 +163,42 @@ class Attention(nn.Module):
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, tokens, heads * d) -> (B, heads, tokens, d)"""
         batch, tokens, channels = x.shape
-        heads = self.site.heads
-        return x.view(batch, tokens, heads, channels // heads).transpose(1, 2)
+        return x.view(batch, tokens, self.heads, channels // self.heads).transpose(1, 2)
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for q, k, v (..., tokens, d), in PyTorch's fused kernel."""
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def spelled_out_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same step by step, with the weights in between; equal up to rounding."""
+    return attention_weights(query, key).to(value.dtype) @ value
+
+
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)): (..., queries, d), (..., keys, d) -> (..., queries, keys),
+    in float32 or float64; each query's weights sum to 1."""
+    # Not in half precision, where the scores could overflow.
+    exact = torch.promote_types(query.dtype, torch.float32)
+    scaled = query.to(exact) * query.shape[-1] ** -0.5
+    return (scaled @ key.to(exact).transpose(-1, -2)).softmax(dim=-1)
 
 
 def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    site: Site,
+    site: Site | None,
     grid: tuple[int, int],
     control: ControlledStep | None,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for q, k, v of (B, heads, tokens, d), under a control."""
-    output = F.scaled_dot_product_attention(query, key, value)
-    if control is None:
+    """Attention under a control: q, k, v (B, heads, tokens, d) -> (B, heads, queries, d).
+
+    The output is the fused kernel's, but for the rows that the control edits.
+    """
+    output = fused_attention(query, key, value)
+    if control is None or site is None:
         return output
 
     observed = control.control.observes(site, control.step)
@@ -187,8 +211,8 @@ def attend(
         wanted = [r for r, row in enumerate(call.rows) if control.control.observes_row(row)]
         for row in wanted:
             for heads in head_chunks(query.shape[1], query.shape[2] * key.shape[2]):
-                seen = attention_weights(query[row, heads], key[row, heads])
-                control.control.observe(call, row, heads, seen)
+                weights = attention_weights(query[row, heads], key[row, heads])
+                control.control.observe(call, row, heads, weights)
     if edited:
         edits = control.control.edit(call, lambda row: attention_weights(query[row], key[row]))
         if edits:
@@ -200,16 +224,7 @@ def attend(
     return output
 
 
-def attention_weights(query: Tensor, key: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) spelled out: (heads, queries, d), (heads, keys, d) ->
-    (heads, queries, keys), in float32 or better, each row summing to 1."""
-    # Not in half precision, where the scores could overflow.
-    exact = torch.promote_types(query.dtype, torch.float32)
-    scaled = query.to(exact) * query.shape[-1] ** -0.5
-    return (scaled @ key.to(exact).transpose(-1, -2)).softmax(dim=-1)
-
-
-# Watching may hold this many weights at a time: 64 MiB in float32.
+# Observing holds at most this many weights at a time: 64 MiB in float32.
 OBSERVED_AT_ONCE = 2**24
 
 

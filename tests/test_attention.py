@@ -1,4 +1,4 @@
-"""The seam in attention: looking changes no bit, editing changes what it names and no more."""
+"""Attention under a control: observing changes no bit, editing changes the named rows alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from pare.attention import (
     Site,
     attend,
     attention_weights,
+    fused_attention,
     head_chunks,
+    spelled_out_attention,
 )
 from pare.unet import UNet
 from tests.random_models import TINY_UNET, normal, unet_pair
@@ -101,10 +103,10 @@ def test_what_a_control_is_told(unet: UNet) -> None:
         assert weights.shape == (count, call.height * call.width, keys)
 
 
-def test_probabilities_sum_to_one_and_give_the_fused_output() -> None:
-    """The fast path and the spelled-out path agree."""
+def test_the_fused_and_the_spelled_out_path_agree() -> None:
     query, key, value = qkv()
-    fused = F.scaled_dot_product_attention(query, key, value)
+    fused = fused_attention(query, key, value)
+    torch.testing.assert_close(spelled_out_attention(query, key, value), fused)
     for row in range(2):
         weights = attention_weights(query[row], key[row])
         assert (weights >= 0).all()
@@ -112,7 +114,7 @@ def test_probabilities_sum_to_one_and_give_the_fused_output() -> None:
         torch.testing.assert_close(weights @ value[row], fused[row])
 
 
-def test_probabilities_by_hand() -> None:
+def test_attention_weights_by_hand() -> None:
     """One head of width 4, one query, two keys: scores 4 / sqrt(4) = 2 and 0."""
     query, key = torch.ones(1, 1, 4), torch.tensor([[[1.0] * 4, [0.0] * 4]])
     one = 1 / (1 + torch.tensor(-2.0).exp())
@@ -179,7 +181,7 @@ def test_rows_that_a_control_does_not_observe_are_not_computed(
 # --- editing ------------------------------------------------------------------------------
 
 
-def test_the_models_own_probabilities_put_back_change_only_rounding(unet: UNet) -> None:
+def test_the_models_own_weights_put_back_change_only_rounding(unet: UNet) -> None:
     edited = run(unet, Editor(rows=(0, 1)))
     torch.testing.assert_close(edited, run(unet, None), rtol=1e-5, atol=1e-5)
 
@@ -286,7 +288,7 @@ def test_two_threads_with_different_controls_do_not_meet(unet: UNet) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_upcast_attention_is_exact_up_to_its_last_rounding(dtype: torch.dtype) -> None:
     """Scores, softmax and sum in float32: the float64 answer, rounded once."""
-    layer = Attention(16, 16, SITE, upcast=True).requires_grad_(False)
+    layer = Attention(16, 16, SITE.heads, upcast=True).requires_grad_(False)
     for index, parameter in enumerate(layer.parameters()):
         parameter.copy_(normal(*parameter.shape, seed=index) * 16**-0.5)
     layer.to_out[0].weight.copy_(torch.eye(16))

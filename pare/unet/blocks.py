@@ -1,34 +1,32 @@
-"""The levels of the U: a block a level on the way down, one at the bottom, one a level up."""
+"""The stages of the UNet: one down block and one up block per resolution, and the middle."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from pare.attention import ControlledStep, Site
+from pare.attention import ControlledStep
 from pare.config import UNetConfig
 from pare.unet.resnet import Downsample, ResnetBlock, Upsample
 from pare.unet.transformer import SpatialTransformer
 
 
 class DownBlock(nn.Module):
-    """ResNet blocks, each followed by a transformer where the level has them; then halve.
+    """ResNet blocks, each followed by a transformer where the stage has them; then downsample.
 
-    Everything it makes on the way is kept as a skip connection for the way up.
+    Every output on the way is a skip connection to the up block of the same stage.
     """
 
     def __init__(
-        self, config: UNetConfig, level: int, in_channels: int, *, attends: bool, last: bool
+        self, config: UNetConfig, stage: int, in_channels: int, *, attends: bool, last: bool
     ) -> None:
         super().__init__()
-        channels, layers = config.block_out_channels[level], config.layers_per_block
+        channels, layers = config.block_out_channels[stage], config.layers_per_block
         self.resnets = nn.ModuleList(
             resnet(config, in_channels if i == 0 else channels, channels) for i in range(layers)
         )
         if attends:
-            self.attentions = nn.ModuleList(
-                transformer(config, "down", level, i, f"down_blocks.{level}") for i in range(layers)
-            )
+            self.attentions = nn.ModuleList(transformer(config, stage) for _ in range(layers))
         if not last:
             self.downsamplers = nn.ModuleList([Downsample(channels)])
         self.attends, self.downsamples = attends, not last
@@ -50,14 +48,14 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """The bottom of the U: ResNet block, transformer, ResNet block."""
+    """The middle, at the lowest resolution: ResNet block, transformer, ResNet block."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        level = len(config.block_out_channels) - 1
-        channels = config.block_out_channels[level]
+        stage = len(config.block_out_channels) - 1
+        channels = config.block_out_channels[stage]
         self.resnets = nn.ModuleList(resnet(config, channels, channels) for _ in range(2))
-        self.attentions = nn.ModuleList([transformer(config, "mid", level, 0, "mid_block")])
+        self.attentions = nn.ModuleList([transformer(config, stage)])
 
     def forward(
         self, x: Tensor, time: Tensor, text: Tensor, control: ControlledStep | None
@@ -69,34 +67,30 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """ResNet blocks that each take back one skip connection; then double.
+    """ResNet blocks, each on x and one skip connection concatenated; then upsample.
 
-    One more layer than on the way down: that one takes the skip of the downsampler.
+    One layer more than a down block has: that one takes the skip of the downsampler.
     """
 
     def __init__(
         self,
         config: UNetConfig,
-        position: int,
+        stage: int,
         in_channels: int,
         skip_channels: list[int],
         *,
         attends: bool,
         last: bool,
     ) -> None:
-        """`position` counts from the bottom; `skip_channels` are the widths it takes back."""
+        """`skip_channels` are the widths of its skips, in the order in which it takes them."""
         super().__init__()
-        level = len(config.block_out_channels) - 1 - position
-        channels = config.block_out_channels[level]
+        channels = config.block_out_channels[stage]
         self.resnets = nn.ModuleList(
             resnet(config, (in_channels if i == 0 else channels) + skip, channels)
             for i, skip in enumerate(skip_channels)
         )
         if attends:
-            self.attentions = nn.ModuleList(
-                transformer(config, "up", level, i, f"up_blocks.{position}")
-                for i in range(len(skip_channels))
-            )
+            self.attentions = nn.ModuleList(transformer(config, stage) for _ in skip_channels)
         if not last:
             self.upsamplers = nn.ModuleList([Upsample(channels)])
         self.attends, self.upsamples = attends, not last
@@ -109,13 +103,13 @@ class UpBlock(nn.Module):
         text: Tensor,
         control: ControlledStep | None,
     ) -> Tensor:
-        """x (B, in, h, w) -> (B, C, 2h, 2w).  Takes its skips off the end of `skips`."""
+        """x (B, in, h, w) -> (B, C, 2h, 2w).  Pops its skips off the end of `skips`."""
         for i, block in enumerate(self.resnets):
             x = block(torch.cat([x, skips.pop()], dim=1), time)
             if self.attends:
                 x = self.attentions[i](x, text, control)
         if self.upsamples:
-            # An odd size was rounded up on the way down: meet the skip, not its double.
+            # An odd size was rounded up when it was downsampled: take the next skip's size.
             height, width = skips[-1].shape[-2:]
             x = self.upsamplers[0](x, size=(height, width))
         return x
@@ -131,14 +125,11 @@ def resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlo
     )
 
 
-def transformer(
-    config: UNetConfig, block: str, level: int, index: int, path: str
-) -> SpatialTransformer:
-    name = f"{path}.attentions.{index}.transformer_blocks.0.attn1"
+def transformer(config: UNetConfig, stage: int) -> SpatialTransformer:
     return SpatialTransformer(
-        config.block_out_channels[level],
+        config.block_out_channels[stage],
         config.cross_attention_dim,
-        Site(block, level, index, "self", config.heads[level], name),  # type: ignore[arg-type]
+        config.heads[stage],
         groups=config.norm_num_groups,
         linear_projection=config.use_linear_projection,
         upcast=config.upcast_attention,

@@ -1,20 +1,21 @@
-"""The transformer inside the UNet: where pixels look at each other and at the prompt."""
+"""The transformer inside the UNet: self-attention among pixels, cross-attention to the prompt.
+
+arXiv:2112.10752, sec. 3.3 and appendix E.2.1.
+"""
 
 from __future__ import annotations
-
-import dataclasses
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pare.attention import Attention, ControlledStep, Site
+from pare.attention import Attention, ControlledStep
 
 GROUP_NORM_EPS = 1e-6  # the ResNet blocks beside it have 1e-5
 LAYER_NORM_EPS = 1e-5
 
 
 class GEGLU(nn.Module):
-    """A linear layer, one half of it gated by the GELU of the other (arXiv:2002.05202)."""
+    """A linear layer whose one half is multiplied by the GELU of the other (arXiv:2002.05202)."""
 
     def __init__(self, channels: int, hidden_channels: int) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width and back, for each pixel by itself."""
+    """A GEGLU to four times the width and a linear layer back, for each pixel by itself."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -40,16 +41,14 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, feed-forward; each reads a normalised copy and adds to x."""
+    """Self-attention, cross-attention, feed-forward; each a pre-norm residual branch."""
 
-    def __init__(self, channels: int, text_channels: int, site: Site, *, upcast: bool) -> None:
-        """`site` is the self-attention's; the cross-attention's differs in kind and name."""
+    def __init__(self, channels: int, text_channels: int, heads: int, *, upcast: bool) -> None:
         super().__init__()
-        cross = dataclasses.replace(site, kind="cross", name=site.name.replace("attn1", "attn2"))
         self.norm1 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
-        self.attn1 = Attention(channels, channels, site, upcast=upcast)
+        self.attn1 = Attention(channels, channels, heads, upcast=upcast)
         self.norm2 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
-        self.attn2 = Attention(channels, text_channels, cross, upcast=upcast)
+        self.attn2 = Attention(channels, text_channels, heads, upcast=upcast)
         self.norm3 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
         self.ff = FeedForward(channels)
 
@@ -63,17 +62,17 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer block between projections, on the pixels of a feature map.
+    """A transformer block between two projections, on the pixels of a feature map.
 
-    SD 1 projects with 1x1 convolutions, SD 2 with linear layers.  They compute the same,
-    but their tensors differ in shape, so that both kinds of file need their own.
+    SD 1 projects with 1x1 convolutions, SD 2 with linear layers.  They compute the same, but
+    their tensors differ in shape, so each kind of file needs its own.
     """
 
     def __init__(
         self,
         channels: int,
         text_channels: int,
-        site: Site,
+        heads: int,
         *,
         groups: int,
         linear_projection: bool,
@@ -83,7 +82,7 @@ class SpatialTransformer(nn.Module):
         self.norm = nn.GroupNorm(groups, channels, eps=GROUP_NORM_EPS)
         self.proj_in = project(channels, linear_projection)
         self.transformer_blocks = nn.ModuleList(
-            [TransformerBlock(channels, text_channels, site, upcast=upcast)]
+            [TransformerBlock(channels, text_channels, heads, upcast=upcast)]
         )
         self.proj_out = project(channels, linear_projection)
 

@@ -1,14 +1,28 @@
-"""The UNet: noisy latents, how noisy, and the prompt -> what the noise is.
+"""The UNet: predicts eps or v from noisy latents, a timestep and the embedded prompt.
 
-Down the left side of a U the image shrinks and deepens, at the bottom every pixel
-knows of every other, and up the right side each level gets back what the left side saw
-at that resolution (arXiv:1505.04597; for diffusion arXiv:2006.11239, app. B; with text
-through cross-attention arXiv:2112.10752, sec. 3.3).
+An encoder-decoder with skip connections (arXiv:1505.04597) and cross-attention to the text
+(arXiv:2112.10752, sec. 3.3), trained on noised latents (arXiv:2006.11239).  Stable Diffusion
+1 at its trained size, 64 x 64 latents of 512 x 512 pixels:
+
+    stage  grid     down block              skips            up block: x + skip -> output
+                    conv_in     4 -> 320                     conv_out 320 -> 4
+      0    64 x 64  R T R T   320 -> 320    320  320  320    R T R T R T  640+320 .. 320+320 -> 320
+      1    32 x 32  R T R T   320 -> 640    320  640  640    R T R T R T  1280+640 .. 640+320 -> 640
+      2    16 x 16  R T R T   640 -> 1280   640 1280 1280    R T R T R T  1280+1280 .. +640 -> 1280
+      3     8 x 8   R R      1280 -> 1280  1280 1280 1280    R R R        1280+1280 -> 1280
+                    mid_block: R T R  1280
+
+R is a ResNet block, which also reads the embedded timestep; T a transformer, which attends to
+the text.  Down a stage a strided convolution halves the resolution; up a stage interpolation
+and a convolution double it.  A stage's skips are what enters it and the output of each of
+its layers; each R of the up block reads x and one skip, the last made first, concatenated.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,35 +41,39 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         widths = config.block_out_channels
-        levels = range(len(widths))
+        stages = range(len(widths))
 
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], config.time_channels)
         self.down_blocks = nn.ModuleList(
             DownBlock(
                 config,
-                level,
-                widths[max(level - 1, 0)],
-                attends=config.down_block_types[level] == "CrossAttnDownBlock2D",
-                last=level == levels[-1],
+                stage,
+                widths[max(stage - 1, 0)],
+                attends=config.down_block_types[stage] == "CrossAttnDownBlock2D",
+                last=stage == stages[-1],
             )
-            for level in levels
+            for stage in stages
         )
         self.mid_block = MidBlock(config)
         skips = skip_widths(config)
         self.up_blocks = nn.ModuleList(
             UpBlock(
                 config,
-                position,
-                widths[min(level + 1, levels[-1])],
+                stage,
+                widths[min(stage + 1, stages[-1])],
                 [skips.pop() for _ in range(config.layers_per_block + 1)],
                 attends=config.up_block_types[position] == "CrossAttnUpBlock2D",
-                last=level == 0,
+                last=stage == 0,
             )
-            for position, level in enumerate(reversed(levels))
+            for position, stage in enumerate(reversed(stages))
         )
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+        for name, module in self.named_modules():
+            if isinstance(module, Attention):
+                module.site = site_of(name, len(stages), module.heads)
 
     def forward(
         self,
@@ -64,13 +82,13 @@ class UNet(nn.Module):
         text: Tensor,
         control: ControlledStep | None = None,
     ) -> Tensor:
-        """What the model was trained to predict: eps or v, in the shape of the latents.
+        """The prediction for x_t: eps or v, as the model was trained for.
 
         Args:
             x_t: latents (B, 4, h, w), variance-preserving; any h and w.
             t: training timestep in [0, 1000), one for all or (B,); may be fractional.
             text: prompt embeddings (B, 77, C).
-            control: looks at attention or edits it; see `pare.attention`.
+            control: observes or edits attention weights; see `pare.attention`.
 
         Returns:
             (B, 4, h, w)
@@ -105,16 +123,36 @@ class UNet(nn.Module):
         """Every attention layer, in the order of execution."""
         for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
             for module in block.modules():
-                if isinstance(module, Attention):
+                if isinstance(module, Attention) and module.site is not None:
                     yield module.site
 
 
+PATH = re.compile(
+    r"(?:(?P<down>down)|(?P<up>up)|mid)_blocks?(?:\.(?P<position>\d+))?"
+    r"\.attentions\.(?P<index>\d+)\.transformer_blocks\.0\.attn(?P<kind>[12])"
+)
+
+
+def site_of(name: str, stages: int, heads: int) -> Site:
+    """The site of the attention layer at a module path of a UNet with that many stages:
+    `up_blocks.1.attentions.2.transformer_blocks.0.attn2` of four is cross-attention at stage 2."""
+    path = PATH.fullmatch(name)
+    assert path is not None, name
+    kind: Literal["self", "cross"] = "self" if path["kind"] == "1" else "cross"
+    index = int(path["index"])
+    if path["down"]:
+        return Site("down", int(path["position"]), index, kind, heads, name)
+    if path["up"]:  # up blocks count from the lowest resolution
+        return Site("up", stages - 1 - int(path["position"]), index, kind, heads, name)
+    return Site("mid", stages - 1, index, kind, heads, name)
+
+
 def skip_widths(config: UNetConfig) -> list[int]:
-    """Widths of the skip connections in the order in which the way down makes them."""
+    """Widths of the skip connections, in the order in which the down blocks make them."""
     widths = config.block_out_channels
     skips = [widths[0]]
-    for level, width in enumerate(widths):
+    for stage, width in enumerate(widths):
         skips += [width] * config.layers_per_block
-        if level < len(widths) - 1:
+        if stage < len(widths) - 1:
             skips.append(width)  # the downsampler's
     return skips

@@ -14,7 +14,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = MidBlock(widths[0], groups, "decoder")
+        self.mid_block = MidBlock(widths[0], groups)
         self.up_blocks = nn.ModuleList(
             DecoderBlock(
                 widths[max(position - 1, 0)],

@@ -16,15 +16,15 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             EncoderBlock(
-                widths[max(level - 1, 0)],
+                widths[max(stage - 1, 0)],
                 width,
                 config.layers_per_block,
                 groups,
-                last=level == len(widths) - 1,
+                last=stage == len(widths) - 1,
             )
-            for level, width in enumerate(widths)
+            for stage, width in enumerate(widths)
         )
-        self.mid_block = MidBlock(widths[-1], groups, "encoder")
+        self.mid_block = MidBlock(widths[-1], groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
         # Twice the channels: mean and log-variance.
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)

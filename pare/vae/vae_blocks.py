@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pare.attention import Attention, Site
+from pare.attention import Attention
 from pare.unet.resnet import ResnetBlock, Upsample
 
 NORM_EPS = 1e-6
 
 
 class PaddedDownsample(nn.Module):
-    """Halve the resolution; unlike the UNet's, this pads only on the right and below."""
+    """Halve the resolution with a strided convolution that is padded right and below only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class PaddedDownsample(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """One level on the way down: ResNet blocks, then half the resolution."""
+    """One resolution of the encoder: ResNet blocks, then downsample."""
 
     def __init__(
         self, in_channels: int, out_channels: int, layers: int, groups: int, *, last: bool
@@ -42,7 +42,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """One level on the way up: ResNet blocks, then double the resolution."""
+    """One resolution of the decoder: ResNet blocks, then upsample."""
 
     def __init__(
         self, in_channels: int, out_channels: int, layers: int, groups: int, *, last: bool
@@ -60,7 +60,7 @@ class DecoderBlock(nn.Module):
 
 
 def resnets(in_channels: int, out_channels: int, layers: int, groups: int) -> nn.ModuleList:
-    """A level's ResNet blocks; the first one changes the width."""
+    """A block's ResNet blocks; the first one changes the width."""
     return nn.ModuleList(
         ResnetBlock(
             in_channels if i == 0 else out_channels, out_channels, groups=groups, eps=NORM_EPS
@@ -70,14 +70,13 @@ def resnets(in_channels: int, out_channels: int, layers: int, groups: int) -> nn
 
 
 class PixelAttention(Attention):
-    """Self-attention with one head over all pixels, with its own norm and residual.
+    """Single-head self-attention over all pixels, with its own norm and residual.
 
-    The only place where a distant part of the image can speak to another.
+    The VAE's only layer with a global receptive field.
     """
 
-    def __init__(self, channels: int, groups: int, part: str) -> None:
-        site = Site("mid", 0, 0, "self", 1, f"{part}.mid_block.attentions.0")
-        super().__init__(channels, channels, site, bias=True)
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(channels, channels, heads=1, bias=True)
         self.group_norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -89,14 +88,14 @@ class PixelAttention(Attention):
 
 
 class MidBlock(nn.Module):
-    """The bottom of encoder and decoder: ResNet block, attention, ResNet block."""
+    """The middle, at the lowest resolution: ResNet block, attention, ResNet block."""
 
-    def __init__(self, channels: int, groups: int, part: str) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
             ResnetBlock(channels, channels, groups=groups, eps=NORM_EPS) for _ in range(2)
         )
-        self.attentions = nn.ModuleList([PixelAttention(channels, groups, part)])
+        self.attentions = nn.ModuleList([PixelAttention(channels, groups)])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.resnets[0](x)

@@ -63,7 +63,7 @@ def test_every_attention_layer_by_hand(pipe: Pipeline) -> None:
             steps["output"], attention(hidden, context, grid=(6, 4)), rtol=1e-4, atol=1e-5
         )
         keys = 7 if crosses else 24
-        assert steps["weights"].shape == (2, attention.site.heads, 24, keys)
+        assert steps["weights"].shape == (2, attention.heads, 24, keys)
 
 
 def test_noise_on_a_latent(pipe: Pipeline) -> None:

@@ -37,7 +37,7 @@ def test_every_attention_layer_has_its_site(raw: dict[str, Any], parameters: int
     with torch.device("meta"):
         unet = UNet(config)
     sites = list(unet.sites())
-    # Two transformers a level on three levels down, one in the middle, three a level up.
+    # Two transformers in each of three down blocks, one in the middle, three in each of three up.
     assert len(sites) == 2 * (2 * 3 + 1 + 3 * 3)
     assert len({site.name for site in sites}) == len(sites)
     for site in sites:
@@ -49,7 +49,19 @@ def test_every_attention_layer_has_its_site(raw: dict[str, Any], parameters: int
         width = config.cross_attention_dim if site.kind == "cross" else layer.to_q.in_features
         assert layer.to_k.in_features == width
     assert [(s.block, s.stage, s.index) for s in sites[::2]] == [
-        *(("down", level, index) for level in (0, 1, 2) for index in (0, 1)),
+        *(("down", stage, index) for stage in (0, 1, 2) for index in (0, 1)),
         ("mid", 3, 0),
-        *(("up", level, index) for level in (2, 1, 0) for index in (0, 1, 2)),
+        *(("up", stage, index) for stage in (2, 1, 0) for index in (0, 1, 2)),
     ]
+
+
+def test_the_widths_are_those_of_the_table_above_the_unet() -> None:
+    with torch.device("meta"):
+        unet = UNet(UNetConfig.read(SD14_UNET, "config.json"))
+    down = [[r.conv1.in_channels for r in block.resnets] for block in unet.down_blocks]
+    up = [[r.conv1.in_channels for r in block.resnets] for block in unet.up_blocks]
+    assert down == [[320, 320], [320, 640], [640, 1280], [1280, 1280]]
+    assert up[3] == [640 + 320, 320 + 320, 320 + 320]
+    assert up[2] == [1280 + 640, 640 + 640, 640 + 320]
+    assert up[1] == [1280 + 1280, 1280 + 1280, 1280 + 640]
+    assert up[0] == [1280 + 1280] * 3
