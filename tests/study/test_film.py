@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from pare.cli.commands.sweep import NUMBERS, WHOLE, WORDS, parse_over
 from pare.cli.main import main
 from pare.errors import OutputError, SettingError
-from pare.io.images import to_tensor
+from pare.io.images import to_pil, to_tensor
 from pare.pipeline import Pipeline
-from pare.schedulers import add_noise
 from pare.study.record.film_file import LAST, check_film, write_film
-from pare.study.record.run_frames import enlarged, film_frames, walk
+from pare.study.record.image_grid import GAP
+from pare.study.record.recording import Recording
+from pare.study.record.run_frames import enlarged, film_frames
 from pare.study.record.setting_sweep import (
     MOST,
     SETTINGS,
@@ -42,37 +44,59 @@ def pipe(folder: Path) -> Pipeline:
     return Pipeline.from_pretrained(folder, device="cpu")
 
 
-# --- a run, moment by moment ----------------------------------------------------------------
+# --- frames ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheduler", ["pndm", "ddim", "dpm++2m", "euler-ancestral"])
-def test_a_walk_ends_where_the_run_ends(pipe: Pipeline, scheduler: str) -> None:
+def recorded(pipe: Pipeline, **settings: Any) -> Recording:
+    recording = Recording(pipe)
+    with recording as watched:
+        watched.generate("road", 0, **settings)
+    return recording
+
+
+def panel(frame: Image.Image, k: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The k-th image of a frame; captions stand above."""
+    left, top = GAP + k * (size[0] + GAP), frame.height - size[1] - GAP
+    return np.asarray(frame.crop((left, top, left + size[0], top + size[1])))
+
+
+@pytest.mark.parametrize("scheduler", ["pndm", "dpm++2m"])
+def test_frames_have_one_size_and_end_with_the_image(pipe: Pipeline, scheduler: str) -> None:
     under = pipe.with_scheduler(scheduler)
-    moments = list(walk(under, "snowy road", seed=5, steps=4, height=16, width=24))
-    image = under.generate("snowy road", [5], steps=4, height=16, width=24)
-    assert torch.equal(under.decode(moments[-1].x_t), image.tensor)
-    assert torch.equal(moments[-1].x0, moments[-1].x_t)
-    looks = len(under.scheduler.timesteps(4))
-    assert [moment.i for moment in moments] == list(range(looks + 1))
-
-
-def test_x_t_is_made_of_its_x0_and_of_noise(pipe: Pipeline) -> None:
-    """x0 is what the model sees at that moment: with the eps that goes with it, it is x_t."""
-    under, prompts = pipe.with_scheduler("ddim"), pipe.encode_prompts("a road")
-    for moment in list(walk(under, "a road", steps=3))[:-1]:
-        said = under.predict(moment.x_t, moment.level, prompts, 7.5)
-        assert torch.equal(said.x0, moment.x0)
-        again = add_noise(moment.x0, said.eps, moment.level.alpha_bar)
-        torch.testing.assert_close(again, moment.x_t, rtol=1e-4, atol=1e-4)
-
-
-def test_frames_have_one_size_and_end_with_the_image(pipe: Pipeline) -> None:
-    frames = list(film_frames(pipe, walk(pipe, "road", steps=2, height=16, width=24)))
+    recording = recorded(under, steps=2, height=16, width=24)
+    frames = list(film_frames(under, recording))
+    assert len(frames) == len(recording.levels) + 1 == len(under.scheduler.timesteps(2)) + 1
     assert len({frame.size for frame in frames}) == 1
-    last = enlarged(pipe.generate("road", 0, steps=2, height=16, width=24)[0])
-    corner = frames[-1].height - last.height - 6
-    shown = frames[-1].crop((6, corner, 6 + last.width, corner + last.height))
-    assert np.array_equal(np.asarray(shown), np.asarray(last))
+    last = enlarged(under.generate("road", 0, steps=2, height=16, width=24)[0])
+    assert np.array_equal(panel(frames[-1], 0, last.size), np.asarray(last))
+    assert np.array_equal(panel(frames[-1], 1, last.size), np.asarray(last))
+
+
+def test_a_frame_shows_x_t_before_the_step_and_after_it(pipe: Pipeline) -> None:
+    recording = recorded(pipe, steps=3, height=16, width=24)
+    frames = list(film_frames(pipe, recording, ["x_t", "x0", "next"]))
+    for i in range(len(recording.levels)):
+        latents = recording["x_t"][i], recording["x0"][i], recording["x_t"][i + 1]
+        for k, x in enumerate(latents):
+            shown = enlarged(to_pil(pipe.decode(x))[0])
+            assert np.array_equal(panel(frames[i], k, shown.size), np.asarray(shown))
+
+
+def test_raw_latents_are_grey_and_not_decoded(pipe: Pipeline) -> None:
+    recording = recorded(pipe, steps=1, height=16, width=24)
+    x_t = recording["x_t"][0, 0]  # 4 channels of (2, 3)
+    (first, _) = list(film_frames(pipe, recording, ["x_t"], raw=True))
+    wanted = torch.cat([torch.cat([x_t[0], x_t[1]], 1), torch.cat([x_t[2], x_t[3]], 1)])
+    grey = ((wanted + 4) / 8 * 255).round().clamp(0, 255)
+    shown = panel(first, 0, (6 * 64, 4 * 64))[32::64, 32::64]
+    assert shown.shape == (4, 6, 3)
+    assert np.array_equal(shown, np.repeat(grey.numpy().astype(np.uint8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("panels", [[], ["x_1"]])
+def test_panels_that_there_are_not(pipe: Pipeline, panels: list[str]) -> None:
+    with pytest.raises(SettingError, match="expected some of x_t, x0, next"):
+        next(film_frames(pipe, recorded(pipe, steps=1), panels))
 
 
 def test_small_images_are_enlarged_by_whole_numbers() -> None:

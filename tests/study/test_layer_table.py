@@ -16,8 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pare
 from pare.config import UNetConfig, VAEConfig
 from pare.errors import SettingError
-from pare.study.inspect import describe, layer_table, trace, u_shape
-from pare.study.inspect import layer_table as layers
+from pare.study.inspect import describe, layer_table, layers, trace, u_shape
 from pare.study.inspect.flops import Flops
 from pare.study.inspect.layer_table import LayerTable, nearest
 from pare.unet import UNet

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pare.errors import ModelError, SettingError
-from pare.study.inspect import describe, layer_table
+from pare.study.inspect import describe, layers
 from pare.study.inspect.model_summary import Model
 from tests.hub_server import COMMIT, Hub, Repository
 from tests.loading.test_hub_client import User
@@ -92,7 +92,7 @@ def test_all_that_is_wrong_with_a_folder_is_said(folder: Path) -> None:
     others = "\n".join(model.problems)
     for word in ("the vae of", "'beta_schedule'", "merges.txt"):
         assert word in others
-    assert layer_table(model, "unet")["unet"].parameters == model.parts["unet"].parameters
+    assert layers(model, "unet")["unet"].parameters == model.parts["unet"].parameters
 
 
 def test_parts_of_different_models(folder: Path) -> None:
@@ -108,9 +108,9 @@ def test_without_a_config_the_other_parts_still_have_layers(folder: Path) -> Non
     model = describe(folder)
     assert len(model.all_problems) == 2
     assert model.parts["vae"].parameters > 0  # counted in its file
-    assert layer_table(model, "unet")["unet"].outputs == ((1, 4, 8, 8),)
+    assert layers(model, "unet")["unet"].outputs == ((1, 4, 8, 8),)
     with pytest.raises(ModelError, match="the layers of the vae are not known"):
-        layer_table(model, "vae")
+        layers(model, "vae")
 
 
 # --- single files -------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_a_single_file(tmp_path: Path, suffix: str) -> None:
     assert model.parts.keys() == {"unet", "vae", "text_encoder"}
     unet = model.parts["unet"]
     assert unet.stored["conv_in.weight"] == "model.diffusion_model.input_blocks.0.0.weight"
-    assert unet.parameters == layer_table(model, "unet")["unet"].parameters
+    assert unet.parameters == layers(model, "unet")["unet"].parameters
     assert unet.bytes == 4 * unet.parameters
     assert model.config("unet").sample_size == (64, 64)
 
@@ -172,7 +172,7 @@ def test_a_cut_single_file_keeps_its_layers(tmp_path: Path) -> None:
     assert "tensors are whole" in model.problems[0]
     assert not all(part.whole for part in model.parts.values())
     assert any("not in the file" in problem for problem in model.all_problems)
-    assert layer_table(model, "unet")["unet"].parameters == model.parts["unet"].parameters
+    assert layers(model, "unet")["unet"].parameters == model.parts["unet"].parameters
 
 
 @pytest.mark.parametrize(("part", "beginning"), [("vae", "first_stage_model."),
@@ -184,7 +184,7 @@ def test_a_part_alone(tmp_path: Path, part: str, beginning: str) -> None:
     model = describe(tmp_path / "part.safetensors")
     assert model.all_problems == ()
     assert model.parts.keys() == {part}
-    assert layer_table(model, part, size=(64, 64))[part].parameters == model.parts[part].parameters
+    assert layers(model, part, size=(64, 64))[part].parameters == model.parts[part].parameters
 
 
 def test_something_else_is_no_broken_model(tmp_path: Path) -> None:

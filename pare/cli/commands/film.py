@@ -67,7 +67,8 @@ def film(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
     frame is the image. The recipe stands in the film as a comment.
     """
     from pare.study.record.film_file import check_film, write_film
-    from pare.study.record.run_frames import film_frames, walk
+    from pare.study.record.recording import Recording
+    from pare.study.record.run_frames import film_frames
 
     started = time.perf_counter()
     out: Path = check_film(given["out"])
@@ -75,11 +76,13 @@ def film(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
     pipe = load_pipeline(given)
     width, height = size or pipe.trained_size
     warn_of_size(pipe, (width, height), "take a smaller --size")
-    moments = walk(
-        pipe, prompt, seed=given["seed"], height=height, width=width, progress=progress(),
-        **sampling(given),
-    )  # fmt: skip
-    frames = list(film_frames(pipe, moments))
+    recording = Recording(pipe)
+    with recording as recorded:
+        recorded.generate(
+            prompt, given["seed"], height=height, width=width, progress=progress(),
+            **sampling(given),
+        )  # fmt: skip
+    frames = list(film_frames(pipe, recording))
     arguments = plain(click.get_current_context().params)
     run = Run("film", arguments, {}, [given["seed"]], [], [out], given["force"], False, started)
     comment = run.recipe(pipe, 0).to_json()

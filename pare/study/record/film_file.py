@@ -1,4 +1,4 @@
-"""Frames to a film: a GIF by Pillow, or MP4 (H.264) by PyAV, which is FFmpeg's libraries."""
+"""Frames to a film: a GIF by Pillow, or an MP4 (H.264) by PyAV, which binds FFmpeg's libraries."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from PIL import Image
 
 from pare.errors import MissingExtraError, OutputError
 
-LAST = 1.5  # seconds that the last frame stays
-QUALITY = 18  # H.264's crf: 0 keeps every bit, 18 looks the same
-MOST_COMMENT = 60_000  # bytes; a GIF's comment can be longer, not every reader takes it
+LAST = 1.5  # seconds for which the last frame is shown
+QUALITY = 18  # H.264's constant rate factor: 0 is lossless, 18 visually lossless
+MOST_COMMENT = 60_000  # bytes; a GIF's comment can be longer, but not every reader takes it
 
 
 def check_film(path: Path) -> Path:
-    """The name of a film.
+    """Check the name of a film.
 
     Raises:
         OutputError: neither .mp4 nor .gif.
@@ -42,7 +42,7 @@ def check_film(path: Path) -> Path:
 def write_film(
     frames: Sequence[Image.Image], file: BinaryIO, kind: str, *, fps: float, comment: str = ""
 ) -> None:
-    """Write the frames, all of one size, into an open file; the last one stays a while.
+    """Write the frames, all of one size, into an open file; the last one is shown longer.
 
     Args:
         kind: ".mp4" or ".gif".
@@ -55,7 +55,7 @@ def write_film(
 
 
 def write_gif(frames: Sequence[Image.Image], file: BinaryIO, fps: float, comment: str) -> None:
-    # A GIF counts in hundredths of a second, and readers slow down what is shorter than two.
+    # A GIF's durations are hundredths of a second; readers slow down what is shorter than two.
     each = max(20, round(100 / fps) * 10)
     durations = [each] * (len(frames) - 1) + [max(each, round(1000 * LAST))]
     first, *rest = (frame.convert("RGB") for frame in frames)
@@ -69,14 +69,14 @@ def write_mp4(frames: Sequence[Image.Image], file: BinaryIO, fps: float, comment
     import av
 
     rate = Fraction(fps).limit_denominator(1000)
-    # Into memory first: what a full disk says gets lost in FFmpeg.
+    # Into memory first: FFmpeg would lose the error of a full disk.
     buffer = io.BytesIO()
     with av.open(buffer, mode="w", format="mp4") as container:
         container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(QUALITY)})
-        # The colour planes have half the size, which must be whole.
+        # The colour planes have half the size, so sides must be even.
         stream.width, stream.height = (side + side % 2 for side in frames[0].size)
-        stream.pix_fmt = "yuv420p"  # the one that every player knows
+        stream.pix_fmt = "yuv420p"  # the one that every player supports
         for frame in itertools.chain(frames, held(frames[-1], fps)):
             padded = np.asarray(even(frame))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
@@ -85,12 +85,12 @@ def write_mp4(frames: Sequence[Image.Image], file: BinaryIO, fps: float, comment
 
 
 def held(frame: Image.Image, fps: float) -> Iterator[Image.Image]:
-    """The frame as often as it takes to stay for LAST seconds in all."""
+    """Repeats of the last frame, so that it is shown for LAST seconds in all."""
     yield from itertools.repeat(frame, max(0, round(LAST * fps) - 1))
 
 
 def even(frame: Image.Image) -> Image.Image:
-    """The frame with even sides: a line more where one is odd."""
+    """The frame, padded to even sides."""
     size = frame.width + frame.width % 2, frame.height + frame.height % 2
     page = Image.new("RGB", size, "white")
     page.paste(frame, (0, 0))

@@ -1,4 +1,4 @@
-"""Maps of numbers as images: a scale of colours, and a map laid over an image."""
+"""Values as images: a colour scale, a map in colours, in grey, or laid over an image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def heat_colours(heat: Tensor) -> NDArray[np.uint8]:
 
 
 def heat_image(heat: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
-    """The map (h, w) in colours, its lowest place cold and its highest hot.
+    """The map (h, w) in colours, from its lowest to its highest value.
 
     Args:
         size: (width, height) of the image, its cells as squares; as the map if None.
@@ -37,10 +37,10 @@ def heat_image(heat: Tensor, size: tuple[int, int] | None = None) -> Image.Image
 
 
 def overlay(image: Image.Image, heat: Tensor, strength: float = 0.75) -> Image.Image:
-    """The map (h, w), any size, over the image: hot places in colour, cold ones in dim grey.
+    """The map (h, w), of any size, over the image: high values in colour, low ones in dim grey.
 
     Args:
-        strength: of the colours, where the map is hottest.
+        strength: opacity of the colours at the map's highest value.
     """
     size = (image.height, image.width)
     smooth = F.interpolate(heat[None, None].float().cpu(), size, mode="bicubic")[0, 0]
@@ -48,14 +48,29 @@ def overlay(image: Image.Image, heat: Tensor, strength: float = 0.75) -> Image.I
     pixels = np.asarray(image.convert("RGB")).astype(np.float32)
     grey = 0.55 * np.asarray(image.convert("L")).astype(np.float32)[..., None]
     weight = (strength * warmth).numpy()[..., None]
-    # Cold places lose their colours, hot ones keep them under the heat's.
+    # Where the map is low the image loses its colours; where it is high it keeps them.
     base = grey + (pixels - grey) * warmth.sqrt().numpy()[..., None]
     mixed = base + (heat_colours(warmth) - base) * weight
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
 
 
-def grey_image(values: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
-    """Numbers (h, w) in grey: their lowest black, their highest white."""
-    scaled = (normalised(values.detach().float().cpu()) * 255).round().to(torch.uint8)
-    image = Image.fromarray(scaled.numpy())
+def grey_image(
+    values: Tensor,
+    size: tuple[int, int] | None = None,
+    *,
+    bounds: tuple[float, float] | None = None,
+) -> Image.Image:
+    """Values (h, w) in grey, from black to white.
+
+    Args:
+        size: see `heat_image`.
+        bounds: what is black and what is white; the lowest and the highest value if None.
+    """
+    values = values.detach().float().cpu()
+    if bounds is not None:
+        low, high = bounds
+        scaled = ((values - low) / (high - low)).clamp(0, 1)
+    else:
+        scaled = normalised(values)
+    image = Image.fromarray((scaled * 255).round().to(torch.uint8).numpy())
     return image if size is None else image.resize(size, Image.Resampling.NEAREST)

@@ -1,94 +1,88 @@
-"""A run, moment by moment: what x_t is and what the model takes it for, and both as images.
+"""The frames of a film of a run: x_t beside the predicted x0, step by step.
 
-    for moment in walk(pipe, "a snowy road", seed=7, steps=25, guidance=7.5):
-        moment.x_t, moment.x0        latents (1, 4, h, w): before the step, and as predicted
+    recording = Recording(pipe)
+    with recording as recorded:
+        recorded.generate("a snowy road", 7, steps=25)
+    frames = list(film_frames(pipe, recording))
 
-The film of x0 alone flatters: the model's guess is an image early on, while x_t itself still
-is noise and moves little at each step.  Seen side by side they say what denoising does.
+The predicted x0 looks like an image early in the run, while x_t is still noise and changes little
+at each step.  `film_frames` can also show `next`, x_t after the step, and the latents themselves
+instead of their decoded images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from pare.errors import SettingError
 from pare.io.images import to_pil
-from pare.pipeline import Pipeline, Progress, check_sampling
-from pare.schedulers import NoiseLevel
+from pare.pipeline import Pipeline
+from pare.study.record.heatmap import grey_image
 from pare.study.record.image_grid import gallery
+from pare.study.record.recording import Recording
+
+PANELS = ("x_t", "x0", "next")
+SMALLEST = 256  # pixels: a smaller image is shown enlarged
+LATENT_RANGE = (-4.0, 4.0)  # from black to white; the noise has standard deviation 1
 
 
-@dataclass(frozen=True, eq=False)
-class Moment:
-    """One look of the model along a run; the last moment is the image, with no look."""
+def film_frames(
+    pipe: Pipeline,
+    recording: Recording,
+    panels: Sequence[str] = ("x_t", "x0"),
+    *,
+    raw: bool = False,
+    image: int = 0,
+) -> Iterator[Image.Image]:
+    """A frame for each step and one for the finished image, all of one size.
 
-    i: int
-    """Step index."""
-    looks: int
-    """Of the whole run."""
-    level: NoiseLevel
-    x_t: Tensor
-    """(1, 4, h, w), at `level`."""
-    x0: Tensor
-    """(1, 4, h, w): what the guided model takes x_t for; the image itself at the end."""
+    Args:
+        panels: what a frame shows side by side: "x_t", the latents before the step; "x0", the
+            predicted x0; "next", the latents after the step.
+        raw: show the latents' four channels in grey, -4 black and 4 white, instead of decoding
+            them.
+        image: which image of the run.
 
-    def captions(self) -> tuple[str, str]:
-        """What stands above x_t and above x0."""
-        if self.i == self.looks:
-            return f"x_t after {self.looks} steps", "the image"
-        where = f"step {self.i + 1} of {self.looks}: t = {self.level.t:.0f}"
-        return f"x_t, {where}, sigma {self.level.sigma:.2f}", "x0, as the model sees it"
+    Raises:
+        SettingError: no panels, or one that does not exist.
+    """
+    if not panels or not set(panels) <= set(PANELS):
+        raise SettingError(f"`panels` is {list(panels)}", expected=f"some of {', '.join(PANELS)}")
+    x_t, x0 = recording["x_t"][:, image], recording["x0"][:, image]
+    count = len(recording.levels)
+    for i, level in enumerate(recording.levels):
+        step = f"step {i + 1} of {count}"
+        shown = {
+            "x_t": (f"x_t, {step}: t = {level.t:.0f}, sigma {level.sigma:.2f}", x_t[i]),
+            "x0": (f"predicted x0, {step}", x0[i]),
+            "next": (f"x_t after {step}", x_t[i + 1]),
+        }
+        yield frame(pipe, [shown[panel] for panel in panels], raw)
+    # A label has to differ from panel to panel.
+    ends = {"x_t": f"x_t after {count} steps", "x0": "the image", "next": "the finished latents"}
+    yield frame(pipe, [(ends[panel], x_t[-1]) for panel in panels], raw)
 
 
 @torch.no_grad()
-def walk(
-    pipe: Pipeline,
-    prompt: str,
-    *,
-    seed: int = 0,
-    steps: int = 25,
-    guidance: float = 7.5,
-    rescale: float = 0.0,
-    negative: str = "",
-    height: int | None = None,
-    width: int | None = None,
-    progress: Progress = iter,
-) -> Iterator[Moment]:
-    """The moments of `pipe.generate(prompt, [seed], …)`, `looks + 1` of them, as it goes.
-
-    Raises:
-        SettingError, NonFiniteError: as `Pipeline.generate`.
-    """
-    pipe.require_channels("this")
-    pipe.require_denoising("this")
-    check_sampling(steps, guidance, rescale)
-    prompts = pipe.encode_prompts(prompt, negative)
-    timesteps = pipe.scheduler.timesteps(steps)
-    noise = pipe.noise([seed])
-    x_t = noise.draw(pipe.latent_shape(height, width)) * timesteps.initial_scale
-    history: tuple[Tensor, ...] = ()
-    for i in progress(range(len(timesteps))):
-        level = timesteps.levels[i]
-        prediction = pipe.predict(x_t, level, prompts, guidance, rescale=rescale, step=i)
-        yield Moment(i, len(timesteps), level, x_t, prediction.x0)
-        fresh = pipe.fresh_noise(noise, x_t)
-        x_t, history = pipe.scheduler.step(timesteps, i, x_t, prediction, history, fresh)
-    yield Moment(len(timesteps), len(timesteps), timesteps.levels[-1], x_t, x_t)
+def frame(pipe: Pipeline, panels: Sequence[tuple[str, Tensor]], raw: bool) -> Image.Image:
+    """Captioned latents (4, h, w) side by side."""
+    if raw:
+        images = {caption: latent_image(latents) for caption, latents in panels}
+    else:
+        images = {
+            caption: enlarged(to_pil(pipe.decode(latents[None]))[0]) for caption, latents in panels
+        }
+    return gallery(images, columns=len(images))
 
 
-SMALLEST = 256  # pixels: a smaller image is shown enlarged
-
-
-def film_frames(pipe: Pipeline, moments: Iterable[Moment]) -> Iterator[Image.Image]:
-    """For every moment x_t beside x0, both decoded, under their captions; all of one size."""
-    for moment in moments:
-        x_t, x0 = (enlarged(to_pil(pipe.decode(x))[0]) for x in (moment.x_t, moment.x0))
-        left, right = moment.captions()
-        yield gallery({left: x_t, right: x0}, columns=2)
+def latent_image(latents: Tensor) -> Image.Image:
+    """The four channels of latents (4, h, w), two above two."""
+    rows = [torch.cat([latents[0], latents[1]], dim=1), torch.cat([latents[2], latents[3]], dim=1)]
+    return enlarged(grey_image(torch.cat(rows), bounds=LATENT_RANGE))
 
 
 def enlarged(image: Image.Image, smallest: int = SMALLEST) -> Image.Image:
