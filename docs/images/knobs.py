@@ -103,7 +103,7 @@ def inverting(pipe: pare.Pipeline) -> list[Row]:
     def run(method: Any, prompt: str, steps: int = 25, **knobs: Any) -> Image.Image:
         return sample(
             pipe, invert(pipe, day, was, method=method, steps=steps), prompt, **knobs
-        ).image
+        )[0]
 
     return [
         [("the image", day)]

@@ -20,8 +20,7 @@ from roads.judge.judge import load_judge
 from roads.judge.judge_loss import judge_loss
 from roads.world.render import render
 from roads.world.scene import draw_scene
-from techniques import losses
-from techniques.loss_guidance import Loss, guide
+from techniques.loss_guidance import Loss, guide, losses
 
 HERE = Path(__file__).parent
 PROMPT, SEED, STEPS, GUIDANCE = "a sunny road in the forest", 5, 16, 5.0

@@ -174,13 +174,20 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int = 77)
 
 def words_of(tokenizer: CLIPTokenizer, prompt: str, room: int) -> list[int]:
     """The ids of the prompt's tokens, at most `room`; a warning shows what is cut off."""
+    return tokens_of(tokenizer, prompt, room)[0]
+
+
+def tokens_of(
+    tokenizer: CLIPTokenizer, prompt: str, room: int
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """`words_of`, and where in the prompt each token starts and ends."""
     # Not verbose: transformers would warn too, in terms of indexing errors.
     tokens = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids: list[int] = tokens.input_ids
+    offsets: list[tuple[int, int]] = tokens.offset_mapping
     if len(ids) > room:
-        rest = prompt[tokens.offset_mapping[room][0] :]
-        warnings.warn(cut_off(len(ids), room, rest), stacklevel=3)
-    return ids[:room]
+        warnings.warn(cut_off(len(ids), room, prompt[offsets[room][0] :]), stacklevel=4)
+    return ids[:room], offsets[:room]
 
 
 def cut_off(count: int, room: int, rest: str) -> PromptTruncated:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pare.errors import PromptError
 from pare.runtime.validation import check_prompt
-from pare.text.text_encoder import words_of
+from pare.text.text_encoder import tokens_of
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -119,10 +119,7 @@ def read(tokenizer: CLIPTokenizer, prompt: str, length: int = 77) -> Words:
     Raises:
         PromptError: a prompt that is no text, or far too long.
     """
-    ids = words_of(tokenizer, check_prompt(prompt), length - 2)
-    offsets = tokenizer(
-        prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    ).offset_mapping[: len(ids)]
+    ids, offsets = tokens_of(tokenizer, check_prompt(prompt), length - 2)
 
     # A token belongs to the last word that starts at or before it.
     pieces = list(PIECE.finditer(prompt))

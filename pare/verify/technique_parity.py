@@ -27,7 +27,7 @@ from pare.verify.parity_table import Bound, Compared, Distance, ParityRow, Skipp
 from pare.verify.published import published_erasure, published_inversion, published_p2p
 from techniques import prompt_to_prompt as p2p
 from techniques.erasure import PRESETS, Concept, erase_latents
-from techniques.inversion import ddim, null_text
+from techniques.inversion import ddim_inversion, null_text, sample_latents
 
 ONE_LEVEL = Bound("levels", 1)
 FEW_FLIPS = Bound("psnr", 45)  # dB; a gate that falls on the other side changes its own place
@@ -185,13 +185,13 @@ def invert_rows(models: ModelPair) -> Iterator[Compared]:
         models,
         "invert",
         "ddim, the noise",
-        lambda: ddim.invert(pipe, source, prompts, steps).x_T,
+        lambda: ddim_inversion.invert(pipe, source, prompts, steps).x_T,
         their_noise,
     )
 
     def again() -> Tensor:
-        trace = ddim.invert(pipe, source, prompts, steps)
-        return ddim.sample_latents(pipe, trace, prompts, 1.0)
+        trace = ddim_inversion.invert(pipe, source, prompts, steps)
+        return sample_latents(pipe, trace, prompts, 1.0)
 
     def their_again() -> Tensor:
         return published_inversion.reference_sample(
@@ -208,7 +208,7 @@ def null_text_rows(
     steps, inner = min(4, models.steps), 5
     prompts = pipe.encode_prompts([PROMPT])
     uncond, cond = texts_of(models, "", PROMPT)
-    pivot = ddim.invert_latents(pipe, source, prompts.cond, steps)
+    pivot = ddim_inversion.invert(pipe, source, prompts, steps).latents
     our_losses: list[float] = []
     their_losses: list[float] = []
 
@@ -217,7 +217,7 @@ def null_text_rows(
             pipe, source, prompts, steps, GUIDANCE, inner_steps=inner,
             watch=lambda i, losses: our_losses.append(losses[-1]),
         )  # fmt: skip
-        return null_text.sample_latents(pipe, trace, prompts, GUIDANCE)
+        return sample_latents(pipe, trace, prompts, GUIDANCE)
 
     def theirs() -> Tensor:
         models.theirs.unet.requires_grad_(False)  # the embedding alone is trained
@@ -290,9 +290,12 @@ def p2p_rows(models: ModelPair) -> Iterator[Compared]:
     pipe = models.pipe.with_scheduler("ddim")
 
     def replayed() -> Tensor:
-        return p2p.replayed(
-            pipe, PROMPT, [TARGET], [SEED], steps=models.steps, guidance=GUIDANCE
-        ).latents.flatten(0, 1)
+        timesteps = pipe.scheduler.timesteps(models.steps)
+        made = p2p.replay_latents(
+            pipe, unit(models) * timesteps.initial_scale, timesteps,
+            pipe.encode_prompts([PROMPT]), pipe.encode_prompts([TARGET]), guidance=GUIDANCE,
+        )  # fmt: skip
+        return torch.cat(made)
 
     def their_replay() -> Tensor:
         source, target, uncond = texts_of(models, PROMPT, TARGET, "")
@@ -334,7 +337,7 @@ def p2p_row(models: ModelPair, label: str, solver: str, edit: Any, combine: Edit
 
     def ours() -> Tensor:
         made = p2p.prompt_to_prompt(pipe, PROMPT, [edit], [SEED], steps=steps, guidance=GUIDANCE)
-        return made.latents.flatten(0, 1)
+        return made.latents
 
     def theirs() -> Tensor:
         source, target, uncond = texts_of(models, PROMPT, edit.prompt, "")

@@ -19,7 +19,7 @@ from roads.benchmark.edit_tasks import Task
 from techniques import inversion
 from techniques import prompt_to_prompt as p2p
 from techniques.blended import blend
-from techniques.edit import METHODS, edit
+from techniques.inversion import EDIT_METHODS, edit
 
 Technique = Callable[[Pipeline, Task, int], Image.Image]
 
@@ -58,7 +58,7 @@ def blended(pipe: Pipeline, task: Task, seed: int, **choices: Any) -> Image.Imag
         solver, task.image, task.mask, task.target_prompt, [seed],
         **{"steps": STEPS} | choices,
     )  # fmt: skip
-    return edited.images[0]
+    return edited[0]
 
 
 def on_the_way_back(pipe: Pipeline, task: Task, seed: int, **choices: Any) -> Image.Image:
@@ -69,7 +69,7 @@ def on_the_way_back(pipe: Pipeline, task: Task, seed: int, **choices: Any) -> Im
         pipe.with_scheduler("ddim"), task.image, task.source_prompt, task.target_prompt,
         **{"steps": STEPS_BACK, "seed": seed, "reconstruct": False} | choices,
     )  # fmt: skip
-    return edited.image
+    return edited[0]
 
 
 def replayed(pipe: Pipeline, task: Task, _seed: int) -> Image.Image:
@@ -111,12 +111,12 @@ TECHNIQUES: dict[str, Technique] = {
     ),
     **{
         f"resample {method}": functools.partial(on_the_way_back, kind="resample", method=method)
-        for method in METHODS["resample"]
+        for method in EDIT_METHODS["resample"]
     },
     "p2p tutorial": replayed,
     **{
         f"p2p {method}": functools.partial(on_the_way_back, kind="p2p", method=method)
-        for method in METHODS["p2p"]
+        for method in EDIT_METHODS["p2p"]
     },
 }
 

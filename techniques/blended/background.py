@@ -1,7 +1,7 @@
-"""What stands outside the mask in the end, and how far it is from the original.
+"""The background of an edited image, and how far it is from the original.
 
-Latents that are kept are not yet pixels that are kept: the way through the VAE changes every
-pixel a little, and its decoder looks across the mask's edge.
+Keeping latents does not keep pixels: the VAE's round trip changes every pixel a little, and
+the receptive field of its decoder reaches across the mask's edge.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from pare.io.images import feathered, to_pil, to_tensor
 from pare.pipeline import Pipeline, Progress
 from techniques.blended.edit_canvas import Canvas, is_edit
+from techniques.blended.poisson import poisson_blend
 from techniques.blended.tuned_decoder import decode_tuned
-from techniques.poisson import poisson_blend
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Background = Literal["paste", "poisson", "decoder", "latent"]
 
 
-def decode(
+def decode_on_canvas(
     pipe: Pipeline,
     canvas: Canvas,
     latents: Tensor,
@@ -38,7 +38,7 @@ def decode(
     tile: int | None = None,
     progress: Progress = iter,
 ) -> list[Image.Image]:
-    """Edited latents (B, 4, h, w) -> images of the user's size, with the background asked for."""
+    """Edited latents (B, 4, h, w) -> images of the user's size, with the chosen background."""
     if background == "decoder":
         decoded = torch.cat(
             [
@@ -58,7 +58,7 @@ def decode(
 def put_back(
     canvas: Canvas, edited: Image.Image, background: Background, feather: float
 ) -> Image.Image:
-    """The edited image with the original's pixels outside the mask, where that is asked for."""
+    """The edited image, for "paste" and "poisson" with the original's pixels outside the mask."""
     if background in ("latent", "decoder"):
         return edited
     old, new = (to_tensor(image)[0].permute(1, 2, 0).numpy() for image in (canvas.original, edited))
@@ -72,7 +72,7 @@ def put_back(
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two 8-bit images are apart where nothing was to change."""
+    """How far two 8-bit images differ where nothing was to change."""
 
     psnr: float  # dB over all pixels and channels; inf if they are equal
     largest: int  # of any channel of any pixel, 0 to 255
@@ -83,7 +83,7 @@ class Difference:
 
 
 def difference(one: Image.Image, other: Image.Image, where: NDArray[np.bool_]) -> Difference:
-    """How far two RGB images are apart over the pixels `where` (H, W)."""
+    """How far two RGB images differ over the pixels `where` (H, W)."""
     apart = np.asarray(one)[where].astype(np.int64) - np.asarray(other)[where]
     mean_square = float(np.square(apart).mean())
     psnr = 10 * math.log10(255**2 / mean_square) if mean_square else math.inf

@@ -1,4 +1,4 @@
-"""From an image, a mask and words to edited images, with a report of what else changed."""
+"""Blended latent diffusion from an image, a mask and a prompt to edited images."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from pare.errors import ModelError, SettingError
-from pare.io.images import to_pil
+from pare.io.images import ImageLike, to_pil
 from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress, check_sampling, one_per_seed
+from pare.results import Images
 from pare.runtime import validation
 from pare.schedulers import Timesteps, start_index
 from pare.text.text_encoder import PromptEmbeddings
-from techniques.blended.background import Background, Difference, decode, difference
+from techniques.blended.background import Background, Difference, decode_on_canvas, difference
 from techniques.blended.blended_loop import blend_latents
 from techniques.blended.edit_canvas import Canvas
 from techniques.blended.inpainting_model import inpaint_latents, masked_image
@@ -25,6 +26,8 @@ from techniques.blended.tuned_decoder import TUNING_STEPS
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from pare.runtime.memory_plan import Plan
 
 Method = Literal["blend", "inpaint", "both"]
 KeepOrDrop = Literal["keep", "drop"]
@@ -40,19 +43,19 @@ MAX_SHRINK = 16  # latent pixels; a dilation by more fills any image
 MAX_DECODER_STEPS = 10_000
 
 
-@dataclass(frozen=True)
-class Blended:
-    """Edited images, and what the edit did to what it was to leave alone."""
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Blended(Images):
+    """Edited images, one a seed, at the input's size, and what changed outside the mask."""
 
-    images: list[Image.Image]  # one a seed, RGB, of the input's size
     latents: Tensor  # (B, 4, h, w), scaled
     outside: list[Difference] | None  # one an image, to the input; None: the mask is full
-    vae_alone: Difference | None  # what the way through the VAE costs there, without any edit
-    scores: list[float] | None = None  # what `rank` gave, one an image
+    vae_alone: Difference | None  # what the VAE's round trip changes there, without an edit
+    scores: list[float] | None  # what `rank` gave, one an image
+    plan: Plan  # the batch and tile that the run was made with
 
     @property
     def order(self) -> list[int]:
-        """The images' indices, the best first; as they come where nothing ranked them."""
+        """The images' indices, the best first; in their own order without a `rank`."""
         scores = self.scores or [0.0] * len(self.images)
         return sorted(range(len(scores)), key=lambda index: -scores[index])
 
@@ -67,10 +70,10 @@ class Blended:
 
 def blend(
     pipe: Pipeline,
-    image: Image.Image,
-    mask: Image.Image,
+    image: ImageLike,
+    mask: ImageLike,
     prompts: str | Sequence[str],
-    seeds: Sequence[int] = (0,),
+    seeds: int | Sequence[int] = (0,),
     *,
     method: Method | None = None,
     strength: float | None = None,
@@ -92,35 +95,36 @@ def blend(
     tile: int | None = None,
     progress: Progress = iter,
 ) -> Blended:
-    """Repaint the masked part of an image as the prompt says, under `pipe.scheduler`.
+    """Repaint the masked part of an image from a prompt, under `pipe.scheduler`.
 
-    From each image's own generator come, in this order: the foreground's noise, the
+    From each image's own generator are drawn, in this order: the foreground's noise, the
     background's, the encoder's (with `sample`: the source's, then the masked image's), then
     that of each step (if the scheduler wants any).
 
     Args:
-        image: any size; worked at the next multiple of 8 and handed back at its own.
-        mask: white = edit, black = keep; any mode, and any size of the image's shape.
+        image: any size; worked at the next multiple of 8 and returned at its own.
+        mask: white = edit, black = keep; any mode, and any size of the image's shape, see
+            `prepare_mask`.
         prompts: one for all seeds, or one each.
         method: "blend" puts the original's latents back before each step.  "inpaint" gives
             mask and masked image to an inpainting model, and puts nothing back.  "both"
             does both.  None: "inpaint" with an inpainting model, else "blend".
-        strength: how much of the timestep schedule runs.  At 1 next to nothing is left of what was
-            under the mask.  None: 0.95, and 1 with an inpainting model.
+        strength: the fraction of the steps that runs.  At 1 next to nothing is left of what
+            was under the mask.  None: 0.95, and 1 with an inpainting model.
         size: (width, height) to work at, multiples of 8.
-        background: what stands outside the mask in the end.  "paste": the input's pixels,
-            exactly, with a seam of `feather`.  "poisson": the input's pixels, exactly, and
-            inside the edit's gradients, see `techniques.poisson`.  "decoder": what a decoder
-            gives that is tuned to the image for `decoder_steps`, see `decode_tuned`.
-            "latent": the decoded image as it is, which the VAE has changed everywhere.
+        background: of the result outside the mask.  "paste": the input's pixels, exactly, with
+            a seam of `feather`.  "poisson": the input's pixels, exactly, and inside the edit's
+            gradients, see `techniques.blended.poisson`.  "decoder": the output of a decoder
+            that is fine-tuned to the image for `decoder_steps`, see `decode_tuned`.
+            "latent": the decoder's output as it is, which the VAE has changed everywhere.
         feather: width in pixels of the soft seam of "paste", inside the mask; 0: hard.
         shrink: begin with the mask dilated by so many latent pixels, see `shrunken`.
-        cover: edit every latent that the mask touches, not those whose middle it covers.
+        cover: edit every latent pixel that the mask touches, not those whose centre it covers.
         history: "keep" or "drop" a multistep solver's, see `blend_latents`.
-        rounding: of the number of steps, steps * strength: "nearest", or "up" as
-            `start = int(steps * (1 - strength))` does, which is also found.
+        rounding: of the number of steps, steps * strength: "nearest", or "up" as the common
+            `start = int(steps * (1 - strength))` does.
         sample: draw the encoder's latents from the VAE's posterior instead of its mode.
-        rank: judges the images, one a seed; see `techniques.blended.ranking`.
+        rank: scores the images; see `techniques.blended.ranking`.
         batch, tile: how a run fits into memory, as for `Pipeline.generate`.
 
     Raises:
@@ -136,6 +140,7 @@ def blend(
     check_numbers(feather, shrink, decoder_steps)
     check_combination(pipe, method, history, shrink)
     timesteps = pipe.scheduler.timesteps(steps, first_step(steps, strength, rounding))
+    seeds = validation.seed_list(seeds)
     prompts, noise = one_per_seed(prompts, seeds), pipe.noise(seeds)
     canvas = Canvas.prepare(image, mask, factor=pipe.vae.config.factor, size=size, cover=cover)
     height, width = canvas.image.shape[2:]
@@ -154,18 +159,28 @@ def blend(
         ]
     )  # fmt: skip
 
-    images = decode(
+    images = decode_on_canvas(
         pipe, canvas, latents, background,
         feather=feather, decoder_steps=decoder_steps, tile=plan.tile, progress=progress,
     )  # fmt: skip
     outside, vae_alone = errors_outside(pipe, canvas, start.source, images, plan.tile)
     scores = None if rank is None else scores_of(images, prompts, rank)
-    return Blended(images, latents, outside, vae_alone, scores)
+    return Blended(
+        images=images,
+        seeds=seeds,
+        latents=latents,
+        before=canvas.original,
+        maps={"mask": canvas.mask},
+        outside=outside,
+        vae_alone=vae_alone,
+        scores=scores,
+        plan=plan,
+    )
 
 
 @dataclass(frozen=True)
 class Start:
-    """What the images of a run begin with: all that the seeds and the encoder decide."""
+    """What the images of a run start from: all that the seeds and the encoder determine."""
 
     source: Tensor  # clean latents of the original, (B, 4, h, w)
     foreground_noise: Tensor  # (B, 4, h, w)
@@ -203,7 +218,7 @@ class Start:
         return cls(source, foreground_noise, background_noise, extra, noise)
 
     def __getitem__(self, some: slice) -> Start:
-        """That of some of the images."""
+        """Of some of the images."""
         extra = None if self.extra is None else self.extra[some]
         noises = self.foreground_noise[some], self.background_noise[some]
         return Start(self.source[some], *noises, extra, self.noise[some])
@@ -221,7 +236,7 @@ def edited_latents(
     keep_history: bool,
     **sampling: Any,
 ) -> Tensor:
-    """Of one batch, by the chosen method."""
+    """The edited latents (B, 4, h, w) of one batch, by the chosen method."""
     if start.extra is not None and method == "inpaint":
         return inpaint_latents(
             pipe, timesteps, prompts, start.source, start.foreground_noise,

@@ -1,8 +1,11 @@
-"""The algorithm: denoise the whole image, and put what is to stay back before every look.
+"""Blended latent diffusion (arXiv:2206.02779, algorithm 1): sampling with a fixed background.
 
-The foreground is denoised by the model, as ever.  Before each step, everything outside the
-mask is replaced by the *original* image, noised to the very level at which the foreground
-is.  So the model always sees the whole scene, and what it paints grows into it.
+The foreground is sampled as usual.  Before each step, the latents outside the mask are
+replaced by those of the *original* image, noised to the noise level of the step:
+
+    x_t = mask * x_t + (1 - mask) * q(x_t | source)
+
+The model so denoises the whole scene at every step, and the foreground fits its surroundings.
 """
 
 from __future__ import annotations
@@ -38,19 +41,19 @@ def blend_latents(
     """The latents of the edited image: new inside the mask, exactly `source` outside.
 
     Args:
-        timestep schedule: of `pipe.scheduler`; it may start midway, and then the foreground starts
+        timesteps: of `pipe.scheduler`; they may start midway, and then the foreground starts
             from the noised source and keeps something of it.
         prompts: what the foreground is to show.
         source: clean latents of the original image, (B, 4, h, w).
         mask: (1, 1, h, w), 1 = edit and 0 = keep.
         foreground_noise, background_noise: (B, 4, h, w), unit, independent of each other.
-            The background keeps its noise for the whole run, so that from level to level it
-            moves on one smooth path, as the foreground does.
+            The background keeps its noise for the whole run, so that its latents
+            follow one smooth path over the noise levels, as the foreground's do.
         shrink: see `shrunken`.
-        keep_history: whether a multistep solver remembers earlier steps across a blend.
-            A blend changes x_t behind the solver's back, but only *outside* the mask; solvers
-            work pixel by pixel, and what they make of the outside is replaced anyway.  So to
-            keep it is right; without, every solver becomes its first-order self.
+        keep_history: whether a multistep solver keeps its earlier predictions across a blend.
+            A blend changes x_t between steps, but only *outside* the mask; solvers act
+            element-wise, and their result outside is replaced anyway.  So keeping it is
+            right; without, every solver is reduced to first order.
         noise: needed by schedulers that are `stochastic`.
         extra: what an inpainting model reads beside x_t, see `techniques.blended.inpainting_model`.
 
@@ -62,7 +65,7 @@ def blend_latents(
     for i in progress(range(len(timesteps))):
         level = timesteps.levels[i]
 
-        # The whole idea.  algorithm 1 of arXiv:2206.02779
+        # The technique: arXiv:2206.02779, algorithm 1.
         background = add_noise(source, background_noise, level.alpha_bar)
         edit = shrunken(mask, shrink, i, len(timesteps))
         x_t = edit * x_t + (1 - edit) * background
@@ -75,15 +78,15 @@ def blend_latents(
         fresh = pipe.fresh_noise(noise, x_t)
         x_t, history = pipe.scheduler.step(timesteps, i, x_t, prediction, history, fresh)
 
-    # The last step has no blend behind it: pin the background to what it was.
+    # No blend follows the last step: the background becomes the source, exactly.
     return mask * x_t + (1 - mask) * source
 
 
 def shrunken(mask: Tensor, shrink: int, i: int, steps: int) -> Tensor:
     """The mask of step `i` of `steps` when it starts larger and shrinks to its own size.
 
-    A thin mask leaves the model nothing to work on: what it begins there is overruled from
-    all sides.  So the first of `shrink + 1` equal segments of the run works on the mask
+    Under a thin mask the foreground is too small to develop before the blend overrides it.
+    So the first of `shrink + 1` equal segments of the run works on the mask
     dilated by `shrink` latent pixels, the next by one less, the last on the mask itself
     ("progressive mask shrinking" in arXiv:2206.02779).
     """

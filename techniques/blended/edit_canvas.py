@@ -1,4 +1,4 @@
-"""What is edited, and where: the image and its mask, at the user's size and at the model's."""
+"""The image and mask of an edit, at the user's size and at the model's."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from torch import Tensor
 from pare.errors import ImageError
 from pare.io.images import (
     MASK_THRESHOLD,
+    ImageLike,
     ImageWarning,
     Restore,
+    as_image,
     check_mask,
     fit,
     fit_to_multiple,
     mask_channel,
-    mask_to_latents,
     match_mask,
     to_tensor,
 )
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Canvas:
-    """An image and a mask that fit each other, and what of them the model works on."""
+    """An image and a mask of the same size, and both as the model works on them."""
 
     original: Image.Image
     """RGB, at the user's size."""
@@ -46,13 +47,13 @@ class Canvas:
     grid: Tensor
     """The mask on the latent grid: (1, 1, h, w), 1 = edit and 0 = keep."""
     restore: Restore
-    """From an image of the size that is worked at to one of the user's."""
+    """Brings an image of the size that is worked at to the user's."""
 
     @classmethod
     def prepare(
         cls,
-        image: Image.Image,
-        mask: Image.Image,
+        image: ImageLike,
+        mask: ImageLike,
         *,
         factor: int,
         size: tuple[int, int] | None = None,
@@ -61,7 +62,7 @@ class Canvas:
         """Check the mask, and bring both to a size that the model can work at.
 
         Args:
-            factor: pixels a latent, each way.
+            factor: pixels per latent pixel, each way.
             size: (width, height) to work at; None: the image's own, to the next multiple.
             cover: see `mask_on_grid`.
 
@@ -71,16 +72,17 @@ class Canvas:
         """
         if size is not None:
             validation.check_size(*size, factor)
-        original = image.convert("RGB")
-        mask = fitting_mask(mask, original.size)
+        original = as_image(image)
+        mask = prepare_mask(mask, original.size)
+        edit = as_tensor(mask)
         if size is None or size == original.size:
             worked, restore = fit_to_multiple(original, factor)
-            worked_mask, _ = fit_to_multiple(mask, factor)
+            right, below = (side - own for side, own in zip(worked.size, mask.size, strict=True))
+            edit = F.pad(edit, (0, right, 0, below), mode="replicate")
         else:
             worked, restore = fit(original, size)
-            worked_mask = resampled_mask(mask, size, cover)
-        edit = torch.from_numpy(is_edit(worked_mask).astype(np.float32))[None, None]
-        grid = mask_on_grid(worked_mask, factor, cover)
+            edit = resampled(edit, size, cover)
+        grid = mask_on_grid(edit, factor, cover)
         return cls(original, mask, to_tensor(worked), edit, grid, restore)
 
     @property
@@ -95,71 +97,82 @@ def is_edit(mask: Image.Image) -> NDArray[np.bool_]:
     return edit
 
 
-def fitting_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The mask as one channel at the image's size.  Says when it is full or was resized.
+def as_tensor(mask: Image.Image) -> Tensor:
+    """A one-channel mask as (1, 1, H, W), float32, 1 = edit and 0 = keep."""
+    return torch.from_numpy(is_edit(mask).astype(np.float32))[None, None]
+
+
+def prepare_mask(mask: ImageLike, size: tuple[int, int]) -> Image.Image:
+    """The mask as one channel at the image's (width, height): white = edit, black = keep.
+
+    Needs no model: call it early to have a wrong mask refused before a slow load.  What it
+    returns it takes again unchanged.
+
+    Warns:
+        ImageWarning: the mask is white everywhere, or was scaled to the image's size.
 
     Raises:
         ImageError: it marks nothing, or has another shape than the image.
     """
-    if mask.mode != "L":
-        mask = mask_channel(mask)
-    if mask.size == size:
-        return check_mask(mask)
-    fitting = match_mask(mask, size)
-    warnings.warn(
-        f"the mask is {mask.width} x {mask.height}: scaled to the image's "
-        f"{size[0]} x {size[1]} by the nearest pixel",
-        ImageWarning,
-        stacklevel=4,
-    )
-    return fitting
-
-
-def resampled_mask(mask: Image.Image, size: tuple[int, int], cover: bool) -> Image.Image:
-    """The mask at (width, height): a pixel is edited if half of what it stands for was marked;
-    with `cover`, if any of it was."""
     from PIL import Image
 
-    edit = torch.from_numpy(is_edit(mask).astype(np.float32))[None, None]
+    image = mask if isinstance(mask, Image.Image) else as_image(mask)
+    channel = image if image.mode == "L" else mask_channel(image)
+    if channel.size == size:
+        return check_mask(channel)
+    matched = match_mask(channel, size)
+    warnings.warn(
+        f"the mask is {channel.width} x {channel.height}: scaled to the image's "
+        f"{size[0]} x {size[1]} by the nearest pixel",
+        ImageWarning,
+        stacklevel=2,
+    )
+    return matched
+
+
+def resampled(edit: Tensor, size: tuple[int, int], cover: bool) -> Tensor:
+    """The mask (1, 1, H, W) at (width, height): a pixel is edited if half of the area that it
+    stands for is marked; with `cover`, if any of it is."""
     pool = F.adaptive_max_pool2d if cover else F.adaptive_avg_pool2d
-    marked = pool(edit, (size[1], size[0]))[0, 0] >= 0.5
-    return Image.fromarray(marked.numpy().astype(np.uint8) * 255)
+    return (pool(edit, (size[1], size[0])) >= 0.5).float()
 
 
-def mask_on_grid(mask: Image.Image, factor: int, cover: bool) -> Tensor:
-    """The mask on the latent grid, (1, 1, h, w), float32, 1 = edit and 0 = keep.
+def mask_on_grid(edit: Tensor, factor: int, cover: bool) -> Tensor:
+    """The mask (1, 1, H, W) on the latent grid: (1, 1, h, w), 1 = edit and 0 = keep.
 
-    A latent pixel is edited if the mask marks the pixel in its middle; with `cover`, if the
-    mask marks any of its factor x factor pixels.  Says if much of the mask is lost.
+    A latent pixel is edited if the mask marks its centre; with `cover`, if the mask marks any
+    of its factor x factor pixels.  Nothing in between: a soft edge would mix latents that
+    belong to different images.
+
+    Warns:
+        ImageWarning: more than half of a connected part of the mask is lost.
 
     Raises:
-        ImageError: all of it is lost.
+        ImageError: all of the mask is lost.
     """
-    height, width = mask.height // factor, mask.width // factor
-    pixels = is_edit(mask)
     if cover:
-        touched = pixels.reshape(height, factor, width, factor).any(axis=(1, 3))
-        return torch.from_numpy(touched.astype(np.float32))[None, None]
-    on_grid = mask_to_latents(mask, height, width)
-    reached = on_grid[0, 0].numpy().repeat(factor, axis=0).repeat(factor, axis=1) > 0
-    tell_what_is_lost(pixels, reached, factor)
-    return on_grid
+        return F.max_pool2d(edit, factor)
+    centre = factor // 2
+    grid = edit[:, :, centre::factor, centre::factor].contiguous()
+    covered = grid.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    check_what_is_lost(edit[0, 0].numpy() > 0, covered[0, 0].numpy() > 0, factor)
+    return grid
 
 
-def tell_what_is_lost(pixels: NDArray[np.bool_], reached: NDArray[np.bool_], factor: int) -> None:
-    """Warn about strokes of the mask that the latent grid is too coarse for; raise if all are."""
+def check_what_is_lost(marked: NDArray[np.bool_], covered: NDArray[np.bool_], factor: int) -> None:
+    """Warn about parts of the mask that the latent grid is too coarse for; raise if all are."""
     from scipy.ndimage import label, mean
 
     too_fine = f"the mask is too fine for the model's grid of {factor} x {factor} pixels"
-    remedy = "widen it, or let it cover every grid cell that it touches (--cover)"
-    if not (pixels & reached).any():
+    remedy = "widen it, or edit every grid cell that it touches (`cover=True`)"
+    if not (marked & covered).any():
         raise ImageError(f"{too_fine}, and nothing of it is left there", fix=remedy)
-    parts, count = label(pixels, structure=np.ones((3, 3)))
-    shares = np.asarray(mean(reached, parts, np.arange(1, count + 1)))
-    lost = int((shares < 0.5).sum())
+    parts, count = label(marked, structure=np.ones((3, 3)))
+    fractions = np.asarray(mean(covered, parts, np.arange(1, count + 1)))
+    lost = int((fractions < 0.5).sum())
     if lost:
         warnings.warn(
             f"{too_fine}: of {lost} of its {count} parts less than half is edited; {remedy}",
             ImageWarning,
-            stacklevel=5,
+            stacklevel=4,
         )

@@ -1,16 +1,15 @@
-"""Inpainting models: a UNet that reads the mask and the masked image at every step.
+"""Inpainting models: a UNet conditioned on the mask and the masked image (arXiv:2112.10752).
 
-Stable Diffusion's inpainting models are text-to-image models, trained on for a while with
-five more channels at the UNet's door, in this order (arXiv:2112.10752, sec. 4.5, has the
-idea; the order is that of the published weights):
+Stable Diffusion's inpainting models are text-to-image models, fine-tuned with five more input
+channels (sec. 4.5 has the idea; the order is that of the published weights):
 
-    x_t                  4   the noisy latents, as ever
-    mask                 1   1 = paint, 0 = keep, on the latent grid
-    masked image       4   its VAE latents, scaled; what is to be painted is mid-grey in it
+    x_t            4   the noisy latents
+    mask           1   1 = paint, 0 = keep, on the latent grid
+    masked image   4   its VAE latents, scaled; the region to paint is mid-grey in it
 
-So the model is told at every step what stays, and has learnt to continue it: nothing needs
-to be put back between the steps.  What it makes of the outside is a copy, not the original,
-and its pixels are left to the background that `blend` is asked for.
+The model so knows at every step what stays, and was trained to continue it: no blend is needed
+between the steps.  Its output outside the mask is a copy, not the original; `blend`'s
+`background` decides what becomes of it.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ def inpaint_latents(
     noise: Noise | None = None,
     progress: Progress = iter,
 ) -> Tensor:
-    """The latents of the edited image, (B, 4, h, w): the model's own answer everywhere.
+    """The latents of the edited image, (B, 4, h, w): the model's own output everywhere.
 
     Args:
-        timestep schedule: from its full start on, the run begins with pure noise, as the model was
-            trained; from midway on with the noised source.
+        timesteps: a full run starts with pure noise, as the model was trained; one that starts
+            midway with the noised source.
         source: clean latents of the original image, (B, 4, h, w).
         foreground_noise: (B, 4, h, w), unit.
         extra: mask and masked image's latents, (B, 5, h, w) or (1, 5, h, w).

@@ -1,15 +1,14 @@
-"""Many candidates, the best first.
+"""Ranking of several candidates by a score.
 
-Noise decides what a run paints, and one seed in a few hits it.  So make several images and
-let something that can judge them say which (the paper takes CLIP's likeness of the masked
-region and the prompt).  What judges is a plain function of the caller's:
+Whether an edit succeeds depends on the seed.  So make several images and rank them (the paper
+by the CLIP similarity of the masked region and the prompt).  The score is a function of yours:
 
     def rank(image: Image.Image, prompt: str) -> float: ...      # higher is better
 
     result = blend(pipe, image, mask, prompt, seeds=range(8), rank=at_mask(rank, mask))
-    result.images[result.order[0]]
+    result[result.order[0]]
 
-Every loss of `techniques.loss_guidance` is one, too: `by_loss`.
+`by_loss` makes one of any loss of `techniques.loss_guidance`.
 """
 
 from __future__ import annotations
@@ -56,14 +55,14 @@ def scores_of(images: Sequence[Image.Image], prompts: Sequence[str], rank: Rank)
     scores = [float(rank(image, prompt)) for image, prompt in zip(images, prompts, strict=True)]
     for number, score in enumerate(scores, start=1):
         if math.isnan(score):
-            raise SettingError(f"the ranking gives image {number} nan", expected="a number")
+            raise SettingError(f"`rank` gives image {number} nan", expected="a number")
     return scores
 
 
 def at_mask(rank: Rank, mask: Image.Image, margin: float = 0.0) -> Rank:
-    """A ranking that sees only the rectangle around what the mask marks.
+    """A ranking of the bounding box of what the mask marks.
 
-    `margin` widens it, as a share of its longer side: how much of the surroundings is seen.
+    `margin` widens the box, as a fraction of its longer side.
     """
 
     channel = mask if mask.mode == "L" else mask_channel(mask)
@@ -75,7 +74,7 @@ def at_mask(rank: Rank, mask: Image.Image, margin: float = 0.0) -> Rank:
 
 
 def region(mask: Image.Image, margin: float = 0.0) -> tuple[int, int, int, int]:
-    """The rectangle (left, upper, right, lower) around what the mask marks."""
+    """The bounding box (left, upper, right, lower) of what the mask marks."""
     edit = is_edit(mask)
     rows, columns = np.flatnonzero(edit.any(axis=1)), np.flatnonzero(edit.any(axis=0))
     left, right = int(columns[0]), int(columns[-1]) + 1

@@ -1,8 +1,8 @@
-"""Is a multistep solver's memory worth keeping across a blend?  Measured, on any model.
+"""Whether a multistep solver should keep its history across a blend: a measurement.
 
-A blend changes x_t behind the solver's back (see `blend_latents`).  The measure of a choice
-is how far few steps end from where very many end: the same noise and the same level to start
-from, the latents inside the mask compared.
+A blend changes x_t between the solver's steps (see `blend_latents`).  Either choice is measured
+by the distance of a run of few steps from one of very many, from the same noise and noise
+level, over the latents inside the mask.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""A decoder of the image's own ("background reconstruction" in arXiv:2206.02779).
+"""A decoder fine-tuned to one image ("background reconstruction" in arXiv:2206.02779).
 
-The VAE's decoder cannot give back every image exactly: faces, letters and fine textures
-come out as something similar.  But its weights can be tuned until it gives back *this* one:
-outside the mask the original's pixels, inside what it made of the edit before.  The seam is
-then the decoder's own work, and so invisible.
+The VAE's decoder cannot reproduce every image exactly: faces, letters and fine textures
+change.  Its weights can be fine-tuned to *this* image: outside the mask to the original's
+pixels, inside to what it decoded before.  As one network makes both, there is no seam.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pare.pipeline import Pipeline, Progress
 
 TUNING_STEPS = 75
 LEARNING_RATE = 1e-4
-OUTSIDE_WEIGHT = 100.0  # the original is to be met closely, the edit only about
+OUTSIDE_WEIGHT = 100.0  # of the original's pixels against the edit's, as published
 
 
 def decode_tuned(

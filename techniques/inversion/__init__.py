@@ -1,36 +1,51 @@
-"""From an image to the noise that the model would make it from, and back with other words.
+"""Inversion: from an image to the noise that a model makes it from; and edits from there.
 
-`ddim` is the idea and the loop; the others mend what is wrong with it, each in its own file:
-`fixed_point` solves each step, `null_text` trains the empty prompt, `negative` puts the
-source prompt in its place, `direct` keeps the source's row where it was, `edit_friendly`
-solves for the noise of DDPM, `edict` has two latents take turns.  `trace` is what they leave,
-`inverted` the same with words and as a file, `images` goes from images to images,
-`report` judges.
+`ddim_inversion` is the idea and its loop.  `fixed_point`, `null_text`, `edit_friendly` and
+`edict` are inversions with loops of their own; `inverted_sampling` is the one loop that samples
+from their results, edits included.  `invert_image` and `edit_image` go from images to images,
+`latent_trace` and `inverted` hold what an inversion yields, `report_card` measures it.
 """
 
+from techniques.inversion.edit_image import (
+    EDIT_METHODS,
+    Edited,
+    Kind,
+    check_kind,
+    edit,
+    usual_guidance,
+    usual_strength,
+)
 from techniques.inversion.invert_image import (
     PREFERRED_SCHEDULER,
     USUAL_GUIDANCE,
-    Method,
     Sampled,
     invert,
     sample,
 )
 from techniques.inversion.inverted import Inverted, load
+from techniques.inversion.inverted_sampling import sample_latents
+from techniques.inversion.latent_trace import Method, Trace
 from techniques.inversion.report_card import ReportCard, invert_and_report, statistics
-from techniques.inversion.trace import Trace
 
 __all__ = [
+    "EDIT_METHODS",
     "PREFERRED_SCHEDULER",
     "USUAL_GUIDANCE",
+    "Edited",
     "Inverted",
+    "Kind",
     "Method",
     "ReportCard",
     "Sampled",
     "Trace",
+    "check_kind",
+    "edit",
     "invert",
     "invert_and_report",
     "load",
     "sample",
+    "sample_latents",
     "statistics",
+    "usual_guidance",
+    "usual_strength",
 ]

@@ -1,4 +1,4 @@
-"""An inversion with all that belongs to it, and as a file: safetensors with JSON beside."""
+"""An inversion with what it was made from, and its file: safetensors with JSON metadata."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from torch import Tensor
 from pare.errors import InversionError
 from pare.io.whole_files import write_whole
 from pare.runtime.validation import MAX_PROMPT, MAX_SIDE, MAX_STEPS
-from techniques.inversion.trace import Trace
+from techniques.inversion.latent_trace import Method, Trace
 
 KEY = "pare-inversion"  # of the JSON in the file's metadata
 FORMAT = 1
 MOST_JSON = 1_000_000  # characters
 MOST_BYTES = 2**33  # of a file; SD's largest image with 1000 steps has less
-TENSORS = ("trajectory", "uncond", "noise", "partner")
-# What each method leaves beside its timesteps.
+# The tensors of a trace, and their names in a file.
+TENSORS = {"latents": "trajectory", "uncond": "uncond", "noise": "noise", "partner": "partner"}
+# The tensor that each method stores beside the latents.
 NEEDED: Mapping[str, str | None] = {
     "ddim": None,
     "fixed-point": None,
@@ -39,9 +40,9 @@ NEEDED: Mapping[str, str | None] = {
 
 @dataclass(frozen=True)
 class Inverted:
-    """One image's inversion: from here `sample` makes the image again, or its edit."""
+    """One image's inversion, from which `sample` reconstructs the image or makes an edit."""
 
-    method: str
+    method: Method
     prompt: str  # what the image shows
     guidance: float  # at which the prompt gives the image back
     width: int  # of the image in pixels
@@ -59,8 +60,8 @@ class Inverted:
         """
         tensors = {
             name: tensor.detach().cpu().contiguous()
-            for name in TENSORS
-            if (tensor := getattr(self.trace, name)) is not None
+            for field, name in TENSORS.items()
+            if (tensor := getattr(self.trace, field)) is not None
         }
         about = {
             "format": FORMAT, "method": self.method, "prompt": self.prompt,
@@ -98,19 +99,20 @@ def load(path: Path | str) -> Inverted:
                 )
             about = parse(text, path)
             names = set(file.keys())
-            if names != set(tensor_names(about["method"])):
+            fields = needed_fields(about["method"])
+            if names != {TENSORS[field] for field in fields}:
                 refuse(path, f"its tensors are {', '.join(sorted(names))[:100]}")
-            tensors = {name: file.get_tensor(name) for name in names}
+            trace = Trace(**{field: file.get_tensor(TENSORS[field]) for field in fields})
     except SafetensorError as error:
         refuse(path, f"it is no whole safetensors file: {error}")
-    trace = Trace(**tensors)
     check_tensors(trace, about["method"], path)
     return Inverted(trace=trace, **about)
 
 
-def tensor_names(method: str) -> list[str]:
+def needed_fields(method: str) -> list[str]:
+    """The fields of a trace by `method`."""
     more = NEEDED[method]
-    return ["trajectory"] if more is None else ["trajectory", more]
+    return ["latents"] if more is None else ["latents", more]
 
 
 def parse(text: str, path: Path | str) -> dict[str, Any]:
@@ -147,22 +149,23 @@ def parse(text: str, path: Path | str) -> dict[str, Any]:
 
 def check_tensors(trace: Trace, method: str, path: Path | str) -> None:
     """Raise an InversionError for shapes, types or values that no inversion has."""
-    way = trace.latents
-    if way.ndim != 4 or not 2 <= len(way) <= MAX_STEPS + 1:
-        refuse(path, f"its timestep schedule has the shape {tuple(way.shape)}")
+    latents = trace.latents
+    if latents.ndim != 4 or not 2 <= len(latents) <= MAX_STEPS + 1:
+        refuse(path, f"its latents have the shape {tuple(latents.shape)}")
     shapes = {
-        "trajectory": tuple(way.shape),
-        "partner": tuple(way.shape),
-        "noise": (trace.steps, *way.shape[1:]),
+        "latents": tuple(latents.shape),
+        "partner": tuple(latents.shape),
+        "noise": (trace.steps, *latents.shape[1:]),
         "uncond": (trace.steps, 77, trace.uncond.shape[-1] if trace.uncond is not None else 0),
     }
-    for name in tensor_names(method):
-        tensor: Tensor = getattr(trace, name)
-        if tuple(tensor.shape) != shapes[name]:
-            refuse(path, f"its {name} has the shape {tuple(tensor.shape)}, not {shapes[name]}")
-        kind = torch.float64 if method == "edict" else torch.float32
-        if tensor.dtype != kind:
-            refuse(path, f"its {name} is {tensor.dtype}, not {kind}")
+    dtype = torch.float64 if method == "edict" else torch.float32
+    for field in needed_fields(method):
+        tensor: Tensor = getattr(trace, field)
+        name = TENSORS[field]
+        if tuple(tensor.shape) != shapes[field]:
+            refuse(path, f"its {name} has the shape {tuple(tensor.shape)}, not {shapes[field]}")
+        if tensor.dtype != dtype:
+            refuse(path, f"its {name} is {tensor.dtype}, not {dtype}")
         if not tensor.isfinite().all():
             refuse(path, f"its {name} holds values that are not numbers")
 

@@ -1,7 +1,7 @@
-"""An inversion's report card: how much of the image comes back, and what was found.
+"""An inversion's report card: how close its reconstruction is, and whether its noise is Gaussian.
 
-The image goes through the VAE either way, so what the VAE alone gives back is the most
-that any inversion can.
+The image goes through the VAE either way, so the VAE's own round trip is the upper bound of
+any reconstruction.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from pare.io.images import fit_to_multiple, to_pil, to_tensor
+from pare.io.images import ImageLike, as_image, fit_to_multiple, to_pil, to_tensor
 from pare.io.metrics import mse, psnr, ssim
 from pare.pipeline import Pipeline, Progress
-from techniques.inversion.invert_image import Method, Sampled, invert, sample
+from techniques.inversion.invert_image import Sampled, invert, sample
 from techniques.inversion.inverted import Inverted
+from techniques.inversion.latent_trace import Method
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,15 +35,19 @@ class Likeness:
     psnr: float  # dB over all pixels and channels; inf if they are equal
     ssim: float  # of the luma; 1 if they are equal
 
+    def report(self) -> dict[str, float | None]:
+        """Fit for JSON, which has no infinity: the psnr of equal images is None."""
+        return {"psnr": None if math.isinf(self.psnr) else self.psnr, "ssim": self.ssim}
+
 
 @dataclass(frozen=True)
 class Statistics:
-    """Is it white Gaussian noise?  Then mean 0, std 1, autocorrelation 0, kurtosis 3."""
+    """Of inverted noise.  White Gaussian noise has mean 0, std 1, autocorrelation 0, kurtosis 3."""
 
     mean: float
     std: float
     autocorrelation: float
-    """The correlation of neighbours, across and down, over all channels: near 1 in images."""
+    """The correlation of neighbouring pixels, horizontal and vertical: near 1 in images."""
     kurtosis: float
 
 
@@ -64,17 +69,17 @@ class ReportCard:
     sampling: Cost
 
     def report(self) -> dict[str, Any]:
-        """Fit for JSON, which has no infinity: the psnr of equal images is None."""
-        card = dataclasses.asdict(self)
-        for name in ("vae_alone", "reconstruction"):
-            if math.isinf(card[name]["psnr"]):
-                card[name]["psnr"] = None
-        return card
+        """Fit for JSON."""
+        likenesses = {
+            "vae_alone": self.vae_alone.report(),
+            "reconstruction": self.reconstruction.report(),
+        }
+        return dataclasses.asdict(self) | likenesses
 
 
 def invert_and_report(
     pipe: Pipeline,
-    image: Image.Image,
+    image: ImageLike,
     prompt: str,
     *,
     method: Method = "ddim",
@@ -83,20 +88,20 @@ def invert_and_report(
     seed: int = 0,
     progress: Progress = iter,
 ) -> tuple[Inverted, Sampled, ReportCard]:
-    """`invert`, the image that its own prompt gives back, and the report card on both."""
+    """`invert`, the reconstruction under the same prompt, and the report card of both."""
+    original = as_image(image)
     with metered(pipe) as inverting:
         inverted = invert(
-            pipe, image, prompt,
+            pipe, original, prompt,
             method=method, steps=steps, guidance=guidance, seed=seed, progress=progress,
         )  # fmt: skip
     with metered(pipe) as sampling:
         again = sample(pipe, inverted, progress=progress)
-    original = image.convert("RGB")
     worked, restore = fit_to_multiple(original, pipe.vae.config.factor)
     through_vae = restore(to_pil(pipe.decode(pipe.encode(to_tensor(worked))))[0])
     card = ReportCard(
         vae_alone=likeness(original, through_vae),
-        reconstruction=likeness(original, again.image),
+        reconstruction=likeness(original, again[0]),
         latent_error=rms(again.latents.cpu() - inverted.trace.source.cpu()),
         noise=statistics(inverted.trace.x_T),
         inverting=inverting(),
@@ -116,7 +121,7 @@ def statistics(noise: Tensor) -> Statistics:
     """Of latents (1, 4, h, w)."""
     values = noise.cpu().double()
     unit = (values - values.mean()) / values.std()
-    # Each channel by itself: one that is brighter throughout is no correlation of neighbours.
+    # Per channel: a channel's mean is no correlation of neighbours.
     flat = values - values.mean(dim=(2, 3), keepdim=True)
     flat = flat / flat.square().mean(dim=(2, 3), keepdim=True).sqrt()
     across = (flat[..., :, 1:] * flat[..., :, :-1]).mean()
@@ -134,7 +139,7 @@ def rms(values: Tensor) -> float:
 
 
 class Meter:
-    """Counts the UNet's evaluations, and time; call it for what it has read."""
+    """Counts UNet evaluations and seconds; calling it returns both."""
 
     def __init__(self) -> None:
         self.evaluations = 0
@@ -147,7 +152,7 @@ class Meter:
 
 @contextlib.contextmanager
 def metered(pipe: Pipeline) -> Iterator[Meter]:
-    """Watch the pipeline's UNet inside the `with`; nothing stays on it."""
+    """Count the UNet's evaluations inside the `with`; the hook is removed afterwards."""
     meter = Meter()
 
     def count(_module: object, inputs: tuple[Any, ...]) -> None:

@@ -1,10 +1,11 @@
-"""The edit itself: attention of the targets, made out of the source's.
+"""The edit of attention in Prompt-to-Prompt: the targets' weights computed from the source's.
 
-All run together: for each seed the source and then its targets, one row each.  In the rows
-of the conditional half, and there alone, the targets' cross-attention goes through their
-table of tokens, and their self-attention is the source's, each during its own steps.  The
-source's rows are not touched.  The source's maps of one layer live as long as its targets
-need them, so that memory does not grow with the steps.
+The batch holds, for each seed, the source and then its targets, one row each.  In the
+conditional rows alone, the targets' cross-attention weights are mapped from the source's by a
+table of tokens (`token_mapper`), and their self-attention weights are the source's, each
+during its own steps (arXiv:2208.01626, sec. 3.2).  The source's rows are not changed.  The
+source's weights of a layer are freed once its targets have used them, so that memory does not
+grow with the steps.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from pare.attention import AttentionCall, BatchRow, Control, Site
 from pare.errors import SettingError
 from pare.runtime.validation import check_number
 from pare.text.words import Words
-from techniques.prompt_to_prompt.local_blend import Masks
+from techniques.prompt_to_prompt.local_blend import LocalBlendMasks
 from techniques.prompt_to_prompt.token_mapper import TokenMap
 
 Span = float | tuple[float, float]
-"""A share of the steps: the first 0.8 of them, or those from (0.2, to 0.8)."""
+"""A fraction of the steps: the first 0.8 of them, or those from (0.2, to 0.8)."""
 
 
 @dataclass(frozen=True)
@@ -41,46 +42,46 @@ class Sites:
         unknown = sorted(set(self.blocks) - {"down", "mid", "up"})
         if unknown or not self.blocks:
             raise SettingError(
-                f"the blocks are {', '.join(self.blocks) or 'none'}", expected="down, mid, up"
+                f"`blocks` are {', '.join(self.blocks) or 'none'}", expected="down, mid, up"
             )
         check_number("coarsest", self.coarsest, 0.0, 1.0)
         check_number("finest", self.finest, 0.0, 1.0)
         if self.coarsest > self.finest:
-            raise SettingError(f"coarsest is {self.coarsest}", expected=f"at most {self.finest}")
+            raise SettingError(f"`coarsest` is {self.coarsest}", expected=f"at most {self.finest}")
 
     def has(self, site: Site) -> bool:
         return site.block in self.blocks and self.coarsest <= 2.0**-site.stage <= self.finest
 
 
 EVERYWHERE = Sites()
-# The resolution limit of self-attention: finer layers hold texture, which is the target's.
+# The resolution limit of self-attention: finer layers determine texture, the target's own.
 # The authors' first notebook has 16 x 16 (0.25 for SD 1), that of null-text inversion 32 x 32.
 COARSE = Sites(finest=0.5)
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
-    """One target's part of a run."""
+class TargetEdit:
+    """How and when one target's attention is edited."""
 
     table: TokenMap
     cross: Tensor
-    """(steps, 77): 1 where the table acts on a token of the target, 0 where its own attention
-    stays."""
+    """(steps, 77): 1 where the table acts on a token of the target, 0 where the target's own
+    weights stay."""
     self_steps: range
-    """The steps that see the source's self-attention."""
+    """The steps whose self-attention weights are the source's."""
 
 
 def steps_of(span: Span, steps: int, name: str) -> range:
-    """The steps that a share means: 0.8 of 50 is 0 .. 39.
+    """The steps that a span means: 0.8 of 50 is 0 .. 39.
 
     Raises:
-        SettingError: no share, or one that ends before it begins.
+        SettingError: not in [0, 1], or a span that ends before it starts.
     """
     start, end = span if isinstance(span, tuple) else (0.0, span)
     check_number(name, start, 0.0, 1.0)
     check_number(name, end, 0.0, 1.0)
     if start > end:
-        raise SettingError(f"{name} ends at {end:g} and begins at {start:g}")
+        raise SettingError(f"`{name}` ends at {end:g} and starts at {start:g}")
     return range(round(start * steps), round(end * steps))
 
 
@@ -94,7 +95,7 @@ def cross_schedule(
 
     Raises:
         PromptError: a word that is not in the target.
-        SettingError: no share of the steps.
+        SettingError: a span out of range.
     """
     acts = torch.zeros(steps, target.length)
     acts[list(steps_of(span, steps, "cross_replace"))] = 1
@@ -107,21 +108,21 @@ def cross_schedule(
 
 
 class Injection(Control):
-    """Edits the targets' rows of one run."""
+    """Attention control of one run: edits the targets' rows."""
 
     def __init__(
         self,
-        targets: Sequence[Target],
+        targets: Sequence[TargetEdit],
         *,
         cross_sites: Sites = EVERYWHERE,
         self_sites: Sites = COARSE,
-        masks: Masks | None = None,
+        masks: LocalBlendMasks | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         """
         Args:
             self_sites: where self-attention is injected: the resolution limit.
-            masks: is shown the words' maps; see `techniques.prompt_to_prompt.local_blend`.
+            masks: collects the words' maps; see `techniques.prompt_to_prompt.local_blend`.
         """
         device = torch.device(device)
         self.targets = [
@@ -137,8 +138,8 @@ class Injection(Control):
             acts = any(step in target.self_steps for target in self.targets)
             return acts and self.self_sites.has(site)
         acts = any(step in steps for steps in self.cross_steps)
-        looked_at = self.masks is not None and self.masks.wants(site)
-        return looked_at or (acts and self.cross_sites.has(site))
+        collected = self.masks is not None and self.masks.wants(site)
+        return collected or (acts and self.cross_sites.has(site))
 
     def edit(self, call: AttentionCall, weights: Callable[[int], Tensor]) -> dict[int, Tensor]:
         edited = {}
@@ -168,7 +169,7 @@ class Injection(Control):
 
 
 @dataclass(frozen=True)
-class Part(Control):
+class BatchSlice(Control):
     """A run's control for a batch that holds only some of its rows, from `first` on."""
 
     whole: Control

@@ -1,8 +1,8 @@
-"""The algorithm: denoise the source and its targets side by side, and edit what they look at.
+"""Prompt-to-Prompt (arXiv:2208.01626, algorithm 1): source and targets sampled side by side.
 
-Source and targets start from one noise.  Where the attention of a target is made from the
-source's, the image gets the source's layout; what stands in the layout comes from the
-target's own words (arXiv:2208.01626, algorithm 1).
+They start from the same noise.  Where a target's attention weights are computed from the
+source's, its image gets the source's layout; the values, and so the content, come from the
+target's own prompt.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress
 from pare.schedulers import History, NoiseLevel, Prediction, Timesteps
 from pare.text.text_encoder import PromptEmbeddings
-from techniques.prompt_to_prompt.attention_edit import Injection, Part
+from techniques.prompt_to_prompt.attention_edit import BatchSlice, Injection
 
 
 @torch.no_grad()
@@ -31,17 +31,18 @@ def edit_latents(
     batch: int | None = None,
     progress: Progress = iter,
 ) -> Tensor:
-    """x_t at the timestep schedule's first level -> latents at its last, both (B, 4, h, w).
+    """x_t at the first of the timesteps -> latents at the last, both (B, 4, h, w).
 
-    The rows are, for each seed, the source and then its targets, all from one noise.
+    The rows are, for each seed, the source and then its targets, all from the same noise.
 
     Args:
         prompts: of every row.
-        noise: needed by schedulers that are `stochastic`; one stream a row, equal for all rows
-            of a seed.
+        injection: edits the targets' attention inside `pipe.predict`.
+        noise: needed by schedulers that are `stochastic`; one generator a row, equal for all
+            rows of a seed.
         batch: rows that go through the UNet together; None is all of them.  With 1, source and
-            targets are looked at one after the other, step by step, which takes the least
-            memory and changes the images by rounding alone.
+            targets take turns at every step, which needs the least memory and changes the
+            images by rounding alone.
 
     Raises:
         SettingError: a local blend by layers that the UNet does not have.
@@ -51,7 +52,7 @@ def edit_latents(
     history: History = ()
     for i in progress(range(len(timesteps))):
         level = timesteps.levels[i]
-        prediction = predict_in_parts(
+        prediction = predict_in_slices(
             pipe, x_t, level, prompts, injection, guidance, rescale, i, batch or len(x_t)
         )
         fresh = pipe.fresh_noise(noise, x_t)
@@ -61,7 +62,7 @@ def edit_latents(
     return x_t
 
 
-def predict_in_parts(
+def predict_in_slices(
     pipe: Pipeline,
     x_t: Tensor,
     level: NoiseLevel,
@@ -72,12 +73,14 @@ def predict_in_parts(
     i: int,
     batch: int,
 ) -> Prediction:
-    """`Pipeline.predict`, `batch` rows at a time.  A source comes before its targets, so that
-    its maps are there when they are wanted."""
+    """`Pipeline.predict`, `batch` rows at a time.
+
+    A source comes before its targets, which need its attention weights.
+    """
     parts = []
     for first in range(0, len(x_t), batch):
         rows = slice(first, first + batch)
-        control = Part(injection, first)
+        control = BatchSlice(injection, first)
         parts.append(
             pipe.predict(
                 x_t[rows], level, prompts[rows], guidance, rescale=rescale, control=control, step=i

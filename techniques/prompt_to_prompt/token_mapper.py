@@ -1,19 +1,20 @@
 """Which word of the source feeds which word of the target: a table of 77 x 77 tokens.
 
-The source's cross-attention says of every pixel how much it looks at each token of the
-source.  Multiplied by such a table, it says how much the target's pixels are to look at each
-token of the target:
+The source's cross-attention gives, for every pixel (query), a weight for each token (key) of
+the source prompt.  Multiplied by such a table, it gives weights for the target's tokens
+(arXiv:2208.01626, sec. 3.2):
 
-    edited = (source maps @ matrix) (1 - own) + (target's maps) own,   times scale
+    edited = (source weights @ matrix) (1 - own) + (target's weights) own,   times scale
 
-`replaced` swaps word for word, `refined` keeps what two prompts share and leaves what is new
-to itself, `untouched` leaves everything; `with_word` puts a pair of words of the user's
-choice over any of them, `reweighted` turns words up and down.       arXiv:2208.01626, sec. 3.2
+`replaced` swaps word for word, `refined` keeps what two prompts share and gives new tokens
+their own weights, `untouched` changes nothing; `with_word` adds a pair of words of the user's
+choice to any of them, `reweighted` scales words.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,22 +29,26 @@ from pare.text.words import PADDING, Words
 Mode = Literal["replace", "refine", "own"]
 
 
+class PairingWarning(UserWarning):
+    """Words that were paired by their places alone, and may not belong together."""
+
+
 @dataclass(frozen=True, eq=False)
 class TokenMap:
-    """How the target's attention to its tokens is made of the source's to its own."""
+    """How the target's attention weights are computed from the source's."""
 
     source: Words
     target: Words
     matrix: Tensor
-    """(77, 77): [i, j] is the share of the source's attention to its token i that the target's
-    token j is given."""
+    """(77, 77): [i, j] is the fraction of the weight of the source's token i that the target's
+    token j receives."""
     own: Tensor
-    """(77,): 1 where a token of the target keeps its own attention instead, else 0."""
+    """(77,): 1 where a token of the target keeps its own weight instead, else 0."""
     scale: Tensor
-    """(77,): what the attention to a token of the target is multiplied by at the end."""
+    """(77,): the factor of each token of the target, applied last."""
 
     def apply(self, source: Tensor, target: Tensor) -> Tensor:
-        """The maps (..., 77) of the source and of the target -> those that are to act."""
+        """The edited weights (..., 77) from the source's and the target's own."""
         return (source @ self.matrix * (1 - self.own) + target * self.own) * self.scale
 
     def to(self, device: torch.device) -> TokenMap:
@@ -55,7 +60,7 @@ class TokenMap:
         )
 
     def __str__(self) -> str:
-        """The table for people: every token of the target, and what feeds it."""
+        """The table as text: every token of the target, and what feeds it."""
         rows = [f"{self.source.prompt!r} -> {self.target.prompt!r}"]
         width = max(len(name) for name in self.target.names)
         for j, name in enumerate(self.target.names):
@@ -69,13 +74,15 @@ class TokenMap:
             if not self.matrix[i].any()
         ]
         if idle:
-            rows.append(f"of the source nothing feeds on {', '.join(idle)}")
+            rows.append(f"not used, of the source: {', '.join(idle)}")
         return "\n".join(rows)
 
     def feeds(self, j: int, *, places: bool = True) -> str:
-        """What the target's token `j` is fed by, in words: `1/3 of 2 lion`, 2 being its place."""
+        """What feeds the target's token `j`, as text: `1/3 of 2 lion`, 2 being its place."""
         parts = [
-            share_of(float(self.matrix[i, j])) + (f"{i} " if places else "") + self.source.names[i]
+            fraction_of(float(self.matrix[i, j]))
+            + (f"{i} " if places else "")
+            + self.source.names[i]
             for i in self.matrix[:, j].nonzero().flatten().tolist()
         ]
         text = " + ".join(parts) or "nothing"
@@ -86,7 +93,7 @@ class TokenMap:
         return text
 
     def report(self) -> dict[str, Any]:
-        """The table for programs, fit for JSON; padding by its first token alone."""
+        """The table, fit for JSON; padding by its first token alone."""
         tokens = [
             {
                 "place": j,
@@ -103,7 +110,7 @@ class TokenMap:
         return {"source": self.source.prompt, "target": self.target.prompt, "tokens": tokens}
 
 
-def share_of(value: float) -> str:
+def fraction_of(value: float) -> str:
     """1 -> "", 1/3 -> "1/3 of " """
     if value == 1:
         return ""
@@ -120,19 +127,25 @@ def token_map(
     weights: Mapping[str, float] | None = None,
     normalised: bool = False,
 ) -> TokenMap:
-    """A table out of all that a user may ask for, chained in this order.
+    """The table of an edit: the mode's, then `words`, then `weights`.
 
     Args:
-        mode: None is "replace" where both prompts have as many words, else "refine".
-        words: pairs of a word of the source and the word of the target that it is to feed.
-        weights: for words of the target, what their attention is multiplied by.
+        mode: None is "replace" where both prompts have equally many words, else "refine".
+        words: pairs of a word of the source and the word of the target that it feeds.
+        weights: for words of the target, the factor of their attention weights.
         normalised: see `replaced`.
+
+    Warns:
+        PairingWarning: `mode` is None, and "replace" pairs words that may not belong together.
 
     Raises:
         PromptError: a word that is not in its prompt.
         SettingError: prompts that cannot be paired word by word; a weight out of range.
     """
-    mode = mode or usual_mode(source, target)
+    if mode is None:
+        mode = usual_mode(source, target)
+        if mode == "replace":
+            warn_of_pairs(source, target, words or {})
     if mode == "replace":
         table = replaced(source, target, normalised=normalised)
     elif mode == "refine":
@@ -145,28 +158,53 @@ def token_map(
 
 
 def usual_mode(source: Words, target: Words) -> Mode:
-    """What suits two prompts: word for word where they have as many, which costs no layout."""
+    """The mode that suits two prompts: "replace" where they have equally many words."""
     return "replace" if len(source.words) == len(target.words) else "refine"
 
 
+def warn_of_pairs(source: Words, target: Words, chosen: Mapping[str, str]) -> None:
+    """Warn if pairing equally many words by their places is probably not what was meant.
+
+    That is where more than half of the words differ, or where an alignment would match more.
+    Words of `chosen`, the user's own pairs, count as meant.
+    """
+    old, new = ([word.key for word in prompt.words] for prompt in (source, target))
+    meant = {(a.casefold(), b.casefold()) for a, b in chosen.items()}
+    pairs = [pair for pair in zip(old, new, strict=True) if pair[0] != pair[1]]
+    pairs = [pair for pair in pairs if pair not in meant]
+    in_place = len(old) - len(pairs)
+    numbers = {word: k for k, word in enumerate(dict.fromkeys(old + new))}
+    both = ([numbers[word] for word in words] for words in (old, new))
+    matched = sum(partner is not None for partner in aligned(*both))
+    if len(pairs) > 1 and (len(pairs) > len(old) / 2 or matched > in_place):
+        listed = "; ".join(f"{b} <- {a}" for a, b in pairs)
+        warnings.warn(
+            f"{source.prompt!r} and {target.prompt!r} have equally many words, which are paired "
+            f"by their places: {listed}; to pair equal words instead pass `mode=refine`, to "
+            "confirm `mode=replace`",
+            PairingWarning,
+            stacklevel=3,
+        )
+
+
 def untouched(source: Words, target: Words) -> TokenMap:
-    """Every token of the target keeps its own attention."""
+    """Every token of the target keeps its own weight."""
     length = target.length
     empty = torch.zeros(length, length)
     return TokenMap(source, target, empty, torch.ones(length), torch.ones(length))
 
 
 def replaced(source: Words, target: Words, *, normalised: bool = False) -> TokenMap:
-    """Word for word: the k-th word of the target takes over where the source's k-th looked.
+    """Word for word: the k-th word of the target gets the weights of the source's k-th.
 
-    A word of n tokens that becomes one of as many feeds them one by one.  Otherwise its
-    n x m block holds 1 / max(n, m), and what stands behind shifts along.  For n > m the new
-    word then gets only m / n of the old one's attention, and padding that is pushed off the
-    end is lost, or at the end has nothing to feed it.
+    A word of n tokens feeds one of as many token by token.  Otherwise its n x m block holds
+    1 / max(n, m), and the tokens behind it shift.  For n > m the new word then gets only m / n
+    of the old one's weight; padding that is shifted past the end is lost, and where it shifts
+    the other way the last tokens are fed by nothing.
 
     Args:
-        normalised: blocks hold 1 / m, and the last token takes what is pushed off the end:
-            every row sums to 1, no attention is lost.
+        normalised: blocks hold 1 / m, and the last token gets what is shifted past the end:
+            every row sums to 1, no weight is lost.
 
     Raises:
         SettingError: prompts of different numbers of words.
@@ -175,7 +213,7 @@ def replaced(source: Words, target: Words, *, normalised: bool = False) -> Token
         raise SettingError(
             f"replace swaps word for word, and {source.prompt!r} has {len(source.words)} words "
             f"and punctuation marks, {target.prompt!r} {len(target.words)}",
-            fix="take refine, or give a map of words",
+            fix="use `mode=refine`, or pair words with `words`",
         )
     length = target.length
     matrix, own = torch.zeros(length, length), torch.zeros(length)
@@ -183,7 +221,7 @@ def replaced(source: Words, target: Words, *, normalised: bool = False) -> Token
     for old, new in zip(source.words, target.words, strict=True):
         feed(matrix, own, old.tokens, new.tokens, normalised)
 
-    # Behind the words: the end on the end, padding on padding.
+    # Behind the words: end feeds end, padding feeds padding.
     shift = len(target.ids) - len(source.ids)
     for i in range(len(source.ids) - 1, length):
         if i + shift < length:
@@ -198,7 +236,7 @@ def feed(
 ) -> None:
     """Let the source's tokens `old` feed the target's `new`, in place."""
     n, m = len(old), len(new)
-    if n == 0:  # nothing to be fed by
+    if n == 0:  # nothing to feed it
         own[list(new)] = 1
     elif n == m:
         matrix[list(old), list(new)] = 1
@@ -208,7 +246,7 @@ def feed(
 
 
 def refined(source: Words, target: Words) -> TokenMap:
-    """What both prompts share is fed by the source; what is new keeps its own attention.
+    """Tokens that both prompts share are fed by the source; new ones keep their own weights.
 
     A token of padding is fed by the one at the same place, if the source has padding there.
     """
@@ -277,8 +315,7 @@ def times(count: int) -> str:
 
 
 def reweighted(table: TokenMap, weights: Mapping[str, float]) -> TokenMap:
-    """Words of the target, turned up or down; below 0, away from.  arXiv:2208.01626 takes
-    -2 to 2.
+    """Scale the weights of words of the target (arXiv:2208.01626, sec. 3.2, uses -2 to 2).
 
     Raises:
         PromptError: a word that is not in the target.

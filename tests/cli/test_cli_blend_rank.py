@@ -14,7 +14,7 @@ from pare.io.images import to_tensor
 from pare.recipes.recipe import read_recipe
 from roads.judge.judge import load_judge
 from roads.judge.judge_loss import judge_loss
-from techniques.clip_loss import clip_loss
+from techniques.loss_guidance.clip_loss import clip_loss
 from tests.techniques.test_loss_guidance import write_clip
 from tests.tiny_model import write_tiny_model
 

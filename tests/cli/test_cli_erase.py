@@ -21,7 +21,7 @@ from pare.cli.commands import erase as command
 from pare.cli.main import main
 from pare.recipes.recipe import read_recipe
 from techniques.erasure import Concept
-from techniques.erasure_maps import MOST_COLUMNS, drawn_steps, push_sheet
+from techniques.erasure.erasure_maps import MOST_COLUMNS, drawn_steps, term_sheet
 from tests.conftest import ROOT
 from tests.tiny_model import write_tiny_model
 
@@ -164,7 +164,7 @@ def test_maps_are_a_page_and_numbers_for_each_image(capsys: pytest.CaptureFixtur
     made = sorted(path.name for path in Path("maps").iterdir())
     assert made == [f"erase-maps-{k}.{end}" for k in (0, 1) for end in ("png", "safetensors")]
     with safe_open("maps/erase-maps-1.safetensors", "pt") as file:
-        pushes, about = file.get_tensor("pushes"), json.loads(file.metadata()["pare"])
+        pushes, about = file.get_tensor("term_norms"), json.loads(file.metadata()["pare"])
     assert pushes.shape[:2] == (3, 2)
     assert pushes.min() > 0
     assert (about["concepts"], about["weights"]) == (["lamps", "snow"], [3.0, 10.0])
@@ -180,7 +180,7 @@ def test_maps_of_an_image_begin_where_its_run_does() -> None:
     given = ["photo.png", PROMPT, "--concept", "snow", "--preset", "ungated", "--strength", "0.5"]
     assert erase(*given, "--maps", "m.png", steps=4) == 0
     with safe_open("m.safetensors", "pt") as file:
-        assert file.get_tensor("pushes").shape[0] == 2
+        assert file.get_tensor("term_norms").shape[0] == 2
         assert json.loads(file.metadata()["pare"])["first_step"] == 2
 
 
@@ -188,14 +188,14 @@ def test_the_page_has_a_row_a_concept_and_is_bright_where_it_was_pushed() -> Non
     pushes = torch.zeros(2, 2, 4, 4)
     pushes[1, 0, 0, 0] = 2.0
     concepts = [Concept("lamps", 3.0), Concept("雪" * 40, -1.0)]
-    page = np.asarray(push_sheet(Image.new("RGB", (64, 64), "grey"), pushes, concepts)).astype(int)
+    page = np.asarray(term_sheet(Image.new("RGB", (64, 64), "grey"), pushes, concepts)).astype(int)
     assert page.shape == (16 + 2 * (16 + 128 + 4), 4 + 3 * 132, 3)
     top, left = 32, 4 + 2 * 132  # the first concept's second step
     pushed, beside = page[top + 16, left + 16], page[top + 16, left + 80]
     assert pushed.min() > beside.max() + 50
     assert np.array_equal(page[top + 16, left - 132 + 16], beside)
     empty: Tensor = torch.zeros(1, 1, 4, 4)
-    push_sheet(Image.new("RGB", (8, 900)), empty, concepts[:1])
+    term_sheet(Image.new("RGB", (8, 900)), empty, concepts[:1])
 
 
 def test_of_many_steps_some_are_drawn() -> None:

@@ -30,7 +30,7 @@ from roads.benchmark.tables import (
 from roads.benchmark.tables.jobs import Job, JobResults, Record
 from roads.benchmark.tables.tables_page import PIE_BENCH, Pages, fill, markdown, number
 from roads.judge.judge import Judge
-from techniques.edit import METHODS
+from techniques.inversion import EDIT_METHODS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/measured.md").read_text(encoding="utf-8")
@@ -216,7 +216,7 @@ def test_the_page_has_a_place_for_every_table() -> None:
 
 def test_every_method_of_every_edit_takes_part() -> None:
     for kind in ("p2p", "resample"):
-        assert {f"{kind} {method}" for method in METHODS[kind]} <= set(TECHNIQUES)
+        assert {f"{kind} {method}" for method in EDIT_METHODS[kind]} <= set(TECHNIQUES)
 
 
 # --- one of each, for real -----------------------------------------------------------------

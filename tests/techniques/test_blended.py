@@ -34,7 +34,7 @@ from techniques.blended import (
     measure_history,
     shrunken,
 )
-from techniques.blended.edit_canvas import resampled_mask
+from techniques.blended.edit_canvas import as_tensor, resampled
 from tests.random_models import normal
 from tests.schedulers.analytic import posterior_mean
 from tests.techniques.blending import TinyModel, TinyPipeline, distance, random_image, rectangle
@@ -493,7 +493,7 @@ def test_a_ranking_that_sees_the_mask_alone() -> None:
 
 
 def test_a_score_that_is_no_number(pipe: TinyPipeline) -> None:
-    with pytest.raises(SettingError, match="the ranking gives image 1 nan"):
+    with pytest.raises(SettingError, match="`rank` gives image 1 nan"):
         edit(pipe, rank=lambda image, prompt: math.nan)
 
 
@@ -579,22 +579,22 @@ def test_a_mask_at_another_size(seed: int, width: int, height: int, to: tuple[in
     edit = np.random.default_rng(seed).random((height, width)) < 0.1
     edit[seed % height, seed % width] = True
     mask = Image.fromarray((edit * 255).astype(np.uint8))
-    covered = np.asarray(resampled_mask(mask, to, cover=True)) > 0
-    half = np.asarray(resampled_mask(mask, to, cover=False)) > 0
+    covered = resampled(as_tensor(mask), to, cover=True)[0, 0].numpy() > 0
+    half = resampled(as_tensor(mask), to, cover=False)[0, 0].numpy() > 0
     assert covered.shape == half.shape == to[::-1]
     assert covered.any()
     assert not (half & ~covered).any()
     for y, x in zip(*edit.nonzero(), strict=True):  # every marked pixel is still under it
         assert covered[y * to[1] // height, x * to[0] // width]
     full = Image.new("L", (width, height), 255)
-    assert np.asarray(resampled_mask(full, to, cover=False)).all()
+    assert resampled(as_tensor(full), to, cover=False).all()
 
 
 @given(seed=st.integers(0, 999), factor=st.sampled_from([1, 2, 4, 8]))
 def test_cover_is_the_smallest_grid_that_holds_the_mask(seed: int, factor: int) -> None:
     edit = np.random.default_rng(seed).random((4 * factor, 5 * factor)) < 0.05
     mask = Image.fromarray((edit * 255).astype(np.uint8))
-    grid = mask_on_grid(mask, factor, cover=True)[0, 0].numpy() > 0
+    grid = mask_on_grid(as_tensor(mask), factor, cover=True)[0, 0].numpy() > 0
     assert grid.shape == (4, 5)
     for y in range(4):
         for x in range(5):

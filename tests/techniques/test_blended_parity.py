@@ -21,9 +21,9 @@ from pare.pipeline import Pipeline
 from pare.schedulers import Timesteps
 from tests.conftest import ROADS
 from tests.random_models import normal
+from tests.references.reference_blend import reference_blend
 from tests.techniques.blending import SCHEDULER_CONFIG, Exact, TinyModel, distance, embedding
 from tests.techniques.mutants import mutant
-from tests.techniques.reference_blend import reference_blend
 
 BOUND = 1e-5
 

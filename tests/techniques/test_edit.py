@@ -1,4 +1,4 @@
-"""Real images edited on the way back from an inversion: every method with every edit."""
+"""Real images edited by sampling from an inversion: every method with every edit."""
 
 from __future__ import annotations
 
@@ -16,16 +16,24 @@ from torch import Tensor
 
 import pare
 from pare.errors import InversionError, PareError, SettingError
-from pare.text.text_encoder import PromptEmbeddings
 from roads.benchmark.edit_tasks import tasks
-from techniques import edit as technique
 from techniques import inversion
 from techniques import prompt_to_prompt as p2p
-from techniques.edit import METHODS, Edited, Kind, edit, edit_loops, sampling_back
-from techniques.erasure import PRESETS, Concept, Gates, erase_latents
-from techniques.inversion import Inverted, Method, Trace, ddim, direct
-from techniques.inversion.invert_image import described, fingerprints, sample_rows
+from techniques.erasure import PRESETS, Concept, ErasureGuidance, Gates, erase_latents
+from techniques.inversion import (
+    EDIT_METHODS,
+    Edited,
+    Inverted,
+    Kind,
+    Method,
+    Trace,
+    ddim_inversion,
+    edit,
+    inverted_sampling,
+)
+from techniques.inversion.invert_image import described, embedded, fingerprints
 from tests.random_models import normal
+from tests.references.reference_inverted_sampling import reference_sampling
 from tests.techniques.blending import TinyModel, TinyPipeline, distance, random_image, rectangle
 from tests.techniques.mutants import mutant
 from tests.techniques.test_prompt_to_prompt_words import words
@@ -33,7 +41,7 @@ from tests.techniques.test_prompt_to_prompt_words import words
 STEPS = 5
 SOURCE, TARGET = "a lion eats grass", "a hippo eats grass"
 SIZE = (44, 36)  # 11 x 9 latents
-PAIRS = [(kind, method) for kind, methods in METHODS.items() for method in methods]
+PAIRS = [(kind, method) for kind, methods in EDIT_METHODS.items() for method in methods]
 ON_ONE_WAY = [m for m in get_args(Method) if m not in ("edict", "direct")]
 
 
@@ -60,79 +68,93 @@ def injection(steps: int = STEPS, **of_edit: Any) -> p2p.Injection:
     return p2p.prepare([table], [p2p.Edit(after.prompt, **of_edit)], steps, (9, 11))
 
 
-def rows(pipe: TinyPipeline, *prompts: str) -> PromptEmbeddings:
-    return pipe.encode_prompts(prompts)
+def sampled(
+    pipe: TinyPipeline,
+    inverted: Inverted,
+    *prompts: str,
+    module: ModuleType = inverted_sampling,
+    **given: Any,
+) -> Tensor:
+    latents: Tensor = module.sample_latents(
+        pipe, inverted.trace, embedded(pipe, inverted, prompts), 4.0,
+        method=inverted.method, **given,
+    )  # fmt: skip
+    return latents
 
 
-# --- the way back --------------------------------------------------------------------------
+# --- the loop ------------------------------------------------------------------------------
 
 
 def apart(pipe: TinyPipeline, inversions: dict[str, Inverted], module: ModuleType) -> float:
-    """How far the way of `module` (or of a mutant) is from the methods' own loops, at most."""
+    """How far the loop of `module` (or of a mutant) is from each method's own, at most."""
     found = []
     for skip in (0, 2):
         for method in ON_ONE_WAY:
-            back = module.Way(pipe, inversions[method], rows(pipe, TARGET), 4.0, skip=skip)
-            own = sample_rows(pipe, inversions[method], TARGET, 4.0, skip=skip)
-            found.append(distance(edit_loops.resample_latents(back), own))
-        both, trace = rows(pipe, SOURCE, TARGET), inversions["direct"].trace
-        back = module.Way(pipe, inversions["direct"], both, 4.0, skip=skip)
-        own = direct.sample_latents(pipe, trace, both, 4.0, skip=skip, control=injection())
-        found.append(distance(edit_loops.prompt_to_prompt_latents(back, injection()), own))
+            ours = sampled(pipe, inversions[method], TARGET, module=module, skip=skip)
+            reference = reference_sampling(pipe, inversions[method], [TARGET], 4.0, skip=skip)
+            found.append(distance(ours, reference))
+        both = (SOURCE, TARGET)
+        ours = sampled(
+            pipe, inversions["direct"], *both,
+            module=module, skip=skip, keep_source=True, injection=injection(),
+        )  # fmt: skip
+        reference = reference_sampling(
+            pipe, inversions["direct"], both, 4.0, skip=skip, control=injection()
+        )
+        found.append(distance(ours, reference))
     return max(found)
 
 
-def test_the_way_is_that_of_the_methods_own_loops(
+def test_one_loop_samples_as_each_method_s_own(
     pipe: TinyPipeline, inversions: dict[str, Inverted]
 ) -> None:
-    assert apart(pipe, inversions, sampling_back) == 0
+    assert apart(pipe, inversions, inverted_sampling) == 0
 
 
 MUTATIONS = {
-    "the source is not put back": ("if self.method not in ON_THE_WAY", "if True"),
-    "the source is put back one step late": ("self.inverted_at(i + 1)", "self.inverted_at(i)"),
-    "null-text's steps are not counted from skip": (
-        "self.trace.uncond[self.skip + i]", "self.trace.uncond[i]",
+    "the source is not put back": ("if keep_source", "if False"),
+    "the source is put back one step late": (
+        "trace.before_sampling(i + 1, 1, pipe.device)", "trace.before_sampling(i, 1, pipe.device)",
     ),
-    "noise is not counted from skip": ("self.trace.noise[self.skip + i]", "self.trace.noise[i]"),
-    "what was learnt is not used": ("if self.trace.uncond is not None", "if False"),
-    "proximal lets everything through": ('if self.method == "proximal"', "if False"),
-    "the negative is the empty prompt": (
-        'self.source_text = pipe.encode_prompts([inverted.prompt]).cond', "pass",
+    "null-text's steps are not counted from skip": ("trace.uncond[i]", "trace.uncond[k]"),
+    "noise is not counted from skip": ("trace.noise[i]", "trace.noise[k]"),
+    "what was optimised is not used": ("if trace.uncond is not None", "if False"),
+    "proximal lets everything through": ('if method == "proximal"', "if False"),
+    "negative is guided as usual": (
+        'outputs["uncond"] + guidance', 'outputs["cond"] + guidance',
     ),
-    "edit-friendly without fresh noise": ('if self.method == "edit-friendly"', "if False"),
+    "edit-friendly without fresh noise": (
+        "ddpm_solver(pipe) if trace.noise is not None else solvers(pipe)[0]", "solvers(pipe)[0]",
+    ),
     "controls count from skip": (
-        "guidance, control=control, step=self.skip + i", "guidance, control=control, step=i",
+        "guidance, control=injection, step=i", "guidance, control=injection, step=k",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", MUTATIONS)
-def test_mistakes_on_the_way_are_noticed(
+def test_mistakes_of_the_loop_are_noticed(
     pipe: TinyPipeline, inversions: dict[str, Inverted], mistake: str, tmp_path: Path
 ) -> None:
-    assert apart(pipe, inversions, mutant(sampling_back, *MUTATIONS[mistake], tmp_path)) > 1e-4
-
-
-def test_edict_has_no_such_way(pipe: TinyPipeline, inversions: dict[str, Inverted]) -> None:
-    with pytest.raises(ValueError, match="two latents"):
-        sampling_back.Way(pipe, inversions["edict"], rows(pipe, TARGET), 4.0)
+    assert apart(pipe, inversions, mutant(inverted_sampling, *MUTATIONS[mistake], tmp_path)) > 1e-4
 
 
 def lockstep(pipe: TinyPipeline, inverted: Inverted, **of_edit: Any) -> Tensor:
-    back = sampling_back.Way(pipe, inverted, rows(pipe, SOURCE, TARGET), 4.0)
-    return edit_loops.prompt_to_prompt_latents(back, injection(**of_edit))
+    """Prompt-to-prompt as `edit` runs it: the source's row and the target's."""
+    return sampled(
+        pipe, inverted, SOURCE, TARGET,
+        injection=injection(**of_edit), keep_source=inverted.method in ("direct", "edit-friendly"),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("method", [*ON_ONE_WAY, "direct"])
-def test_without_injection_the_rows_do_not_know_of_each_other(
+def test_without_injection_the_rows_are_independent(
     pipe: TinyPipeline, inversions: dict[str, Inverted], method: str
 ) -> None:
     inverted = inversions[method]
     _, target = lockstep(pipe, inverted, cross_replace=0.0, self_replace=0.0).split(1)
     plain = inversions["ddim"] if method == "direct" else inverted
-    alone = sample_rows(pipe, plain, TARGET, 4.0)
-    assert distance(target, alone) < 1e-5
+    assert distance(target, sampled(pipe, plain, TARGET)) < 1e-5
 
 
 @pytest.mark.parametrize("method", [*ON_ONE_WAY, "direct"])
@@ -157,9 +179,10 @@ def test_the_source_stays_on_the_inversion_at_any_guidance(
 def test_the_published_source_of_edit_friendly_is_there_by_itself(
     pipe: TinyPipeline, inversions: dict[str, Inverted]
 ) -> None:
-    """At the guidance of the inversion its own loop brings it where `with_source` puts it."""
+    """At the guidance of the inversion its own loop brings it where `keep_source` puts it."""
     inverted = inversions["edit-friendly"]
-    by_itself = sample_rows(pipe, inverted, SOURCE, inverted.guidance)
+    prompts = embedded(pipe, inverted, [SOURCE])
+    by_itself = inverted_sampling.sample_latents(pipe, inverted.trace, prompts, inverted.guidance)
     assert distance(by_itself, inverted.trace.source) < 1e-5
 
 
@@ -169,17 +192,16 @@ def test_a_blend_leaves_the_outside_exactly(
 ) -> None:
     mask = torch.zeros(1, 1, 9, 11)
     mask[..., 2:5, 3:8] = 1
-    back = sampling_back.Way(pipe, inversions[method], rows(pipe, TARGET), 4.0)
-    made = edit_loops.blend_latents(back, mask)
+    made = sampled(pipe, inversions[method], TARGET, mask=mask)
     source = inversions[method].trace.source
     assert torch.equal(made * (1 - mask), source * (1 - mask))
     assert distance(made * mask, source * mask) > 1e-2
 
 
 def test_erasing_nothing_is_resampling(pipe: TinyPipeline, inversions: dict[str, Inverted]) -> None:
-    back = sampling_back.Way(pipe, inversions["ddim"], rows(pipe, TARGET), 4.0)
-    nothing = edit_loops.erase_latents(back, [Concept("grass", weight=0.0)], Gates())
-    assert distance(nothing, edit_loops.resample_latents(back)) < 1e-5
+    nothing = ErasureGuidance(pipe, [Concept("grass", weight=0.0)], Gates(), 4.0)
+    erased = sampled(pipe, inversions["ddim"], TARGET, erasure=nothing)
+    assert distance(erased, sampled(pipe, inversions["ddim"], TARGET)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -187,23 +209,24 @@ def test_erasing_nothing_is_resampling(pipe: TinyPipeline, inversions: dict[str,
     [PRESETS["ungated"], PRESETS["sega"], Gates(1, 0.5, 2.0, momentum=0.5, memory=0.3, cap=0.7)],
     ids=["ungated", "sega", "all"],
 )
-def test_erasure_on_the_way_of_ddim_is_erasure_from_its_noise(
+def test_erasure_from_a_ddim_inversion_is_erasure_from_its_noise(
     pipe: TinyPipeline, inversions: dict[str, Inverted], gates: Gates
 ) -> None:
     gates = dataclasses.replace(gates, warm_up=min(gates.warm_up, 1))
     concepts = [Concept("grass", 3.0), Concept("sand", -1.5)]
-    back = sampling_back.Way(pipe, inversions["ddim"], rows(pipe, TARGET), 4.0)
+    trace, solver = inversions["ddim"].trace, ddim_inversion.solvers(pipe)[0]
     from_noise = erase_latents(
-        with_solver(pipe), back.start(), back.timesteps, back.prompts, concepts,
-        guidance=4.0, gates=gates,
+        with_solver(pipe), trace.x_T, solver.timesteps(trace.steps),
+        pipe.encode_prompts([TARGET]), concepts, guidance=4.0, gates=gates,
     )  # fmt: skip
-    assert distance(edit_loops.erase_latents(back, concepts, gates), from_noise) < 1e-5
+    erasure = ErasureGuidance(pipe, concepts, gates, 4.0)
+    assert distance(sampled(pipe, inversions["ddim"], TARGET, erasure=erasure), from_noise) < 1e-5
 
 
 def with_solver(pipe: TinyPipeline) -> TinyPipeline:
-    """The pipeline under the solver that inversions are walked back with."""
+    """The pipeline under the solver that samples from inversions."""
     other = TinyPipeline.__new__(TinyPipeline)
-    other.__dict__ |= pipe.__dict__ | {"scheduler": ddim.solvers(pipe)[0]}
+    other.__dict__ |= pipe.__dict__ | {"scheduler": ddim_inversion.solvers(pipe)[0]}
     return other
 
 
@@ -238,7 +261,7 @@ def inverted_once(roads: pare.Pipeline, method: Method) -> Inverted:
 @pytest.mark.parametrize(("kind", "method"), PAIRS)
 def test_every_method_with_every_edit(roads: pare.Pipeline, kind: Kind, method: Method) -> None:
     made = edited(roads, kind, inverted=inverted_once(roads, method))
-    before, after = np.asarray(TASK.image), np.asarray(made.image)
+    before, after = np.asarray(TASK.image), np.asarray(made[0])
     assert after.shape == before.shape
     assert np.abs(after.astype(int) - before).max() > 8
     assert made.inverted.method == method
@@ -249,15 +272,15 @@ def test_every_method_with_every_edit(roads: pare.Pipeline, kind: Kind, method: 
 
 
 def test_the_usual_method_is_the_first_that_is_listed(roads: pare.Pipeline) -> None:
-    assert edited(roads, "p2p").inverted.method == technique.USUAL_METHOD["p2p"]
+    assert edited(roads, "p2p").inverted.method == EDIT_METHODS["p2p"][0]
 
 
 def test_an_inversion_serves_many_edits(roads: pare.Pipeline) -> None:
     inverted = edited(roads, "p2p", "negative").inverted
     again = edited(roads, "p2p", inverted=inverted)
-    assert again.image.tobytes() == edited(roads, "p2p", "negative").image.tobytes()
+    assert again[0].tobytes() == edited(roads, "p2p", "negative")[0].tobytes()
     other = edited(roads, "resample", inverted=inverted, strength=0.5)
-    assert other.image.tobytes() != again.image.tobytes()
+    assert other[0].tobytes() != again[0].tobytes()
 
 
 def test_a_reconstruction_is_reported(roads: pare.Pipeline) -> None:
@@ -280,31 +303,32 @@ def test_any_size_comes_back_as_it_was(roads: pare.Pipeline) -> None:
         roads, random_image(67, 45), "a road", "a snowy road", kind="blend",
         mask=rectangle((67, 45), (0, 0, 40, 45)), steps=2,
     )  # fmt: skip
-    assert made.image.size == (67, 45)
+    assert made[0].size == (67, 45)
     assert made.reconstruction is not None
     assert made.reconstruction.size == (67, 45)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "no such edit": ({"kind": "swap"}, "the edit is 'swap'; expected p2p, resample"),
-    "no such method": ({"kind": "p2p", "method": "magic"}, "the method is 'magic'; expected dir"),
+    "no such edit": ({"kind": "swap"}, "`kind` is 'swap'; expected p2p, resample"),
+    "no such method": ({"kind": "p2p", "method": "magic"}, "`method` is 'magic'; expected dir"),
     "direct without attention": (
         {"kind": "resample", "method": "direct"},
-        "direct inversion has nothing to give to the edit 'resample'; expected one of edit-fr",
+        "direct inversion has no effect on the edit 'resample'; expected one of edit-fr",
     ),
     "edict erases nothing": ({"kind": "erase", "method": "edict"}, "expected one of edit-friendly"),
-    "blend without a mask": ({"kind": "blend", "mask": None}, "has no mask"),
+    "blend without a mask": ({"kind": "blend", "mask": None}, "needs `mask`"),
     "resample with a mask": (
-        {"kind": "resample", "mask": rectangle((128, 128), (0, 0, 9, 9))}, "take 'blend'",
+        {"kind": "resample", "mask": rectangle((128, 128), (0, 0, 9, 9))}, "use `kind=blend`",
     ),
     "nothing to erase": ({"kind": "erase", "concepts": []}, "0 concepts"),
     "an empty concept": ({"kind": "erase", "concepts": [Concept(" ")]}, "a concept is empty"),
-    "concepts of another edit": ({"kind": "p2p", "concepts": [Concept("car")]}, "take 'erase'"),
+    "concepts of another edit": ({"kind": "p2p", "concepts": [Concept("car")]}, "use `kind=erase`"),
     "words of another edit": (
-        {"kind": "blend", "local_blend": p2p.LocalBlend(("road",))}, "take 'p2p'",
+        {"kind": "blend", "local_blend": p2p.LocalBlend(("road",))}, "use `kind=p2p`",
     ),
     "edict has two latents": (
-        {"kind": "p2p", "method": "edict", "local_blend": p2p.LocalBlend(("road",))}, "has two",
+        {"kind": "p2p", "method": "edict", "local_blend": p2p.LocalBlend(("road",))},
+        "samples two latents",
     ),
     "no steps": ({"kind": "p2p", "steps": 0}, "steps is 0"),
     "no strength": ({"kind": "p2p", "strength": 0.0}, "strength is 0"),
@@ -325,7 +349,7 @@ def test_what_makes_no_sense_is_said(roads: pare.Pipeline, mistake: str) -> None
 def as_if_of(pipe: pare.Pipeline, image: Image.Image, prompt: str = "a road") -> Inverted:
     """An inversion that fits the pipeline, of noise."""
     trace = Trace(normal(3, 4, 16, 16, seed=1))
-    solver = ddim.solvers(pipe)[0]
+    solver = ddim_inversion.solvers(pipe)[0]
     return Inverted("ddim", prompt, 1.0, *image.size, fingerprints(pipe), described(solver), trace)
 
 
@@ -341,5 +365,5 @@ def test_an_inversion_of_something_else_is_refused(roads: pare.Pipeline) -> None
         edited(roads, "p2p", inverted=dataclasses.replace(inverted, model={"unet": "other"}))
     with pytest.raises(SettingError, match="made with 'ddim'"):
         edited(roads, "p2p", "negative", inverted=inverted)
-    with pytest.raises(SettingError, match="has nothing to give"):
+    with pytest.raises(SettingError, match="has no effect on"):
         edited(roads, "erase", inverted=dataclasses.replace(inverted, method="proximal"))

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pare
-import techniques.erasure
+import techniques.erasure.erasure_loop
 from pare.errors import PareError
 from pare.schedulers import add_noise
 from pare.verify.published.published_erasure import Combine, reference_erase, safe, sega, tutorial
-from techniques.erasure import PRESETS, Concept, Gates, capped, erase, gate, quantile
+from techniques.erasure import PRESETS, Concept, Gates, erase
+from techniques.erasure.erasure_loop import capped, gate, quantile
 from tests.conftest import ROOT
 from tests.random_models import normal
 from tests.techniques.blending import (
@@ -47,13 +48,13 @@ def both(
     concepts: list[Concept],
     gates: Gates,
     *,
-    module: ModuleType = techniques.erasure,
+    module: ModuleType = techniques.erasure.erasure_loop,
     guidance: float = 7.5,
     steps: int = 20,
     start: int = 5,
     prediction_type: str = "epsilon",
 ) -> tuple[Tensor, Tensor]:
-    """Latents by `module`'s loop (techniques.erasure, or a mutant) and by the reference."""
+    """Latents by `module`'s loop (the real one, or a mutant) and by the reference."""
     pipe = model.pipe("dpm++2m", karras=True, prediction_type=prediction_type)
     timesteps = pipe.scheduler.timesteps(steps, start)
     ours = module.erase_latents(
@@ -135,10 +136,10 @@ MUTATIONS = {
         "uncond, cond, *unwanted = outputs.values()",
         "cond, uncond, *unwanted = outputs.values()",
     ),
-    "the push pulls": ("output = output - total", "output = output + total"),
-    "pushes start from the prompt's answer": ("answer - uncond", "answer - cond"),
+    "the concept is added": ("guided = guided - total", "guided = guided + total"),
+    "directions start from the prompt": ("output - uncond", "output - cond"),
     "the momentum is added after it was remembered": (
-        "+ gates.momentum * momentum\n",
+        "+ gates.momentum * self.momentum\n",
         "\n",
     ),
 }
@@ -146,7 +147,7 @@ MUTATIONS = {
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_the_comparison_notices(model: TinyModel, name: str, tmp_path: Path) -> None:
-    changed = mutant(techniques.erasure, *MUTATIONS[name], tmp_path)
+    changed = mutant(techniques.erasure.erasure_loop, *MUTATIONS[name], tmp_path)
     reference = safe(7.5, 5000, 1.0, 0, 0.5, 0.7)
     ours, theirs = both(
         model, reference, [Concept("lamps", 7.5)], PRESETS["safe-max"], module=changed, start=0
@@ -218,7 +219,7 @@ def test_weight_0_is_plain_generation(roads: pare.Pipeline) -> None:
     for ours, theirs in zip(done.images, plain, strict=True):
         # A batch of three rows an image rounds differently from one of two.
         assert largest_difference(ours, theirs) <= 1
-    assert done.pushes.abs().max() == 0
+    assert done.term_norms.abs().max() == 0
 
 
 def test_an_image_does_not_depend_on_its_neighbours(roads: pare.Pipeline) -> None:
@@ -230,14 +231,14 @@ def test_an_image_does_not_depend_on_its_neighbours(roads: pare.Pipeline) -> Non
     assert largest_difference(together.images[1], alone.images[0]) <= 1
 
 
-def test_pushes_are_told_by_step_concept_and_place(roads: pare.Pipeline) -> None:
+def test_terms_are_reported_by_step_concept_and_place(roads: pare.Pipeline) -> None:
     gates = Gates(warm_up=2, quantile=0.5)
     concepts = [Concept("streetlights", 5.0), Concept("clouds", 1.0)]
     done = erase(roads, "a road at night", concepts, [3], steps=4, gates=gates)
-    assert done.pushes.shape == (4, 2, 1, 16, 16)
-    assert done.pushes[:2].abs().max() == 0
-    assert (done.pushes[2:] > 0).flatten(2).any(2).all()
-    assert done.pushes[2:, 0].mean() > done.pushes[2:, 1].mean()
+    assert done.term_norms.shape == (4, 2, 1, 16, 16)
+    assert done.term_norms[:2].abs().max() == 0
+    assert (done.term_norms[2:] > 0).flatten(2).any(2).all()
+    assert done.term_norms[2:, 0].mean() > done.term_norms[2:, 1].mean()
 
 
 def test_an_image_is_repainted_at_its_own_size(roads: pare.Pipeline) -> None:
@@ -257,18 +258,18 @@ def test_an_image_is_repainted_at_its_own_size(roads: pare.Pipeline) -> None:
 def test_attention_looks_at_the_concept_s_own_words(roads: pare.Pipeline) -> None:
     seen: list[Tensor] = []
 
-    class Spy(techniques.erasure.WhereLookedAt):
-        def at(self, k: int, x_t: Tensor) -> Tensor:
-            looks = super().at(k, x_t)
+    class Spy(techniques.erasure.erasure_loop.ConceptAttention):
+        def maps_of(self, k: int, x_t: Tensor) -> Tensor:
+            looks = super().maps_of(k, x_t)
             seen.append(looks)
             return looks
 
-    original = techniques.erasure.WhereLookedAt
-    techniques.erasure.WhereLookedAt = Spy  # type: ignore[misc]
+    original = techniques.erasure.erasure_loop.ConceptAttention
+    techniques.erasure.erasure_loop.ConceptAttention = Spy  # type: ignore[misc]
     try:
         erase(roads, "a road", [Concept("clouds")], [0], steps=1, gates=PRESETS["ledits++"])
     finally:
-        techniques.erasure.WhereLookedAt = original  # type: ignore[misc]
+        techniques.erasure.erasure_loop.ConceptAttention = original  # type: ignore[misc]
     (looks,) = seen
     assert looks.shape == (1, 1, 16, 16)
     assert 0 < looks.min() < looks.max() < 1
@@ -282,7 +283,7 @@ def test_attention_looks_at_the_concept_s_own_words(roads: pare.Pipeline) -> Non
         ({"concepts": [Concept(" ")]}, "a concept is empty"),
         ({"concepts": [Concept("a", float("nan"))]}, "the weight of 'a' is nan"),
         ({"gates": Gates(quantile=1.5)}, "quantile is 1.5"),
-        ({"gates": Gates(warm_up=-1)}, "warm_up is -1"),
+        ({"gates": Gates(warm_up=-1)}, "`warm_up` is -1"),
         ({"gates": Gates(momentum=float("inf"))}, "momentum is inf"),
         ({"strength": 0.0, "image": random_image(16, 16)}, "strength is 0"),
     ],

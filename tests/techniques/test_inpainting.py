@@ -23,6 +23,11 @@ from pare.schedulers import build_scheduler
 from techniques.blended import Blended, blend
 from techniques.blended.inpainting_model import masked_image
 from tests.random_models import normal
+from tests.references.reference_inpaint import (
+    ModeInpaintPipeline,
+    inpaint_pipeline,
+    reference_inpaint,
+)
 from tests.single_files import UNET1, UNET2, original_checkpoint
 from tests.techniques.blending import (
     SCHEDULER_CONFIG,
@@ -34,11 +39,6 @@ from tests.techniques.blending import (
     rectangle,
 )  # fmt: skip
 from tests.techniques.mutants import mutant
-from tests.techniques.reference_inpaint import (
-    ModeInpaintPipeline,
-    inpaint_pipeline,
-    reference_inpaint,
-)
 from tests.techniques.test_blended_parity import SOLVERS
 from tests.tiny_model import change_json, write_inpainting_model
 

@@ -37,17 +37,17 @@ from techniques.inversion import (
     Inverted,
     Method,
     Trace,
-    ddim,
-    direct,
+    ddim_inversion,
     edict,
     edit_friendly,
     fixed_point,
     invert,
     invert_and_report,
+    inverted_sampling,
     load,
-    negative,
     null_text,
     sample,
+    sample_latents,
     statistics,
 )
 from techniques.inversion.report_card import metered
@@ -88,15 +88,20 @@ def theirs(kind: type, prediction_type: str = "epsilon") -> Any:
 # --- parity --------------------------------------------------------------------------------
 
 
-def apart(model: TinyModel, module: ModuleType, prediction_type: str = "epsilon") -> float:
-    """`module`'s loops (ddim's, or a mutant's) from the reference's: the largest distance of
-    the latents on the way to the noise, and on the way back."""
+def apart(
+    model: TinyModel,
+    inversion: ModuleType = ddim_inversion,
+    sampling: ModuleType = inverted_sampling,
+    prediction_type: str = "epsilon",
+) -> float:
+    """Both loops of DDIM inversion (or a mutant's) from the reference's: the largest distance
+    of the latents during inversion, and during sampling from it."""
     steps, every = 12, range(12)
     pipe = model.pipe("ddim", prediction_type=prediction_type)
     prompts = pipe.encode_prompts([PROMPT])
     back: dict[int, Tensor] = {}
-    trace = module.invert(pipe, SOURCE, prompts, steps)
-    module.sample_latents(pipe, trace, prompts, 1.0, watch=back.__setitem__)
+    trace = inversion.invert(pipe, SOURCE, prompts, steps)
+    sampling.sample_latents(pipe, trace, prompts, 1.0, watch=back.__setitem__)
     noise, their_way = reference_invert(
         model.their_unet, theirs(diffusers.DDIMInverseScheduler, prediction_type),
         SOURCE, embedding(PROMPT), steps=steps, visual_steps=every,
@@ -115,39 +120,45 @@ def apart(model: TinyModel, module: ModuleType, prediction_type: str = "epsilon"
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_both_loops_are_the_tutorial_s(model: TinyModel, prediction_type: str) -> None:
-    assert apart(model, ddim, prediction_type) < BOUND
+    assert apart(model, prediction_type=prediction_type) < BOUND
 
 
-LOOK = "level = timesteps.levels[i]\n        prediction = pipe.predict(x_t, level, "
 MUTATIONS = {
     "inversion asks at the level it comes from": (
-        LOOK + "only_cond",
-        LOOK.replace("timesteps.levels[i]", "timesteps.levels[max(i - 1, 0)]") + "only_cond",
+        ddim_inversion, "timesteps.levels[i]\n", "timesteps.levels[max(i - 1, 0)]\n",
     ),
-    "inversion is guided": ("only_cond, guidance=1.0", "PromptEmbeddings(cond, -cond), guidance=2"),
-    "the way is not turned round": ("visited[::-1]", "visited"),
-    "x0 is clipped": ("clip_sample=False", "clip_sample=True"),
-    "the run ends clean": ("set_alpha_to_one=False", "set_alpha_to_one=True"),
+    "inversion is guided": (
+        ddim_inversion, "only_cond, guidance=1.0",
+        "PromptEmbeddings(prompts.cond, -prompts.cond), guidance=2",
+    ),
+    "the latents are not reversed": (ddim_inversion, "visited[::-1]", "visited"),
+    "x0 is clipped": (ddim_inversion, "clip_sample=False", "clip_sample=True"),
+    "the run ends clean": (ddim_inversion, "set_alpha_to_one=False", "set_alpha_to_one=True"),
     "sampling's steps are one behind": (
-        "ddim.step(timestep schedule, i, ", "ddim.step(timestep schedule, max(i - 1, 0), ",
+        inverted_sampling, "solver.step(timesteps, k, x_t, prediction, ())",
+        "solver.step(timesteps, max(k - 1, 0), x_t, prediction, ())",
     ),
     "sampling asks one level on": (
-        LOOK + "prompts, guidance",
-        LOOK.replace("levels[i]", "levels[i + 1]") + "prompts, guidance",
+        inverted_sampling, "timesteps.levels[k]", "timesteps.levels[k + 1]",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_the_comparison_notices(model: TinyModel, name: str, tmp_path: Path) -> None:
-    assert apart(model, mutant(ddim, *MUTATIONS[name], tmp_path)) > 100 * BOUND
+    module, old, new = MUTATIONS[name]
+    changed = mutant(module, old, new, tmp_path)
+    found = apart(model, changed) if module is ddim_inversion else apart(model, sampling=changed)
+    assert found > 100 * BOUND
 
 
 def test_the_comparison_accepts_a_copy(model: TinyModel, tmp_path: Path) -> None:
-    assert apart(model, mutant(ddim, "visited[::-1]", "visited[::-1]", tmp_path)) < BOUND
+    assert apart(model, mutant(ddim_inversion, "visited[::-1]", "visited[::-1]", tmp_path)) < BOUND
 
 
-def null_text_apart(model: TinyModel, module: ModuleType) -> float:
+def null_text_apart(
+    model: TinyModel, module: ModuleType = null_text, sampling: ModuleType = inverted_sampling
+) -> float:
     pipe, steps = model.pipe("ddim"), 4
     prompts = pipe.encode_prompts([PROMPT])
     trace = module.invert(pipe, SOURCE, prompts, steps, 7.5, inner_steps=4)
@@ -155,7 +166,7 @@ def null_text_apart(model: TinyModel, module: ModuleType) -> float:
         model.their_unet, theirs(diffusers.DDIMScheduler), trace.latents.split(1),
         embedding(""), embedding(PROMPT), guidance=7.5, inner_steps=4,
     )  # fmt: skip
-    again = module.sample_latents(pipe, trace, prompts, 7.5)
+    again = sampling.sample_latents(pipe, trace, prompts, 7.5)
     their_again = reference_guided(
         model.their_unet, theirs(diffusers.DDIMScheduler), trace.x_T, reference,
         embedding(PROMPT), guidance=7.5,
@@ -169,30 +180,33 @@ NULL_TEXT_BOUND = 1e-3
 
 
 def test_null_text_is_the_published_code(model: TinyModel) -> None:
-    assert null_text_apart(model, null_text) < NULL_TEXT_BOUND
+    assert null_text_apart(model) < NULL_TEXT_BOUND
 
 
 NULL_TEXT_MUTATIONS = {
-    "the learning rate": ("lr=1e-2 * (1 - i / 100)", "lr=2e-2"),
-    "no warm start": ("uncond = uncond.clone()", "uncond = prompts.uncond.clone()"),
-    "the pivot's level": ("pivot[i + 1 : i + 2]", "pivot[i : i + 1]"),
-    "learnt for another step": ("trace.uncond[skip + i]", "trace.uncond[skip]"),
+    "the learning rate": (null_text, "lr=1e-2 * (1 - i / 100)", "lr=2e-2"),
+    "no warm start": (null_text, "uncond = uncond.clone()", "uncond = prompts.uncond.clone()"),
+    "the pivot's level": (null_text, "pivot[i + 1 : i + 2]", "pivot[i : i + 1]"),
+    "optimised for another step": (inverted_sampling, "trace.uncond[i]", "trace.uncond[skip]"),
 }
 
 
 @pytest.mark.parametrize("name", NULL_TEXT_MUTATIONS)
 def test_null_text_s_comparison_notices(model: TinyModel, name: str, tmp_path: Path) -> None:
-    module = mutant(null_text, *NULL_TEXT_MUTATIONS[name], tmp_path)
-    assert null_text_apart(model, module) > 5 * NULL_TEXT_BOUND
+    module, old, new = NULL_TEXT_MUTATIONS[name]
+    changed = mutant(module, old, new, tmp_path)
+    which = "module" if module is null_text else "sampling"
+    assert null_text_apart(model, **{which: changed}) > 5 * NULL_TEXT_BOUND
 
 
 def negative_apart(
-    model: TinyModel, module: ModuleType = negative, quantile: float | None = 0.7
+    model: TinyModel, module: ModuleType = inverted_sampling, quantile: float | None = 0.7
 ) -> float:
     pipe = model.pipe("ddim")
-    trace = ddim.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 5)
+    trace = ddim_inversion.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 5)
     prompts = pipe.encode_prompts([EDIT], negative=PROMPT)
-    ours = module.sample_latents(pipe, trace, prompts, 7.5, quantile=quantile)
+    method = "negative" if quantile is None else "proximal"
+    ours = module.sample_latents(pipe, trace, prompts, 7.5, method=method)
     reference = reference_guided(
         model.their_unet, theirs(diffusers.DDIMScheduler), trace.x_T, [embedding(PROMPT)] * 5,
         embedding(EDIT), guidance=7.5, quantile=quantile,
@@ -200,11 +214,12 @@ def negative_apart(
     return distance(ours, reference)
 
 
-def direct_apart(model: TinyModel, module: ModuleType = direct) -> float:
+def direct_apart(model: TinyModel, module: ModuleType = inverted_sampling) -> float:
     pipe = model.pipe("ddim")
     # At a guidance where a random model's rounding does not grow a thousandfold.
-    trace = module.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 8)
-    ours = module.sample_latents(pipe, trace, pipe.encode_prompts([PROMPT, EDIT]), 1.5)
+    trace = ddim_inversion.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 8)
+    both = pipe.encode_prompts([PROMPT, EDIT])
+    ours = module.sample_latents(pipe, trace, both, 1.5, keep_source=True)
     reference = reference_direct(
         model.their_unet, theirs(diffusers.DDIMScheduler), trace.latents.split(1),
         embedding(""), torch.cat([embedding(PROMPT), embedding(EDIT)]), guidance=1.5,
@@ -248,13 +263,18 @@ def test_edict_is_the_published_code(model: TinyModel) -> None:
 
 OTHER_MUTATIONS = {
     "the proximal step keeps the small ones": (
-        negative_apart, negative, "size > threshold", "size <= threshold",
+        negative_apart, inverted_sampling, "size > threshold", "size <= threshold",
     ),
     "guidance starts at the new prompt": (
-        negative_apart, negative, "outputs[\"uncond\"] + guidance", "outputs[\"cond\"] + guidance",
+        negative_apart, inverted_sampling,
+        "outputs[\"uncond\"] + guidance", "outputs[\"cond\"] + guidance",
     ),
-    "both rows are put back": (direct_apart, direct, "[source, x_t[1:]]", "[source, source]"),
-    "the source is put back a level late": (direct_apart, direct, "skip + i + 1", "skip + i"),
+    "both rows are put back": (
+        direct_apart, inverted_sampling, "[inverted, x_t[1:]]", "[inverted, inverted]",
+    ),
+    "the source is put back a level late": (
+        direct_apart, inverted_sampling, "before_sampling(i + 1, 1", "before_sampling(i, 1",
+    ),
     "x always leads": (edict_apart, edict, "if i % 2 else", "if False else"),
     "y mixes before x": (edict_apart, edict, "y = p * y + (1 - p) * x", "y = p * x + (1 - p) * y"),
     "EDICT's levels are one behind": (
@@ -272,9 +292,9 @@ def test_the_other_comparisons_notice(model: TinyModel, name: str, tmp_path: Pat
 # --- what the methods promise ----------------------------------------------------------------
 
 
-def missed(pipe: TinyPipeline, trace: Trace, guidance: float, module: ModuleType = ddim) -> float:
-    """How far the source prompt's own way back ends from the source."""
-    again = module.sample_latents(pipe, trace, pipe.encode_prompts([PROMPT]), guidance)
+def missed(pipe: TinyPipeline, trace: Trace, guidance: float) -> float:
+    """How far sampling with the source prompt ends from the source."""
+    again = sample_latents(pipe, trace, pipe.encode_prompts([PROMPT]), guidance)
     return distance(again, SOURCE.to(again))
 
 
@@ -282,7 +302,7 @@ def missed(pipe: TinyPipeline, trace: Trace, guidance: float, module: ModuleType
 def test_a_fixed_point_leads_back(model: TinyModel, prediction_type: str) -> None:
     pipe = model.pipe("ddim", prediction_type=prediction_type)
     prompts = pipe.encode_prompts([PROMPT])
-    plain = missed(pipe, ddim.invert(pipe, SOURCE, prompts, 8), 1.0)
+    plain = missed(pipe, ddim_inversion.invert(pipe, SOURCE, prompts, 8), 1.0)
     once = fixed_point.invert(pipe, SOURCE, prompts, 8, iterations=1)
     settled = missed(pipe, fixed_point.invert(pipe, SOURCE, prompts, 8, iterations=20), 1.0)
     assert settled < 0.01 * plain
@@ -297,7 +317,8 @@ def test_null_text_learns_at_every_step(pipe: TinyPipeline) -> None:
     trace = null_text.invert(pipe, SOURCE, prompts, 6, watch=losses.__setitem__)
     assert sorted(losses) == list(range(6))
     assert all(way[-1] < way[0] for way in losses.values())
-    assert missed(pipe, trace, 7.5, null_text) < 0.5 * missed(pipe, trace, 7.5)
+    unmended = Trace(trace.latents)
+    assert missed(pipe, trace, 7.5) < 0.5 * missed(pipe, unmended, 7.5)
 
 
 @pytest.mark.slow
@@ -312,7 +333,7 @@ def test_null_text_learns_at_every_step_and_mends_guidance_on_roads() -> None:
     # has more to learn than ten steps of Adam teach.
     assert all(losses[i][-1] < losses[i][0] for i in range(50))
     plain, learnt = (
-        module.sample_latents(roads, trace, prompts, 7.5) - x0 for module in (ddim, null_text)
+        sample_latents(roads, one, prompts, 7.5) - x0 for one in (Trace(trace.latents), trace)
     )
     assert learnt.square().mean() < 0.03 * plain.square().mean()
 
@@ -327,10 +348,11 @@ def test_null_text_leaves_the_model_alone(pipe: TinyPipeline) -> None:
 
 
 def test_direct_inversion_keeps_the_source_row_and_no_other(pipe: TinyPipeline) -> None:
-    trace = direct.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 8)
+    trace = ddim_inversion.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 8)
     assert missed(pipe, trace, 7.5) > 0.1
-    rows = direct.sample_latents(pipe, trace, pipe.encode_prompts([PROMPT, EDIT, PROMPT]), 7.5)
-    plain = ddim.sample_latents(pipe, trace, pipe.encode_prompts([PROMPT, EDIT, PROMPT]), 7.5)
+    three = pipe.encode_prompts([PROMPT, EDIT, PROMPT])
+    rows = sample_latents(pipe, trace, three, 7.5, keep_source=True)
+    plain = sample_latents(pipe, trace, three, 7.5)
     assert torch.equal(rows[:1], SOURCE)
     assert torch.equal(rows[1:], plain[1:])
 
@@ -344,10 +366,10 @@ def test_edit_friendly_noise_gives_the_image_back(
     noise = pipe.noise([3])
     prompts = pipe.encode_prompts([PROMPT])
     trace = edit_friendly.invert(pipe, SOURCE, prompts, steps, noise=noise)
-    assert missed(pipe, trace, edit_friendly.GUIDANCE, edit_friendly) < 1e-6
-    again = edit_friendly.sample_latents(pipe, trace, prompts, edit_friendly.GUIDANCE)
+    assert missed(pipe, trace, edit_friendly.GUIDANCE) < 1e-6
+    again = sample_latents(pipe, trace, prompts, edit_friendly.GUIDANCE)
     assert torch.equal(again, trace.source)
-    edited = edit_friendly.sample_latents(pipe, trace, pipe.encode_prompts([EDIT]), 3.5)
+    edited = sample_latents(pipe, trace, pipe.encode_prompts([EDIT]), 3.5)
     assert distance(edited, SOURCE) > 0.005
 
 
@@ -383,18 +405,19 @@ def test_edict_is_undone_exactly(
 
 
 def test_guidance_cannot_hurt_negative_prompt_inversion(pipe: TinyPipeline) -> None:
-    trace = ddim.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 5)
+    trace = ddim_inversion.invert(pipe, SOURCE, pipe.encode_prompts([PROMPT]), 5)
     source_twice = pipe.encode_prompts([PROMPT], negative=PROMPT)
-    plain = ddim.sample_latents(pipe, trace, source_twice, 1.0)
-    for quantile in (None, 0.7):
-        guided = negative.sample_latents(pipe, trace, source_twice, 7.5, quantile=quantile)
+    plain = sample_latents(pipe, trace, source_twice, 1.0)
+    methods: tuple[Method, ...] = ("negative", "proximal")
+    for method in methods:
+        guided = sample_latents(pipe, trace, source_twice, 7.5, method=method)
         assert distance(guided, plain) < BOUND
 
 
 @given(st.floats(0, 1))
 def test_the_proximal_step_keeps_the_largest_of_each_image(share: float) -> None:
     difference = torch.cat([normal(1, 4, 5, 6), 100 * normal(1, 4, 5, 6, seed=2)])
-    kept = negative.proximal(difference, share)
+    kept = inverted_sampling.proximal(difference, share)
     passed = (kept != 0).flatten(1).float().mean(1)
     assert torch.all((passed - (1 - share)).abs() <= 1.01 / 120)
     assert torch.all((kept == 0) | (kept == difference))
@@ -417,7 +440,7 @@ def test_a_way_there_through_a_file_and_back(
     inverted.save(tmp_path / "it.safetensors")
     loaded = load(tmp_path / "it.safetensors")
     again, edited = sample(pipe, loaded), sample(pipe, loaded, EDIT, guidance=5, skip=1)
-    assert again.image.size == edited.image.size == IMAGE.size
+    assert again[0].size == edited[0].size == IMAGE.size
     assert torch.equal(again.latents, sample(pipe, inverted).latents)
     assert again.latents.shape == (1, 4, 6, 9)
     assert distance(again.latents, edited.latents) > 1e-3
@@ -435,7 +458,7 @@ def test_intermediate_latents_of_chosen_steps(pipe: TinyPipeline) -> None:
         SettingError, match="a visual step is 3; expected a whole number from 0 to 2"
     ):
         sample(pipe, inverted, visual_steps=[3])
-    with pytest.raises(SettingError, match="skip is -1"):
+    with pytest.raises(SettingError, match="`skip` is -1"):
         sample(pipe, inverted, skip=-1)
 
 
@@ -447,7 +470,7 @@ def test_intermediate_latents_of_chosen_steps(pipe: TinyPipeline) -> None:
 def test_solvers_without_an_inverse_name_the_one_that_has(
     model: TinyModel, method: Method, name: str, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(SchedulerError, match=r"has no exact inverse; expected ddim with eta 0"):
+    with pytest.raises(SchedulerError, match=r"has no exact inverse; expected ddim with `eta` 0"):
         invert(model.pipe(name, **options), IMAGE, PROMPT, method=method, steps=2)
 
 
@@ -470,7 +493,7 @@ def pipe_parts(pipe: TinyPipeline) -> Any:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"method": "magic"}, "method is 'magic'"),
+        ({"method": "magic"}, "`method` is 'magic'"),
         ({"steps": 0}, "steps is 0"),
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"method": "null-text", "steps": 101}, "at most 100 for null-text"),
@@ -520,7 +543,7 @@ def write_changed(
     [
         ({"format": 2}, {}, "its format is not 1"),
         ({"method": "magic"}, {}, "there is no method 'magic'"),
-        ({"method": "edict"}, {}, "its tensors are noise, timestep schedule"),
+        ({"method": "edict"}, {}, "its tensors are noise, trajectory"),
         ({"method": ["ddim"]}, {}, "its 'method' is not what pare writes"),
         ({"more": 1}, {}, "missing or unknown: 'more'"),
         ({"width": True}, {}, "its 'width' is not"),
@@ -529,12 +552,12 @@ def write_changed(
         ({"guidance": 1e9}, {}, "out of range"),
         ({"prompt": "x" * 30_000}, {}, "out of range"),
         ({"model": {"unet": 1}}, {}, "its 'model' is not"),
-        ({}, {"trajectory": torch.zeros(4, 4)}, "its timestep schedule has the shape"),
-        ({}, {"trajectory": torch.zeros(1, 4, 6, 9)}, "its timestep schedule has the shape"),
+        ({}, {"trajectory": torch.zeros(4, 4)}, "its latents have the shape"),
+        ({}, {"trajectory": torch.zeros(1, 4, 6, 9)}, "its latents have the shape"),
         ({}, {"noise": torch.zeros(2, 4, 6, 9)}, "its noise has the shape"),
         ({}, {"noise": torch.zeros(3, 4, 6, 9, dtype=torch.int64)}, "is torch.int64"),
         ({}, {"noise": torch.full((3, 4, 6, 9), torch.nan)}, "not numbers"),
-        ({}, {"more": torch.zeros(1)}, "its tensors are more, noise, timestep schedule"),
+        ({}, {"more": torch.zeros(1)}, "its tensors are more, noise, trajectory"),
     ],
 )
 def test_hostile_files_are_refused(
@@ -574,7 +597,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     roads = pare.Pipeline.from_pretrained("roads", scheduler="ddim")
     again = sample(roads, load(tmp_path / "again.safetensors"))
     with Image.open(out) as written:
-        assert written.tobytes() == again.image.tobytes()
+        assert written.tobytes() == again[0].tobytes()
     out.unlink()
     assert main(line) == 2  # the inversion is there still
     assert "again.safetensors exists" in capsys.readouterr().err
@@ -601,7 +624,7 @@ def test_the_report_card(pipe: TinyPipeline) -> None:
     assert card.reconstruction.psnr == pytest.approx(card.vae_alone.psnr, abs=0.1)
     assert card.latent_error < 1e-5
     assert card.noise == statistics(inverted.trace.x_T)
-    assert again.image.size == IMAGE.size
+    assert again[0].size == IMAGE.size
     json.dumps(card.report(), allow_nan=False)
 
 
@@ -628,6 +651,6 @@ def test_nothing_stays_on_the_model(pipe: TinyPipeline) -> None:
 
 def test_embeddings_of_the_prompt_alone_decide_the_way(pipe: TinyPipeline) -> None:
     cond = embedding(PROMPT)
-    one = ddim.invert(pipe, SOURCE, PromptEmbeddings(cond, embedding("")), 3)
-    other = ddim.invert(pipe, SOURCE, PromptEmbeddings(cond, embedding("else")), 3)
+    one = ddim_inversion.invert(pipe, SOURCE, PromptEmbeddings(cond, embedding("")), 3)
+    other = ddim_inversion.invert(pipe, SOURCE, PromptEmbeddings(cond, embedding("else")), 3)
     assert torch.equal(one.latents, other.latents)

@@ -16,18 +16,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-import techniques.loss_guidance
+import techniques.loss_guidance.loss_guided_loop
 from pare.errors import LossError, ModelError, PareError, SettingError
 from pare.pipeline import Pipeline
 from pare.schedulers import SCHEDULERS, build_scheduler
-from techniques import losses
-from techniques.clip_loss import clip_loss
-from techniques.loss_guidance import Look, check_loss, guide
-from techniques.loss_language import METHODS, USUAL, read_loss
+from techniques.loss_guidance import GuidedStep, check_loss, guide, losses
+from techniques.loss_guidance.clip_loss import clip_loss
+from techniques.loss_guidance.loss_language import METHODS, USUAL, read_loss
 from tests.random_models import normal
+from tests.references.reference_guide import reference_guide
 from tests.techniques.blending import SCHEDULER_CONFIG, TinyModel, distance, embedding, random_image
 from tests.techniques.mutants import mutant
-from tests.techniques.reference_guide import reference_guide
 from tests.tiny_model import TEXT, write_tokenizer
 
 BOUND = 1e-5
@@ -45,11 +44,11 @@ def ours(
     noise: Tensor = NOISE,
     *,
     steps: int = 8,
-    module: ModuleType = techniques.loss_guidance,
+    module: ModuleType = techniques.loss_guidance.loss_guided_loop,
     **given: Any,
-) -> tuple[Tensor, list[Look]]:
+) -> tuple[Tensor, list[GuidedStep]]:
     timesteps = pipe.scheduler.timesteps(steps)
-    looks: list[Look] = []
+    looks: list[GuidedStep] = []
     settings: dict[str, Any] = {"scale": 100.0, "every": 3, "guidance": 5.0}
     latents = module.guide_latents(
         pipe,
@@ -110,7 +109,7 @@ def test_the_loop_is_the_published_one(
     ids=["sigma in x_t", "noise rate", "uphill", "x0 stays", "other steps", "range", "unscaled"],
 )  # fmt: skip
 def test_mistakes_are_noticed(model: TinyModel, tmp_path: Path, old: str, new: str) -> None:
-    wrong = mutant(techniques.loss_guidance, old, new, tmp_path)
+    wrong = mutant(techniques.loss_guidance.loss_guided_loop, old, new, tmp_path)
     mine, _ = ours(model.pipe("lms"), module=wrong)
     assert not distance(mine, theirs(model)[0]) < 10 * BOUND
 
@@ -131,8 +130,8 @@ def test_the_loss_falls_under_every_scheduler(
     free = guide(pipe, PROMPT, losses.blue, [1], scale=0, **options)
     led = guide(pipe, PROMPT, losses.blue, [1], scale=300, **options)
     assert led.losses[0] < free.losses[0]
-    assert free.looks == [[]]
-    assert [look.step for look in led.looks[0]][:3] == [0, 2, 4]
+    assert free.steps == [[]]
+    assert [look.step for look in led.steps[0]][:3] == [0, 2, 4]
 
 
 @pytest.mark.parametrize("scheduler", ["lms", "euler-ancestral"])
@@ -153,7 +152,7 @@ def test_an_image_does_not_depend_on_its_batch_and_runs_repeat(model: TinyModel)
         assert together.losses[k] == pytest.approx(one.losses[0], rel=1e-4)
     again = guide(pipe, PROMPT, losses.blue, [4, 5], batch=2, **options)
     assert torch.equal(again.latents, together.latents)
-    assert again.looks == together.looks
+    assert again.steps == together.steps
 
 
 def test_gradients_leave_nothing_behind(model: TinyModel) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from techniques.poisson import poisson_blend
+from techniques.blended.poisson import poisson_blend
 
 HEIGHT, WIDTH = 23, 17
 

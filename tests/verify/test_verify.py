@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-import techniques.erasure
+import techniques.erasure.erasure_loop
 from pare.cli.main import main
 from pare.errors import MissingExtraError, SettingError
 from pare.schedulers import NoiseLevel
@@ -166,7 +166,7 @@ def test_a_start_off_by_one_is_found(models: ModelPair, monkeypatch: pytest.Monk
 
 
 def test_a_wrong_technique_is_found(models: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
-    guide, step = techniques.erasure.guide, DDIMInverse.step
+    guide, step = techniques.erasure.erasure_loop.guide, DDIMInverse.step
 
     def stronger(uncond: Any, cond: Any, scale: float, *more: Any) -> Any:
         return guide(uncond, cond, 1.5 * scale, *more)
@@ -175,7 +175,7 @@ def test_a_wrong_technique_is_found(models: ModelPair, monkeypatch: pytest.Monke
         seen = dataclasses.replace(seen, eps=1.1 * seen.eps)
         return step(self, timesteps, i, x_t, seen, *more)
 
-    monkeypatch.setattr(techniques.erasure, "guide", stronger)
+    monkeypatch.setattr(techniques.erasure.erasure_loop, "guide", stronger)
     monkeypatch.setattr(Injection, "crosses", lambda *given: False)
     monkeypatch.setattr(DDIMInverse, "step", noisier)
     erased = rows_of(technique_parity.erase_rows(models))

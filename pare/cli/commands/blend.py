@@ -27,7 +27,6 @@ from pare.cli.options import (
 from pare.cli.run_command import (
     ImageCommand,
     Run,
-    fit_memory,
     load_pipeline,
     sampling,
     warn_of_size,
@@ -109,11 +108,12 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
 
     The scheduler is dpm++2m with Karras sigmas if none is given.
     """
-    from pare.io.images import fit, load_image, load_mask, match_mask
+    from pare.io.images import fit, load_image, load_mask
+    from techniques.blended import prepare_mask
 
     run, edits = Run.plan(), read_edits(given)
-    input_image, marked = load_image(image), load_mask(mask, invert_mask)
-    match_mask(marked, input_image.size)  # before the model loads; `blend` does it again
+    input_image = load_image(image)
+    marked = prepare_mask(load_mask(mask, invert_mask), input_image.size)
     rank = None if run.again else ranking(prompt, marked)
 
     from techniques import blended
@@ -123,13 +123,13 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
     )
     width, height = fit(input_image, given["size"])[0].size
     warn_of_size(pipe, (width, height), "--size works smaller")
-    fitted = fit_memory(pipe, run, given, height, width)
-    run = noting_words(run.noting(**fitted), given, edits)
     result = blended.blend(
         pipe, input_image, marked, prompt, run.seeds,
-        rank=rank, progress=progress(), **fitted, **sampling(given),
-        **{name: given[name] for name in KNOBS},
+        rank=rank, progress=progress(), batch=given["batch"], tile=given["tile"],
+        **sampling(given), **{name: given[name] for name in KNOBS},
     )  # fmt: skip
+    chosen = {"batch": result.plan.batch, "tile": result.plan.tile}
+    run = noting_words(run.noting(**chosen), given, edits)
     run.write(pipe, result.images, **result.report())
     if result.outside and result.vae_alone:
         for path, difference in zip(run.paths, result.outside, strict=True):
@@ -161,7 +161,7 @@ def ranking(prompt: str, mask: Image.Image) -> Rank | None:
 
         loss = caption_loss(load_judge(), prompt)
         return by_loss(lambda _: loss)
-    from techniques.clip_loss import clip_loss
+    from techniques.loss_guidance.clip_loss import clip_loss
 
     likeness = clip_loss(Path(who), prompt)
     return at_mask(by_loss(lambda _: likeness), mask)

@@ -40,9 +40,8 @@ from pare.errors import SettingError
 from pare.runtime import validation
 
 if TYPE_CHECKING:
-    from techniques.edit import Edited
     from techniques.erasure import Concept
-    from techniques.inversion import Inverted, Method
+    from techniques.inversion import Edited, Inverted, Method
     from techniques.inversion.report_card import Likeness
     from techniques.prompt_to_prompt import Edit
 
@@ -137,13 +136,13 @@ def edit(image: Path, **given: Any) -> None:
         return
     run = Run.plan()
 
-    from pare.io.images import load_image, match_mask
+    from pare.io.images import load_image
+    from techniques import inversion as technique
+    from techniques.blended import prepare_mask
 
     input_image, mask = load_image(image), load_shape(given)
     if mask is not None:
-        match_mask(mask, input_image.size)  # before the model loads; `edit` does it again
-
-    from techniques import edit as technique
+        mask = prepare_mask(mask, input_image.size)
 
     inverted = load_inversion(given)
     method = technique.check_kind(given["kind"], given["method"], inverted)
@@ -167,7 +166,7 @@ def edit(image: Path, **given: Any) -> None:
     pipe = load_pipeline(given, technique.PREFERRED_SCHEDULER)
     warn_of_size(pipe, input_image.size, "scale it down first")
     if given["kind"] == "p2p":
-        of_kind |= {"local_blend": local_blend(pipe, None, given, input_image.size)}
+        of_kind |= {"local_blend": local_blend(given, None)}
     names = ("kind", "guidance", "strength", "background", "feather", "decoder_steps", "cover",
              "reconstruct")  # fmt: skip
     results = [
@@ -180,7 +179,7 @@ def edit(image: Path, **given: Any) -> None:
     ]  # fmt: skip
     run.write(
         pipe,
-        [result.image for result in results],
+        [result[0] for result in results],
         edit=given["kind"],
         method=method,
         report=[result.report() for result in results],
@@ -235,8 +234,8 @@ def asked_for(
     given: Mapping[str, Any], method: Method, inverted: Inverted | None
 ) -> tuple[str, str, list[Concept]]:
     """The two prompts, and what is to be erased."""
-    from techniques.edit import usual_guidance
     from techniques.erasure import Concept, usual_weight
+    from techniques.inversion import usual_guidance
 
     source = given["source"]
     if source is None:

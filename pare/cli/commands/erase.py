@@ -169,20 +169,16 @@ def erase(image: Path | None, prompt: str, concepts: Sequence[str], **given: Any
     pipe = load_pipeline(given, erasure.PREFERRED_SCHEDULER)
     shape = working_size(pipe, input_image, given["size"])
     warn_of_size(pipe, shape, "--size works smaller")
-    latents = pipe.latent_shape(shape[1], shape[0])
-    plan = erasure.plan_erasure(
-        pipe, len(run.paths), len(listed), latents, batch=given["batch"], tile=given["tile"]
-    )
-    run = run.noting(batch=plan.batch, tile=plan.tile)
     width, height = (None, None) if input_image and given["size"] is None else shape
     strength = erasure.STRENGTH if given["strength"] is None else given["strength"]
     made = erasure.erase(
         pipe, prompt, listed, run.seeds, image=input_image, strength=strength, gates=gates,
-        width=width, height=height, batch=plan.batch, tile=plan.tile, progress=progress(),
+        width=width, height=height, batch=given["batch"], tile=given["tile"], progress=progress(),
         **sampling(given),
     )  # fmt: skip
+    run = run.noting(batch=made.plan.batch, tile=made.plan.tile)
     report = [
-        [pushed(concept, made.pushes[:, k, row]) for k, concept in enumerate(listed)]
+        [pushed(concept, made.term_norms[:, k, row]) for k, concept in enumerate(listed)]
         for row in range(len(run.seeds))
     ]
     run.write(pipe, made.images, pushed=report, maps=[str(path) for path in maps])
@@ -289,11 +285,11 @@ def write_maps(
     Args:
         first: the step at which the run began, on an IMAGE.
     """
-    from techniques.erasure_maps import push_sheet, save_pushes
+    from techniques.erasure.erasure_maps import save_term_norms, term_sheet
 
     for row, page in enumerate(pages):
-        pushes, numbers = made.pushes[:, :, row], page.with_suffix(".safetensors")
-        sheet = push_sheet(made.images[row], pushes, concepts, first)
+        pushes, numbers = made.term_norms[:, :, row], page.with_suffix(".safetensors")
+        sheet = term_sheet(made.images[row], pushes, concepts, first)
         write_whole(page, functools.partial(sheet.save, format="PNG"), force=run.force)
-        save_pushes(numbers, pushes, concepts, first=first, force=run.force)
+        save_term_norms(numbers, pushes, concepts, first=first, force=run.force)
         run.say(f"{page}, {numbers}: where it was pushed")

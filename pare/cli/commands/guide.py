@@ -29,8 +29,8 @@ from pare.runtime import validation
 
 if TYPE_CHECKING:
     from pare.pipeline import Pipeline
-    from techniques.loss_guidance import Look, Loss
-    from techniques.loss_language import Makers
+    from techniques.loss_guidance import GuidedStep, Loss
+    from techniques.loss_guidance.loss_language import Makers
 
 WEIGHTS = "model.safetensors"
 
@@ -102,7 +102,7 @@ def guide(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
     run, edits = Run.plan(), read_edits(given)
 
     from techniques import loss_guidance
-    from techniques.loss_language import read_loss
+    from techniques.loss_guidance.loss_language import read_loss
 
     check_loss(prompt, given)
     pipe = under_edits(load_pipeline(given), edits, [prompt, given["negative"]])
@@ -114,30 +114,28 @@ def guide(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
         scale=given["scale"], every=given["every"], through_unet=given["through_unet"],
         width=width, height=height, batch=given["batch"], progress=progress(), **sampling(given),
     )  # fmt: skip
-    report = [
-        {"loss": loss, "looks": [vars(look) for look in looks]}
-        for loss, looks in zip(result.losses, result.looks, strict=True)
-    ]
-    run.write(pipe, result.images, guidance=report)
-    for path, looks, loss in zip(run.paths, result.looks, result.losses, strict=True):
-        run.say(f"{path}: {in_words(looks, loss)}")
+    run.write(pipe, result.images, **result.report())
+    for k, path in enumerate(run.paths):
+        unguided = None if result.unguided is None else result.unguided[k]
+        run.say(f"{path}: {in_words(result.steps[k], result.losses[k], unguided)}")
 
 
-def in_words(looks: Sequence[Look], loss: float) -> str:
-    if not looks:
-        return f"the loss is {loss:.4g}, which nothing was done for"
-    seen = ", ".join(f"{look.loss:.4g}" for look in looks[:12])
-    more = ", …" if len(looks) > 12 else ""
-    return f"the loss was {seen}{more} at the steps that were guided, and is {loss:.4g}"
+def in_words(steps: Sequence[GuidedStep], loss: float, unguided: float | None) -> str:
+    if not steps:
+        return f"the loss is {loss:.4g}; no step was guided"
+    seen = ", ".join(f"{step.loss:.4g}" for step in steps[:12])
+    more = ", …" if len(steps) > 12 else ""
+    without = "" if unguided is None else f", without guidance {unguided:.4g}"
+    return f"the loss was {seen}{more} at the guided steps, and is {loss:.4g}{without}"
 
 
 def vocabulary(prompt: str, given: Mapping[str, Any], pipe: Pipeline | None = None) -> Makers:
     """What `--loss` may name; without the model its line can be checked, but not computed."""
-    from techniques.loss_language import USUAL
+    from techniques.loss_guidance.loss_language import USUAL
 
     def style() -> Loss:
         from pare.io.images import load_image
-        from techniques import losses
+        from techniques.loss_guidance import losses
 
         if given["style"] is None:
             raise LossError("the loss asks for a style", fix="name an image: --style IMAGE")
@@ -149,7 +147,7 @@ def vocabulary(prompt: str, given: Mapping[str, Any], pipe: Pipeline | None = No
         return losses.style(layers(pipe), image, given["style_by"], factor=factor)
 
     def clip(text: str = prompt) -> Loss:
-        from techniques.clip_loss import clip_loss
+        from techniques.loss_guidance.clip_loss import clip_loss
 
         if given["clip"] is None:
             raise LossError("the loss asks for CLIP", fix="name a model's folder: --clip FOLDER")
@@ -171,7 +169,7 @@ def check_loss(prompt: str, given: Mapping[str, Any]) -> None:
     Raises:
         LossError: and also for a file that the loss does not look at.
     """
-    from techniques.loss_language import read_loss
+    from techniques.loss_guidance.loss_language import read_loss
 
     used = set()
 

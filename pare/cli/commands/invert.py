@@ -89,7 +89,7 @@ def invert(image: Path, prompt: str, **given: Any) -> None:
     cards = [card for _, _, card in results]
     run.write(
         pipe,
-        [again.image for _, again, _ in results],
+        [again[0] for _, again, _ in results],
         inversions=[str(file) for file in files],
         report=[card.report() for card in cards],
     )

@@ -28,7 +28,6 @@ from pare.cli.options import (
 from pare.cli.run_command import (
     ImageCommand,
     Run,
-    fit_memory,
     load_pipeline,
     load_words,
     sampling,
@@ -41,9 +40,8 @@ from pare.runtime import validation
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pare.pipeline import Pipeline
     from pare.text.words import Words
-    from techniques.prompt_to_prompt import Edit, Edited, LocalBlend, TokenMap
+    from techniques.prompt_to_prompt import Edit, LocalBlend, SourceAndTargets, TokenMap
 
 BLOCKS = ("down", "mid", "up")
 
@@ -138,26 +136,11 @@ blend_options = options(
 )  # fmt: skip
 
 run_options = options(
-    click.option("--method", type=click.Choice(["lockstep", "replay"]), default="lockstep",
-                 show_default=True,
-                 help="All prompts side by side (lockstep); or a tutorial's reading of the paper: "
-                      "store all maps of SOURCE, put them in place of a TARGET's (replay)."),
-    click.option("--injection-ratio", type=float,
-                 callback=checked(lambda x: validation.check_number("injection-ratio", x, 0, 1)),
-                 help="The share of all maps that replay puts in place; all if not given."),
     click.option("--separately", is_flag=True,
                  help="Look at SOURCE and each TARGET one after the other, as --batch 1: the "
                       "least memory."),
     click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
                  help="Multiples of 8; the size that the model was trained at if not given."),
-)  # fmt: skip
-
-# What replay, which pairs no words, has no use for.
-LOCKSTEP_ALONE = (
-    "mode", "word_map", "weight", "normalised", "cross_replace", "cross_replace_word",
-    "self_replace", "self_grid", "self_blocks", "cross_grid", "cross_blocks", "blend", "subtract",
-    "mask", "invert_mask", "threshold", "blend_start", "blend_level", "blend_blocks", "separately",
-    "batch",
 )  # fmt: skip
 
 
@@ -200,7 +183,7 @@ def p2p(source: str, targets: Sequence[str], **given: Any) -> None:
     A word is named as it is written, `road#2` is the second road; options about words count for
     every TARGET that has them. The scheduler is dpm++2m with Karras sigmas if none is given.
     """
-    check_method(given)
+    check_options(given)
     if noted("explain"):
         explain(source, targets, given)
         return
@@ -216,44 +199,23 @@ def p2p(source: str, targets: Sequence[str], **given: Any) -> None:
     common: dict[str, Any] = {
         "height": height, "width": width, "progress": progress(), **sampling(given),
     }  # fmt: skip
-    if given["method"] == "replay":
-        ratio = given["injection_ratio"]
-        run = run.noting(batch=1)  # each image is made by itself
-        made = technique.replayed(
-            pipe, source, targets, run.seeds, injection_ratio=1.0 if ratio is None else ratio,
-            tile=given["tile"], **common,
-        )  # fmt: skip
-    else:
-        for table in tables:
-            run.say(in_words(table))
-        blend = local_blend(pipe, mask, given, (width, height))
-        given["batch"] = 1 if given["separately"] else given["batch"]
-        fitted = fit_memory(pipe, run, given, height, width)
-        run = run.noting(**fitted)
-        made = technique.prompt_to_prompt(
-            pipe, source, edits, run.seeds, cross_sites=sites("cross", given),
-            self_sites=sites("self", given), blend=blend, **fitted, **common,
-        )  # fmt: skip
+    for table in tables:
+        run.say(in_words(table))
+    given["batch"] = 1 if given["separately"] else given["batch"]
+    made = technique.prompt_to_prompt(
+        pipe, source, edits, run.seeds, tables=tables, cross_sites=sites("cross", given),
+        self_sites=sites("self", given), blend=local_blend(given, mask), mask=mask,
+        batch=given["batch"], tile=given["tile"], **common,
+    )  # fmt: skip
+    run = run.noting(batch=made.plan.batch, tile=made.plan.tile)
     report = differences(made)
-    images = [[first, *more] for first, more in zip(made.sources, made.targets, strict=True)]
-    run.write(pipe, [image for some in images for image in some], targets=report)
+    run.write(pipe, made.images, targets=report)
     for path, row in zip(target_paths(run), report, strict=True):
         run.say(f"{path}: {row_in_words(row)}")
 
 
-def check_method(given: Mapping[str, Any]) -> None:
-    """Raise a UsageError for options that the method makes no use of, or that contradict."""
-    context = click.get_current_context()
-    if given["method"] == "replay":
-        for option in context.command.params:
-            value = given.get(str(option.name))
-            if option.name == "batch" and value == 1:  # as a replay's recipe says
-                continue
-            as_usual = value in (None, (), option.get_default(context))
-            if option.name in LOCKSTEP_ALONE and not as_usual:
-                raise click.UsageError(f"{option.opts[0]} has no effect with --method replay.")
-    elif given["injection_ratio"] is not None:
-        raise click.UsageError("--injection-ratio needs --method replay.")
+def check_options(given: Mapping[str, Any]) -> None:
+    """Raise a UsageError for options that contradict."""
     if given["separately"] and given["batch"] not in (None, 1):
         raise click.UsageError(f"--separately and --batch {given['batch']} exclude each other.")
     if given["invert_mask"] and given["mask"] is None:
@@ -273,7 +235,7 @@ def pair(
         SettingError: prompts that cannot be paired; a word that is named twice.
     """
     from pare.text.words import read
-    from techniques.prompt_to_prompt import Edit, tables_of
+    from techniques.prompt_to_prompt import Edit
 
     tokenizer, length = load_words(given)
     before = read(tokenizer, source, length)
@@ -298,9 +260,8 @@ def pair(
         )
         for words in after
     ]
-    if given["method"] == "replay":  # which pairs no words
-        return edits, []
-    return edits, tables_of(tokenizer, length, source, edits)
+    tables = [edit.table(before, words) for edit, words in zip(edits, after, strict=True)]
+    return edits, tables
 
 
 def dict_of(name: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -325,8 +286,6 @@ def explain(source: str, targets: Sequence[str], given: Mapping[str, Any]) -> No
     """Print the tables, as text or as JSON."""
     from techniques.prompt_to_prompt import usual_mode
 
-    if given["method"] == "replay":
-        raise click.UsageError("replay pairs no words: there is nothing to --explain.")
     _, tables = pair(source, targets, given)
     modes = [given["mode"] or usual_mode(table.source, table.target) for table in tables]
     if given["as_json"]:
@@ -370,38 +329,26 @@ def load_shape(given: Mapping[str, Any]) -> Image.Image | None:
     return load_mask(given["mask"], given["invert_mask"])
 
 
-def local_blend(
-    pipe: Pipeline, mask: Image.Image | None, given: Mapping[str, Any], size: tuple[int, int]
-) -> LocalBlend | None:
-    """What keeps the targets to the source; None if nothing was asked for.
-
-    Raises:
-        ImageError: a mask of another shape than the image.
-    """
-    from pare.io.images import match_mask
-    from techniques.blended.edit_canvas import mask_on_grid
+def local_blend(given: Mapping[str, Any], mask: Image.Image | None) -> LocalBlend | None:
+    """What keeps the targets to the source; None if nothing was asked for."""
     from techniques.prompt_to_prompt import LocalBlend
 
     if mask is None and not given["blend"] and not given["subtract"]:
         return None
-    grid = None
-    if mask is not None:  # what it touches may change
-        grid = mask_on_grid(match_mask(mask, size), pipe.vae.config.factor, cover=True)
     return LocalBlend(
         words=tuple(given["blend"]),
         subtract=tuple(given["subtract"]),
         threshold=given["threshold"],
         start=given["blend_start"],
-        level=given["blend_level"],
+        stage=given["blend_level"],
         blocks=parse_blocks("blend-blocks", given["blend_blocks"]),
-        mask=grid,
     )
 
 
 # --- what came of it ----------------------------------------------------------------------
 
 
-def differences(made: Edited) -> list[dict[str, Any]]:
+def differences(made: SourceAndTargets) -> list[dict[str, Any]]:
     """For each target of each seed how far its drawing is from its source's, and the share of
     its latents that local blend let differ."""
     import numpy as np

@@ -66,5 +66,5 @@ def made(
         )  # fmt: skip
     cross, own = VARIANTS[variant]
     edit = Edit(target, cross_replace=cross, self_replace=own)
-    latents = prompt_to_prompt(pipe, source, [edit], [seed], steps=steps).latents[0]
+    latents = prompt_to_prompt(pipe, source, [edit], [seed], steps=steps).latents
     return latents[:1], latents[1:]

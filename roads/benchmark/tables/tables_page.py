@@ -13,7 +13,7 @@ from roads.benchmark.edit_benchmark import TechniqueRow
 from roads.benchmark.edit_tasks import WHOLE_IMAGE, Split
 from roads.benchmark.tables import edit_table, erasure_table, p2p_table
 from roads.benchmark.tables.jobs import JobResults
-from techniques.edit import METHODS
+from techniques.inversion import EDIT_METHODS
 
 MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -107,7 +107,7 @@ class Pages:
         """Which inversion keeps the background best, beside PIE-Bench."""
         lines: list[list[str]] = []
         ours: dict[str, float] = {}
-        for method in METHODS["p2p"]:
+        for method in EDIT_METHODS["p2p"]:
             p2p, plain = (self.rows([f"{kind} {method}"]) for kind in ("p2p", "resample"))
             if not p2p:
                 continue

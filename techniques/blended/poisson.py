@@ -1,9 +1,9 @@
-"""Poisson editing: put a region of one image into another without a visible seam.
+"""Poisson image editing: insert a region of one image into another without a visible seam.
 
 Pérez, Gangnet and Blake, "Poisson Image Editing", SIGGRAPH 2003.  Inside the region the
-result has the *gradients* of the new image, at the region's edge it has the *colours* of
-the old one, and outside it is the old one.  Brightness and tint that are a little off, as
-after a round trip through a VAE, are thereby drawn back to where they were.
+result has the *gradients* of the new image, at the region's edge the *colours* of the old
+one, and outside it is the old one.  This corrects small offsets of brightness and tint, as a
+VAE's round trip causes them.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def poisson_blend(
     """
     if edit.all() or not edit.any():
         return (new if edit.all() else old).copy()
-    # Write the result as new + correction.  Equal gradients mean that the correction bends
-    # nowhere: each of its pixels is the mean of its neighbours' (Laplace's equation).  At
-    # the edge it is known: there it makes up for all of the difference.
+    # Write the result as new + correction.  Equal gradients mean that the correction is
+    # harmonic: each of its pixels is the mean of its neighbours' (Laplace's equation).  At
+    # the edge it is known: old - new.
     correction = (old - new).astype(np.float64)
     correction[edit] = membrane(correction, edit)
     result = old.copy()
@@ -41,7 +41,7 @@ def poisson_blend(
 
 
 def membrane(values: NDArray[np.float64], inside: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The smoothest sheet through `values` (H, W, C) around the region `inside`: (n, C).
+    """The harmonic interpolation of `values` (H, W, C) around the region `inside`: (n, C).
 
     n is the number of pixels inside, row by row.  Per pixel p, over those of its four
     neighbours q that lie in the image (eq. 7 of the paper, for the correction):

@@ -1,8 +1,8 @@
-"""How well an image fits a text, as CLIP sees it (arXiv:2103.00020), with a gradient.
+"""The CLIP distance of an image to a text (arXiv:2103.00020), as a loss.
 
-The text encoder of Stable Diffusion is one half of a CLIP; the half that looks at images is
-not in its files.  Any CLIP in a folder as the Hub has it serves (config.json,
-model.safetensors, the tokenizer's files): `openai/clip-vit-base-patch32`, for example.
+Stable Diffusion has the text encoder of a CLIP, but not its image encoder.  Any CLIP in a
+folder as the Hub has it serves (config.json, model.safetensors, the tokenizer's files):
+`openai/clip-vit-base-patch32`, for example.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pare.loading.checkpoint import open_checkpoint
 from pare.runtime.validation import check_prompt
 from pare.text.text_encoder import tokenize
 from pare.text.tokenizer import build_tokenizer, read_tokenizer
-from techniques.loss_guidance import Loss
+from techniques.loss_guidance.loss_guided_loop import Loss
 
-# What CLIP's images are normalised by, in red, green and blue.
+# The mean and deviation by which CLIP's images are normalised: red, green, blue.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 # What transformers raises for a config that describes no model.
@@ -30,7 +30,7 @@ MISFITS = (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ZeroDi
 
 
 def clip_loss(folder: Path, text: str, device: torch.device | str = "cpu") -> Loss:
-    """1 - the cosine between what CLIP makes of an image and of the text: 0 to 2.
+    """1 - the cosine similarity of CLIP's embeddings of the image and of the text: 0 to 2.
 
     Raises:
         ModelError, ConfigError, WeightsError: the folder holds no whole CLIP.

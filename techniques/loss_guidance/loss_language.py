@@ -9,11 +9,11 @@ green and blue:
     image[:, 2], image[..., :64]    parts of an image
     x.mean(), x.clamp(0, 1), …  the methods of a tensor that `METHODS` lists
     blue, symmetry              losses by name, of the image
-    colour("orange")            losses that are told what is wanted
+    colour("orange")            losses with arguments
 
-That is all.  Python's grammar is used to read a line, and Python never runs it: what this
-page does not spell out is refused.  So a line that came in a stranger's image can do no more
-than compute a number, and `pare rerun` may.
+Nothing else.  A line is parsed by Python's grammar and interpreted here, never executed: any
+other syntax is refused.  So a line from a stranger's image can do no more than compute a
+number, and `pare rerun` may compute it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from typing import Any
 from torch import Tensor
 
 from pare.errors import LossError, PareError
-from techniques import losses
-from techniques.loss_guidance import Loss
+from techniques.loss_guidance import losses
+from techniques.loss_guidance.loss_guided_loop import Loss
 
 Value = Tensor | float
 Step = Callable[[Tensor], Value]
@@ -50,8 +50,8 @@ MISFITS = (TypeError, ValueError, IndexError, RuntimeError, ArithmeticError, Not
 
 
 Makers = Mapping[str, Callable[..., Loss]]
-"""What a line may name beside `image`: functions that make a loss, out of nothing (`blue`) or
-out of constants (`colour("orange")`).  They are called once, when the line is read."""
+"""The names of a line beside `image`: functions that return a loss, without arguments (`blue`) or
+with constants (`colour("orange")`).  They are called once, when the line is read."""
 
 USUAL: Makers = {
     "blue": lambda: losses.blue,

@@ -1,6 +1,6 @@
-"""Losses for `techniques.loss_guidance`: functions of one image (1, 3, H, W) in [0, 1].
+"""Losses for guidance: differentiable functions of one image (1, 3, H, W) in [0, 1].
 
-Each is a plain function, or makes one.  Yours can stand beside them:
+Each is a plain function, or returns one.  Write your own like this:
 
     def warm(image):
         return (image[:, 2] - image[:, 0]).mean()   # less blue, more red
@@ -23,10 +23,10 @@ from pare.runtime.validation import check_number
 from pare.schedulers import add_noise
 from pare.vae import AutoencoderKL
 from pare.vae.half_precision import in_float32
-from techniques.loss_guidance import Loss
+from techniques.loss_guidance.loss_guided_loop import Loss
 
 Features = Callable[[Tensor], Sequence[Tensor]]
-"""An image (1, 3, H, W) in [0, 1] -> what some layers make of it, (1, C, h, w) each."""
+"""An image (1, 3, H, W) in [0, 1] -> the activations of some layers, (1, C, h, w) each."""
 Statistic = Literal["gram", "moments"]
 
 
@@ -34,17 +34,17 @@ Statistic = Literal["gram", "moments"]
 
 
 def blue(image: Tensor) -> Tensor:
-    """How far the blue of each pixel is from 0.9, as in the published notebook."""
+    """The mean absolute difference of the blue channel to 0.9, as in the published notebook."""
     return (image[:, 2] - 0.9).abs().mean()
 
 
 def symmetry(image: Tensor) -> Tensor:
-    """How far the image is from its mirror image."""
+    """The mean absolute difference of the image to its mirror image."""
     return (image - image.flip(3)).abs().mean()
 
 
 def brightness(level: float) -> Loss:
-    """How far the image's mean luminance is from `level`, 0 (black) to 1 (white)."""
+    """The difference of the mean luminance to `level`, 0 (black) to 1 (white)."""
     check_number("brightness", level, 0.0, 1.0)
 
     def loss(image: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def brightness(level: float) -> Loss:
 
 
 def colour(name: str) -> Loss:
-    """How far each pixel is from a colour: `orange`, `#ff8800`, or as else CSS writes one.
+    """The mean absolute difference of all pixels to a colour: `orange`, `#ff8800`, any of CSS.
 
     Raises:
         LossError: no such colour.
@@ -78,19 +78,19 @@ def colour(name: str) -> Loss:
 def style(
     features: Features, reference: Image.Image, statistic: Statistic = "gram", *, factor: int = 8
 ) -> Loss:
-    """How far the statistics of an image's features are from a reference image's.
+    """The distance of an image's feature statistics to those of a reference image.
 
-    Statistics forget where things are and keep how often they are, and with what: Gram
-    matrices, the products of all pairs of channels averaged over places (arXiv:1508.06576,
-    eq. 3), or each channel's mean and standard deviation (arXiv:1703.06868, section 5).
-    Layers count alike: each error is relative to the reference's own size.
+    The statistics do not depend on where features are: Gram matrices, the products of all
+    pairs of channels averaged over places (arXiv:1508.06576, eq. 3), or each channel's mean
+    and standard deviation (arXiv:1703.06868, section 5).  Each layer's error is relative to
+    the reference's own magnitude, so that all have equal weight.
 
     Args:
         features: `vae_features(pipe)` or `unet_features(pipe)`.
         reference: any size; worked at the next multiple of `factor`.
     """
     if statistic not in get_args(Statistic):
-        raise LossError(f"the statistic is {statistic!r}", expected="gram or moments")
+        raise LossError(f"`statistic` is {statistic!r}", expected="gram or moments")
     measure = gram if statistic == "gram" else moments
     worked, _ = fit_to_multiple(reference.convert("RGB"), factor)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def moments(x: Tensor) -> Tensor:
 
 
 def vae_features(pipe: Pipeline) -> Features:
-    """What the levels of the VAE's encoder make of an image."""
+    """The outputs of the down blocks of the VAE's encoder."""
     vae = exact(pipe.vae)
 
     def features(image: Tensor) -> list[Tensor]:
@@ -134,9 +134,9 @@ def vae_features(pipe: Pipeline) -> Features:
 
 
 def unet_features(pipe: Pipeline, t: float = 100.0, prompt: str = "") -> Features:
-    """What the levels on the UNet's way down make of an image, noised a little to timestep `t`.
+    """The outputs of the UNet's down blocks for an image that is noised to timestep `t`.
 
-    The noise is the same at every look, or the loss would shake.
+    The noise is the same at every call, so that the loss is deterministic.
     """
     vae = exact(pipe.vae)
     level = pipe.scheduler.schedule.level(t)
@@ -158,7 +158,7 @@ def unet_features(pipe: Pipeline, t: float = 100.0, prompt: str = "") -> Feature
 
 
 def exact(vae: AutoencoderKL) -> AutoencoderKL:
-    """The VAE in float32, in which its gradients are."""
+    """The VAE in float32, for its gradients."""
     return vae if vae.post_quant_conv.weight.dtype == torch.float32 else in_float32(vae)
 
 

@@ -1,7 +1,7 @@
-"""Where and how strongly concepts were pushed away, as images and as numbers.
+"""Where and how strongly each concept was subtracted, as an image and as numbers.
 
-`push_sheet` draws `Erased.pushes` on a page: a row for each concept, a column for each step,
-all on one scale of colours; `save_pushes` keeps the numbers.
+`term_sheet` draws `Erased.term_norms`: a row for each concept, a column for each step, all on
+one colour scale; `save_term_norms` writes the numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pare.io.whole_files import write_whole
 from pare.study.record.heatmap import heat_colours
-from techniques.erasure import Concept
+from techniques.erasure.erasure_loop import Concept
 
 MOST_COLUMNS = 12  # steps that are drawn; more of them are thinned out
 CELL = 128  # pixels along the longer side of an image on the page
@@ -27,21 +27,21 @@ GAP, LINE = 4, 16
 INK, PAPER = (30, 30, 34), (255, 255, 255)
 
 
-def push_sheet(
-    image: Image.Image, pushes: Tensor, concepts: Sequence[Concept], first: int = 0
+def term_sheet(
+    image: Image.Image, term_norms: Tensor, concepts: Sequence[Concept], first: int = 0
 ) -> Image.Image:
-    """A page for one image.
+    """The maps of one image, over it.
 
     Args:
-        image: what came out; it lies, dim and grey, under the maps.
-        pushes: (steps, concepts, h, w), the length of what was subtracted from eps.
+        image: the result; drawn dim and grey under the maps.
+        term_norms: (steps, concepts, h, w), as in `Erased`.
         first: the index of the first step, where the run began midway.
     """
     scale = CELL / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-    steps = drawn_steps(len(pushes))
-    most = float(pushes.max())
+    steps = drawn_steps(len(term_norms))
+    most = float(term_norms.max())
     columns, rows = 1 + len(steps), len(concepts)
     page = Image.new(
         "RGB",
@@ -49,7 +49,7 @@ def push_sheet(
         PAPER,
     )
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
-    unit = f"brightest: {most:.2g}" if most else "nothing was pushed"
+    unit = f"brightest: {most:.2g}" if most else "nothing was subtracted"
     draw.text((GAP, 2), unit, INK, font)
     for column, i in enumerate(steps, 1):
         draw.text((GAP + column * (width + GAP), 2), f"step {first + i}", INK, font)
@@ -58,8 +58,8 @@ def push_sheet(
         draw.text((GAP, top + 2), f"{concept.prompt}, {concept.weight:g}", INK, font)
         page.paste(small, (GAP, top + LINE))
         for column, i in enumerate(steps, 1):
-            share = pushes[i, k] / most if most else pushes[i, k]
-            page.paste(laid_over(small, share), (GAP + column * (width + GAP), top + LINE))
+            values = term_norms[i, k] / most if most else term_norms[i, k]
+            page.paste(laid_over(small, values), (GAP + column * (width + GAP), top + LINE))
     return page
 
 
@@ -70,23 +70,28 @@ def drawn_steps(count: int) -> list[int]:
     return [round(k * (count - 1) / (MOST_COLUMNS - 1)) for k in range(MOST_COLUMNS)]
 
 
-def laid_over(image: Image.Image, share: Tensor) -> Image.Image:
+def laid_over(image: Image.Image, values: Tensor) -> Image.Image:
     """The map (h, w) in [0, 1] over an image; where it is 0 the image is dim and grey.
 
-    The latents' cells keep their edges: a gate opens and shuts them one by one.
+    Resized by nearest neighbour: a gate acts on each latent pixel by itself.
     """
     size = (image.height, image.width)
-    cells = F.interpolate(share[None, None].float(), size, mode="nearest")[0, 0]
+    cells = F.interpolate(values[None, None].float(), size, mode="nearest")[0, 0]
     grey = 0.45 * np.asarray(image.convert("L")).astype(np.float32)[..., None]
     weight = cells.sqrt().clamp(0, 0.9).numpy()[..., None]
     mixed = grey + (heat_colours(cells) - grey) * weight
     return Image.fromarray(np.broadcast_to(mixed, (*size, 3)).round().astype(np.uint8))
 
 
-def save_pushes(
-    path: Path, pushes: Tensor, concepts: Sequence[Concept], *, first: int = 0, force: bool = False
+def save_term_norms(
+    path: Path,
+    term_norms: Tensor,
+    concepts: Sequence[Concept],
+    *,
+    first: int = 0,
+    force: bool = False,
 ) -> None:
-    """Write `pushes` (steps, concepts, h, w) as safetensors, with what the axes are.
+    """Write `term_norms` (steps, concepts, h, w) as safetensors; its metadata names the axes.
 
     Raises:
         OutputError, OSError: see `pare.io.whole_files.write_whole`.
@@ -99,7 +104,9 @@ def save_pushes(
         "concepts": [concept.prompt for concept in concepts],
         "weights": [concept.weight for concept in concepts],
     }
-    whole = save({"pushes": pushes.contiguous().to(torch.float32)}, {"pare": json.dumps(about)})
+    whole = save(
+        {"term_norms": term_norms.contiguous().to(torch.float32)}, {"pare": json.dumps(about)}
+    )
 
     def write(file: BinaryIO) -> None:
         file.write(whole)
