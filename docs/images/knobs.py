@@ -101,9 +101,7 @@ def inverting(pipe: pare.Pipeline) -> list[Row]:
     will, method = was.replace("sunny", "snowy"), "edit-friendly"
 
     def run(method: Any, prompt: str, steps: int = 25, **knobs: Any) -> Image.Image:
-        return sample(
-            pipe, invert(pipe, day, was, method=method, steps=steps), prompt, **knobs
-        )[0]
+        return sample(pipe, invert(pipe, day, was, method=method, steps=steps), prompt, **knobs)[0]
 
     return [
         [("the image", day)]

@@ -255,13 +255,13 @@ def test_mistakes_get_one_line_and_leave_nothing(
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
-import techniques.erasure as erasure
+from techniques.erasure import erasure_loop
 from pare.cli.main import main
-whole = erasure.gate
+whole = erasure_loop.gate
 def gate(*given):
     os.kill(os.getpid(), signal.SIGINT)
     return whole(*given)
-erasure.gate = gate
+erasure_loop.gate = gate
 sys.exit(main(sys.argv[1:]))
 """
     given = ["erase", PROMPT, "--concept", "snow", "--maps", "m.png", "--model", "model"]

@@ -36,13 +36,17 @@ def test_every_look_is_told_and_in_the_json(tiny: Path, capsys: pytest.CaptureFi
     assert guide("--loss", "blue", "--out", "a.png") == 0
     captured = capsys.readouterr()
     assert captured.out == "a.png\n"
-    told = r"a.png: the loss was [\d.e-]+, [\d.e-]+ at the steps that were guided, and is [\d.e-]+"
+    number = r"[\d.e-]+"
+    told = (
+        rf"a.png: the loss was {number}, {number} at the guided steps, and is {number}, "
+        rf"without guidance {number}"
+    )
     assert re.fullmatch(told, captured.err.strip())
     assert guide("--loss", "blue", "--seed", "1", "--count", "2", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [image["seed"] for image in found["images"]] == [1, 2]
-    assert [[look["step"] for look in one["looks"]] for one in found["guidance"]] == [[0, 2]] * 2
-    assert set(found["guidance"][0]["looks"][0]) == {"step", "t", "loss", "moved"}
+    assert [[look["step"] for look in one["steps"]] for one in found["guidance"]] == [[0, 2]] * 2
+    assert set(found["guidance"][0]["steps"][0]) == {"step", "t", "loss", "moved"}
 
 
 def test_without_a_scale_the_image_is_generate_s(tiny: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from pare.cli.main import cli, main
+from pare.cli.main import main
 from pare.cli.run_command import check_images
 from pare.errors import SettingError
 from pare.pipeline import Pipeline
@@ -322,17 +322,13 @@ def test_explain_reads_a_single_file_s_words(capsys: pytest.CaptureFixture[str])
         ([SNOWY, "--self-grid", ""], "self-grid is ''"),
         ([SNOWY, "--self-blocks", "top"], "self-blocks is 'top'; expected some of down,mid,up"),
         ([SNOWY, "--blend", "moon"], "'moon' is in none of the prompts; expected one of a, sunny"),
-        ([SNOWY, "--blend", "road", "--blend-level", "9"], "no cross-attention at level 9"),
+        ([SNOWY, "--blend", "road", "--blend-level", "9"], "no cross-attention at stage 9"),
         ([SNOWY, "--blend", "road", "--threshold", "2"], "threshold is 2.0"),
         ([SNOWY, "--mask", "wide.png"], "the mask is 64 x 16 and the image 128 x 128"),
         ([SNOWY, "--mask", "black.png"], "marks nothing to edit"),
         ([SNOWY, "--mask", "none.png"], "none.png: no such file"),
         ([SNOWY, "--invert-mask"], "--invert-mask needs --mask"),
         ([SNOWY, "--separately", "--batch", "2"], "--separately and --batch 2 exclude each other"),
-        ([SNOWY, "--injection-ratio", "0.5"], "--injection-ratio needs --method replay"),
-        ([SNOWY, "--method", "replay", "--weight", "snowy=2"], "--weight has no effect"),
-        ([SNOWY, "--method", "replay", "--self-replace", "0"], "--self-replace has no effect"),
-        ([SNOWY, "--method", "replay", "--explain"], "replay pairs no words"),
         ([SNOWY] * 33, "33 targets are given; expected 1 to 32"),
         ([SNOWY, "--seed", str(2**70)], "2**63 - 1"),
         ([SNOWY, "--size", "100x100"], "a multiple of 8"),
@@ -368,13 +364,13 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
 import os, signal, sys
 from pare.cli.main import main
 from techniques.prompt_to_prompt import attention_edit
-whole, calls = control.Injection.edit, []
+whole, calls = attention_edit.Injection.edit, []
 def edit(self, call, weights):
     calls.append(call.step)
     if call.step == 1:
         os.kill(os.getpid(), signal.SIGINT)
     return whole(self, call, weights)
-control.Injection.edit = edit
+attention_edit.Injection.edit = edit
 sys.exit(main(sys.argv[1:]))
 """
     given = ["p2p", SUNNY, SNOWY, "--steps", "3"]
@@ -391,27 +387,3 @@ sys.exit(main(sys.argv[1:]))
     assert done.stderr.splitlines()[-1] == "pare: interrupted"
     assert done.stdout == ""
     assert names() == []
-
-
-# --- the tutorial's variant ---------------------------------------------------------------
-
-
-def test_replay(capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--method", "replay", "--seed", "1", "--seed", "2"]
-    assert p2p(SUNNY, SNOWY, RAINY, *given) == 0
-    assert len(names()) == 6
-    capsys.readouterr()
-    assert main(["rerun", "p2p-2-target-2.png", "--check"]) == 0
-    assert p2p(SUNNY, SNOWY, *given, "--injection-ratio", "0", "--out", "i.png") == 0
-    assert np.array_equal(pixels("i-1-source.png"), pixels("p2p-1-source.png"))
-    assert not np.array_equal(pixels("i-1-target.png"), pixels("p2p-1-target-1.png"))
-    # With nothing replaced a target is what `generate` makes of its prompt.
-    plain = ["generate", SNOWY, "--seed", "1", "--scheduler", "dpm++2m", "--karras", "--steps", "2"]
-    assert main([*plain, "--model", "model", "--out", "g.png"]) == 0
-    assert np.array_equal(pixels("i-1-target.png"), pixels("g.png"))
-
-
-def test_the_options_of_replay_are_those_that_it_reads() -> None:
-    from pare.cli.commands.p2p import LOCKSTEP_ALONE
-
-    assert set(LOCKSTEP_ALONE) <= {parameter.name for parameter in cli.commands["p2p"].params}

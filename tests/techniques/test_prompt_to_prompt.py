@@ -291,6 +291,15 @@ def test_the_comparison_notices(model: TinyModel, name: str, tmp_path: Path) -> 
     assert not distance(made, reference) < 10 * BOUND
 
 
+def test_with_nothing_replaced_the_runs_are_plain_ones(model: TinyModel) -> None:
+    pipe = model.pipe("ddim")
+    timesteps = pipe.scheduler.timesteps(STEPS)
+    prompts = pipe.encode_prompts(["swapped"])
+    x_T = NOISE * timesteps.initial_scale
+    plain = pipe.denoise(x_T, timesteps, prompts, guidance=GUIDANCE)
+    assert torch.equal(replayed(model, 0.0)[1], plain)
+
+
 def test_the_comparison_notices_a_replay_in_one_half(model: TinyModel, tmp_path: Path) -> None:
     changed = mutant(
         tutorial,

@@ -360,7 +360,7 @@ def test_schedules_are_shares_of_the_steps() -> None:
     assert acts[:, 1].tolist() == [1] * 5 + [0] * 5
     assert acts[:, 2].tolist() == acts[:, 3].tolist() == [0] * 2 + [1] * 7 + [0]
     for bad in (1.5, (0.5, 0.2), float("nan")):
-        with pytest.raises(PareError, match="x`? "):
+        with pytest.raises(PareError, match=r"x`? "):
             steps_of(bad, 10, "x")
 
 
