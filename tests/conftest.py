@@ -48,6 +48,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def run_clean(*command: str | Path, cwd: Path) -> str:
+    """The command's output; a clean environment, so that the checkout is not found by chance."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRT"))
+    }
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=1200,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the files that a clone has."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    run_clean("git", "clone", "--quiet", ROOT, source, cwd=folder)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    run_clean(*pip, "--wheel-dir", folder, source, cwd=folder)
+    (built,) = folder.glob("pare-*.whl")
+    return built
+
+
 @pytest.fixture
 def run_pare(tmp_path: Path) -> RunPare:
     """Run `pare ARGUMENTS` as a user does: another process, in an empty folder."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import sysconfig
 import zipfile
@@ -13,39 +11,9 @@ import pytest
 from PIL import Image
 
 from pare.recipes.recipe import read_recipe
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_clean
 
 pytestmark = pytest.mark.slow
-
-
-def run(*command: str | Path, cwd: Path) -> str:
-    """The command's output; a clean environment, so that the checkout is not found by chance."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRT"))
-    }
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=600,
-        check=True,
-    )
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the files that a clone has."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    run("git", "clone", "--quiet", ROOT, source, cwd=folder)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    run(*pip, "--wheel-dir", folder, source, cwd=folder)
-    (built,) = folder.glob("pare-*.whl")
-    return built
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +24,9 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     makes the checkout importable among them, have no effect there.
     """
     folder = tmp_path_factory.mktemp("environment")
-    run(sys.executable, "-m", "venv", folder, cwd=folder)
+    run_clean(sys.executable, "-m", "venv", folder, cwd=folder)
     pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    run(*pip, wheel, cwd=folder)
+    run_clean(*pip, wheel, cwd=folder)
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder
@@ -68,7 +36,7 @@ def test_the_wheel_holds_the_packages_the_model_and_the_licence(wheel: Path) -> 
     names = set(zipfile.ZipFile(wheel).namelist())
     model = ROOT / "pare" / "models" / "roads"
     assert {str(path.relative_to(ROOT)) for path in model.rglob("*") if path.is_file()} <= names
-    modules = run("git", "ls-files", "pare/*.py", "techniques/*.py", "roads/*.py", cwd=ROOT)
+    modules = run_clean("git", "ls-files", "pare/*.py", "techniques/*.py", "roads/*.py", cwd=ROOT)
     assert set(modules.split()) <= names
     assert {"pare/py.typed", "roads/world/scene.py", "weights_convert.py"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -82,12 +50,12 @@ def test_the_checkout_is_out_of_reach(environment: Path) -> None:
     code = (
         "import pare, techniques, roads; print(pare.__file__, techniques.__file__, roads.__file__)"
     )
-    for file in run(python, "-c", code, cwd=environment).split():
+    for file in run_clean(python, "-c", code, cwd=environment).split():
         assert Path(file).is_relative_to(environment)
 
 
 def test_the_installed_command_makes_an_image(environment: Path, tmp_path: Path) -> None:
     command = [environment / "bin" / "pare", "generate", "a snowy road in the forest"]
-    assert run(*command, "--steps", "2", "--out", "road.png", cwd=tmp_path) == "road.png\n"
+    assert run_clean(*command, "--steps", "2", "--out", "road.png", cwd=tmp_path) == "road.png\n"
     assert Image.open(tmp_path / "road.png").size == (128, 128)
     assert read_recipe(tmp_path / "road.png").arguments["model"] == "roads"

@@ -14,7 +14,8 @@ VARIABLE = "_PARE_COMPLETE"  # by which the script asks `pare` what could come n
 
 EXAMPLES = examples("pare completion bash")
 
-Offer = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
+# Quoted: CompletionItem takes no type argument in the oldest click that pare supports.
+Offer = Callable[[click.Context, click.Parameter, str], "list[CompletionItem[str]]"]
 
 
 @click.command(epilog=EXAMPLES)
