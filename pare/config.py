@@ -92,7 +92,7 @@ def check_pin(key: str, value: object, pin: Pin, where: str) -> None:
     raise ConfigError(
         f"{where} sets {key!r} to {short_json(value)}",
         expected=f"{allowed_text} ({pin.reason})",
-        fix="this model needs something that pare does not do",
+        fix="use another model: pare does not support this",
     )
 
 
@@ -142,15 +142,15 @@ def one_of(values: Mapping[str, Any], key: str, where: str, options: tuple[str, 
     return value
 
 
-def per_level(values: Mapping[str, Any], key: str, where: str, levels: int) -> tuple[int, ...]:
-    """The integers under `key`, one a level; a single integer stands for all levels."""
+def per_stage(values: Mapping[str, Any], key: str, where: str, stages: int) -> tuple[int, ...]:
+    """The integers under `key`, one per stage; a single integer stands for all stages."""
     value = values[key]
-    listed = [value] * levels if isinstance(value, int) else value
-    good = isinstance(listed, list | tuple) and len(listed) == levels
+    listed = [value] * stages if isinstance(value, int) else value
+    good = isinstance(listed, list | tuple) and len(listed) == stages
     if not good or not all(
         isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= 2**16 for v in listed
     ):
-        raise wrong_value(where, key, value, f"{levels} positive whole numbers, one a level")
+        raise wrong_value(where, key, value, f"{stages} positive whole numbers, one per stage")
     return tuple(listed)
 
 
@@ -197,7 +197,7 @@ def read_text(path: Path) -> str:
         raise ConfigError(problem, fix="download it again") from error
 
 
-# SD 1 and 2 differ from their kin in how many channels the UNet reads.
+# What other models of the family read, by the UNet's number of input channels.
 OTHER_INPUTS = {
     5: "SD 2's depth-to-image model",
     7: "the x4 upscaler",
@@ -212,8 +212,8 @@ _SD1_UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
 class UNetConfig(HubConfig):
     """The architecture of a UNet: `unet/config.json` (class `UNet2DConditionModel`).
 
-    A level is a resolution: level 0 works on the full latent grid, level 1 on half of
-    it, and so on.  Tuples with one entry a level are in that order.
+    A stage is a resolution: stage 0 is the latent grid itself, stage 1 half of its
+    resolution, and so on.  Tuples with one entry per stage are in that order.
     """
 
     sample_size: tuple[int, int]
@@ -230,7 +230,7 @@ class UNetConfig(HubConfig):
     cross_attention_dim: int
     """Width of the text embeddings: 768 for SD 1, 1024 for SD 2."""
     attention_head_dim: tuple[int, ...]
-    """Misnamed on the Hub: the *number* of heads of each level.  Read it as `heads`."""
+    """Misnamed on the Hub: the *number* of heads of each stage.  Read it as `heads`."""
     norm_num_groups: int
     norm_eps: float
     """Of the ResNet blocks and the output norm; the transformers' GroupNorm has 1e-6."""
@@ -284,7 +284,7 @@ class UNetConfig(HubConfig):
         "resnet_skip_time_act": Pin((False,), "that is DeepFloyd's"),
         "resnet_out_scale_factor": Pin((1,), "SD adds residuals unscaled"),
         "time_embedding_type": Pin(("positional",), "SD's timesteps are sines and cosines"),
-        "time_embedding_dim": Pin((None,), "SD's is four times the first level's width"),
+        "time_embedding_dim": Pin((None,), "SD's is four times the first stage's width"),
         "time_embedding_act_fn": Pin((None,), "that is Kandinsky's"),
         "timestep_post_act": Pin((None,), "that is Kandinsky's"),
         "time_cond_proj_dim": Pin((None,), "that is the latent consistency models'"),
@@ -310,16 +310,16 @@ class UNetConfig(HubConfig):
         """
         if self.in_channels == self.out_channels or self.inpaints:
             return
-        kin = OTHER_INPUTS.get(self.in_channels, "of an unknown kind")
+        family = OTHER_INPUTS.get(self.in_channels, "of an unknown kind")
         raise ModelError(
-            f"{where} is {kin}: its UNet reads {self.in_channels} channels",
+            f"{where} is {family}: its UNet reads {self.in_channels} channels",
             expected=f"{self.out_channels} (latents), or {2 * self.out_channels + 1} "
             "(inpainting: latents, mask, the masked image's latents)",
         )
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """The number of attention heads of each level."""
+        """The number of attention heads of each stage."""
         return self.attention_head_dim
 
     @property
@@ -329,15 +329,15 @@ class UNetConfig(HubConfig):
 
     @classmethod
     def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
-        levels = level_count(values, where)
-        values["block_out_channels"] = per_level(values, "block_out_channels", where, levels)
-        values["attention_head_dim"] = per_level(values, "attention_head_dim", where, levels)
-        values["sample_size"] = per_level(values, "sample_size", where, 2)
+        stages = stage_count(values, where)
+        values["block_out_channels"] = per_stage(values, "block_out_channels", where, stages)
+        values["attention_head_dim"] = per_stage(values, "attention_head_dim", where, stages)
+        values["sample_size"] = per_stage(values, "sample_size", where, 2)
         for key, types in (
             ("down_block_types", ("CrossAttnDownBlock2D", "DownBlock2D")),
             ("up_block_types", ("CrossAttnUpBlock2D", "UpBlock2D")),
         ):
-            values[key] = block_types(values, key, where, levels, types)
+            values[key] = block_types(values, key, where, stages, types)
         integer(values, "in_channels", where, 1, 64)
         integer(values, "out_channels", where, 1, 64)
         integer(values, "layers_per_block", where, 1, 16)
@@ -364,11 +364,11 @@ class VAEConfig(HubConfig):
     out_channels: int
     latent_channels: int
     block_out_channels: tuple[int, ...]
-    """Widths from the image's resolution down; every further level halves the image."""
+    """Widths from the image's resolution down; each further stage halves the resolution."""
     down_block_types: tuple[str, ...]
     up_block_types: tuple[str, ...]
     layers_per_block: int
-    """ResNet blocks a level in the encoder; the decoder has one more."""
+    """ResNet blocks per stage of the encoder; the decoder has one more."""
     norm_num_groups: int
     sample_size: tuple[int, int]
     """Image height and width that the model was trained at, in pixels."""
@@ -410,14 +410,14 @@ class VAEConfig(HubConfig):
 
     @classmethod
     def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
-        levels = level_count(values, where)
-        values["block_out_channels"] = per_level(values, "block_out_channels", where, levels)
-        values["sample_size"] = per_level(values, "sample_size", where, 2)
+        stages = stage_count(values, where)
+        values["block_out_channels"] = per_stage(values, "block_out_channels", where, stages)
+        values["sample_size"] = per_stage(values, "sample_size", where, 2)
         for key, types in (
             ("down_block_types", ("DownEncoderBlock2D",)),
             ("up_block_types", ("UpDecoderBlock2D",)),
         ):
-            values[key] = block_types(values, key, where, levels, types)
+            values[key] = block_types(values, key, where, stages, types)
         for key in ("in_channels", "out_channels", "latent_channels"):
             integer(values, key, where, 1, 64)
         integer(values, "layers_per_block", where, 1, 16)
@@ -426,7 +426,7 @@ class VAEConfig(HubConfig):
         return values
 
 
-def level_count(values: Mapping[str, Any], where: str) -> int:
+def stage_count(values: Mapping[str, Any], where: str) -> int:
     """How many resolutions the model has: the length of `block_out_channels`."""
     widths = values["block_out_channels"]
     if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= 8:
@@ -435,13 +435,13 @@ def level_count(values: Mapping[str, Any], where: str) -> int:
 
 
 def block_types(
-    values: Mapping[str, Any], key: str, where: str, levels: int, types: tuple[str, ...]
+    values: Mapping[str, Any], key: str, where: str, stages: int, types: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """The names under `key`, one a level, each one of `types`."""
+    """The names under `key`, one per stage, each one of `types`."""
     value = values[key]
-    good = isinstance(value, list | tuple) and len(value) == levels
+    good = isinstance(value, list | tuple) and len(value) == stages
     if not good or not all(isinstance(name, str) and name in types for name in value):
-        raise wrong_value(where, key, value, f"{levels} names out of {', '.join(types)}")
+        raise wrong_value(where, key, value, f"{stages} names out of {', '.join(types)}")
     return tuple(value)
 
 

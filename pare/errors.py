@@ -1,9 +1,8 @@
-"""What a user can do wrong, each said in one sentence.
+"""The errors that users can cause, each one sentence: what was wrong, expected, and to do.
 
-Every error here says what was wrong, what was expected and what to do about it.
-The command prints it as one line and exits with code 2.  Anything that is *not*
-a `PareError` (or an operating-system error that the command knows how to put
-into words) is a bug in pare: it keeps its traceback and exits with code 1.
+The command prints it as one line and exits with code 2.  Anything that is *not* a
+`PareError`, or an operating-system error that the command puts into words, is a bug in
+pare: it keeps its traceback and exits with code 1.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from typing import Protocol
 
 
 class PareError(ValueError):
-    """Base of everything that a user can cause.
+    """Base of all errors that a user can cause.
 
-    `problem` says what is wrong and quotes what was got; `expected` says what would
-    have been right; `fix` says what to do.  Together they read as one sentence.
+    `problem` says what is wrong and quotes the value; `expected` says what would be right;
+    `fix` says what to do.  Together they are one sentence.  Parameters stand in backticks.
     """
 
     def __init__(self, problem: str, *, expected: str = "", fix: str = "") -> None:
@@ -35,7 +34,7 @@ class SettingError(PareError):
 
 
 class DeviceError(PareError):
-    """A device or a dtype that this machine does not have."""
+    """A device or a dtype that this machine does not support."""
 
 
 class ConfigError(PareError):
@@ -43,7 +42,7 @@ class ConfigError(PareError):
 
 
 class ModelError(PareError):
-    """A model that is not there, is incomplete or is of a kind that pare does not run."""
+    """A model that does not exist, is incomplete or is not supported."""
 
 
 class WeightsError(PareError):
@@ -63,7 +62,7 @@ class WeightsError(PareError):
 
 
 class SchedulerError(PareError):
-    """A scheduler that cannot do what was asked of it."""
+    """A scheduler that does not support the requested run."""
 
 
 class PromptError(PareError):
@@ -87,11 +86,11 @@ class InversionError(PareError):
 
 
 class EmbeddingError(PareError):
-    """A learned word's file that cannot be read, or one that does not fit the model."""
+    """A file of textual-inversion embeddings that cannot be read, or does not fit the model."""
 
 
 class LossError(PareError):
-    """A loss to guide by that cannot be read, gives no number, or has no gradient."""
+    """A guidance loss that cannot be read, gives no number, or has no gradient."""
 
 
 class FaultyLayer(Protocol):

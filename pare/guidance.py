@@ -1,12 +1,10 @@
-"""The model's answer under guidance.
-
-A model that has learnt eps(x_t, prompt) and eps(x_t, "") can be pushed further in the
-direction in which the prompt changes its mind than the prompt alone would push it:
+"""Classifier-free guidance: extrapolates from the unconditional to the conditional prediction.
 
     eps = uncond + scale * (cond - uncond)                  arXiv:2207.12598, eq. 6
 
-Scale 1 is the model's own answer, 0 ignores the prompt; the paper's w is `scale - 1`.
-The same holds for v.
+`cond` is eps(x_t, prompt) and `uncond` is eps(x_t, ""), or of a negative prompt; the same
+formula holds for v.  Scale 1 is the conditional prediction, 0 the unconditional one; the
+paper's w is `scale - 1`.
 """
 
 from __future__ import annotations
@@ -37,14 +35,14 @@ def predict(
     step: int = 0,
     extra: Tensor | None = None,
 ) -> Prediction:
-    """What the guided model makes of x_t: x0 and eps, float32, each (B, 4, h, w).
+    """The guided prediction for x_t as x0 and eps, each (B, 4, h, w), float32.
 
     Args:
-        x_t: latents (B, 4, h, w), float32; cast to the model's dtype at its door.
-        level: how noisy x_t is.
-        guidance: the scale of classifier-free guidance; at 1 the model runs once, not twice.
+        x_t: latents (B, 4, h, w), float32; the UNet gets them in its own dtype.
+        level: the noise level of x_t.
+        guidance: the guidance scale; at 1 the batch holds the conditional branch alone.
         rescale: see `guide`.
-        control: attention's control; it is told `step` and what each row of the batch is.
+        control: attention control; it is told `step` and what each row of the batch is.
         extra: channels that an inpainting UNet reads beside x_t, the same in both branches:
             the mask and the masked image's latents, (B, 5, h, w) or (1, 5, h, w).
 
@@ -59,42 +57,47 @@ def predict(
         texts = {"cond": prompts.cond}
     else:
         texts = {"uncond": prompts.uncond, "cond": prompts.cond}
-    seen = x_t if extra is None else torch.cat([x_t, extra.expand(len(x_t), -1, -1, -1)], dim=1)
-    answers = branch_outputs(unet, seen, level, texts, control=control, step=step)
-    output = answers["cond"]
+    latents = x_t
+    if extra is not None:
+        latents = torch.cat([x_t, extra.expand(len(x_t), -1, -1, -1)], dim=1)
+    outputs = branch_outputs(unet, latents, level, texts, control=control, step=step)
+    output = outputs["cond"]
     if guidance != 1:
-        output = guide(answers["uncond"], output, guidance, rescale)
+        output = guide(outputs["uncond"], output, guidance, rescale)
     return interpret(output, x_t, level, prediction_type)
 
 
 def branch_outputs(
     unet: UNet,
-    seen: Tensor,
+    latents: Tensor,
     level: NoiseLevel,
     texts: Mapping[str, Tensor],
     *,
     control: Control | None = None,
     step: int = 0,
 ) -> dict[str, Tensor]:
-    """The model's answers to several texts about the same latents, all from one batch.
+    """The UNet's outputs for the same latents under several texts, from one batch.
 
     Args:
-        seen: what the UNet reads, (B, channels, h, w), float32.
+        latents: the UNet's input, (B, channels, h, w), float32.
         texts: (B, 77, C) for each branch by its name; the batch has them in this order.
 
     Returns:
-        for each branch the UNet's output, (B, 4, h, w), float32.
+        for each branch the output, eps or v, (B, 4, h, w), float32.
+
+    Raises:
+        NonFiniteError: the output holds NaN or infinities.
     """
-    count = len(seen)
+    count = len(latents)
     rows = tuple(BatchRow(prompt, branch) for branch in texts for prompt in range(count))
-    seam = None if control is None else ControlledStep(control, step, rows)
+    controlled = None if control is None else ControlledStep(control, step, rows)
     dtype = unet.conv_in.weight.dtype
-    batch = torch.cat([seen] * len(texts)) if len(texts) > 1 else seen
+    batch = torch.cat([latents] * len(texts)) if len(texts) > 1 else latents
     text = torch.cat(list(texts.values()))
     inputs = batch.to(dtype), level.t, text.to(dtype)
-    output = unet(*inputs, seam).float()
+    output = unet(*inputs, controlled).float()
     check_finite(
-        f"the UNet's answer at step {step} (t = {level.t:g})",
+        f"the UNet's output at step {step} (t = {level.t:g})",
         output,
         unet,
         {"the latents": batch, "the prompts' embeddings": text},
@@ -106,8 +109,8 @@ def branch_outputs(
 def guide(uncond: Tensor, cond: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
     """Classifier-free guidance on predictions (B, ...), eps or v.
 
-    `rescale` in [0, 1] draws the answer's standard deviation back to the conditional's,
-    which strong guidance inflates (arXiv:2305.08891, sec. 3.4, eq. 15 and 16).
+    `rescale` in [0, 1] is guidance rescale (arXiv:2305.08891, sec. 3.4, eq. 15 and 16): it
+    brings the standard deviation, which a large scale inflates, back to the conditional's.
     """
     guided = uncond + scale * (cond - uncond)
     if rescale:

@@ -1,8 +1,8 @@
-"""Noise that depends on a seed and on nothing else.
+"""Unit Gaussian noise that depends on the seed alone.
 
-Every image has its own generator, so that an image's noise does not depend on what
-else is in its batch.  All noise is drawn on the CPU in float32 and then moved: a seed
-means the same noise on every device and at every precision.
+Every image has its own generator, so that an image's noise does not depend on the rest of
+its batch.  All noise is drawn on the CPU in float32 and then moved: a seed gives the same
+noise on every device and in every dtype.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pare.runtime.validation import seed_list
 
 
 class Noise:
-    """A stream of unit Gaussian noise for a batch of images, one generator a seed."""
+    """A stream of unit Gaussian noise for a batch of images, one generator per seed."""
 
     def __init__(self, seeds: int | Sequence[int], device: torch.device | str = "cpu") -> None:
         """`device` is where the noise is moved to, not where it is drawn.
 
-        A seed may occur twice: two prompts from one noise is how edits are compared.
+        A seed may occur twice: edits are compared under two prompts and one noise.
 
         Raises:
             SettingError: no seeds, or a seed that is not in 0 .. 2**63 - 1.

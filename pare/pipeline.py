@@ -185,7 +185,7 @@ class Pipeline:
 
         Warns:
             PromptTruncated: a text that has more than 77 tokens; what is cut off is shown.
-            UnknownWords: words that the model was never taught, of a model that lists its own.
+            UnknownWords: words that are not in the model's own list of words, if it has one.
 
         Raises:
             SettingError: no prompts, or not as many negative prompts.
@@ -286,7 +286,7 @@ class Pipeline:
 
     @torch.no_grad()
     def posterior(self, image: Tensor, *, tile: int | None = None) -> Posterior:
-        """image (B, 3, H, W) in [-1, 1] -> what the VAE makes of it, unscaled (B, 4, H/8, W/8).
+        """image (B, 3, H, W) in [-1, 1] -> posterior over unscaled latents (B, 4, H/8, W/8).
 
         In float32 where the VAE overflows in float16, with a warning.
 
@@ -297,7 +297,7 @@ class Pipeline:
         Raises:
             ImageError: not of this shape, or of sides that are not multiples of 8.
             SettingError: a `tile` that is no multiple of 8, or less than 64.
-            NonFiniteError: the answer holds NaN or infinities.
+            NonFiniteError: the output holds NaN or infinities.
         """
         factor = self.vae.config.factor
         if image.ndim != 4 or image.shape[1] != self.vae.config.in_channels:
@@ -368,7 +368,7 @@ class Pipeline:
         step: int = 0,
         extra: Tensor | None = None,
     ) -> Prediction:
-        """One guided look of the model at x_t (B, 4, h, w): x0 and eps; see `guidance.predict`."""
+        """The guided prediction for x_t (B, 4, h, w), x0 and eps; see `guidance.predict`."""
         if extra is None:
             self.require_channels("this")
         return guiding.predict(
@@ -393,14 +393,14 @@ class Pipeline:
         control: Control | None = None,
         step: int = 0,
     ) -> dict[str, Tensor]:
-        """The model's answers to several texts about the same x_t; see `guidance.branch_outputs`.
+        """The UNet's outputs for x_t under several texts; see `guidance.branch_outputs`.
 
-        For a formula of one's own in the place of guidance; `interpret` takes what comes out.
+        For another formula in the place of guidance; `interpret` takes the result.
         """
         return guiding.branch_outputs(self.unet, x_t, level, texts, control=control, step=step)
 
     def interpret(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> Prediction:
-        """x0 and eps of a model's answer, eps or v as this model was trained for."""
+        """x0 and eps of a UNet's output, which is eps or v as this model was trained for."""
         return interpret(output, x_t, level, self.scheduler.prediction_type)
 
     @torch.no_grad()
@@ -417,10 +417,10 @@ class Pipeline:
         extra: Tensor | None = None,
         progress: Progress = iter,
     ) -> Tensor:
-        """x_t at the timestep schedule's first level -> x0 at its last, both (B, 4, h, w).
+        """The reverse process: x_t at the first noise level -> x0 at the last, both (B, 4, h, w).
 
-        `noise` is needed by schedulers that are `stochastic`, `extra` by inpainting models
-        (see `guidance.predict`).
+        Schedulers that are `stochastic` need `noise`, inpainting models `extra` (see
+        `guidance.predict`).
         """
         history: tuple[Tensor, ...] = ()
         for i in progress(range(len(timesteps))):

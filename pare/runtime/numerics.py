@@ -2,7 +2,7 @@
 
 One such number in a tensor spreads to all of the image within a layer or two, so what a
 whole part of the model answers is all that has to be looked at: the text encoder's
-embeddings, the UNet's answer at each step, the VAE's at either end.  That is one look a
+embeddings, the UNet's output at each step, the VAE's at either end.  That is one look a
 step, and nothing is looked at inside.
 
 Only when something is wrong are the reasons looked for (`diagnose`): in the weights, in
@@ -154,7 +154,7 @@ def type_advice(module: nn.Module, dtype: torch.dtype) -> str:
 def non_finite_error(
     where: str, output: Tensor, module: nn.Module, diagnosis: Diagnosis, again: Callable[[], object]
 ) -> NonFiniteError:
-    """The error for what a part answered, e.g. `where` = "the UNet's answer at step 3".
+    """The error for what a part answered, e.g. `where` = "the UNet's output at step 3".
 
     `again` runs the part on the same inputs, for `first_bad_layer`.
     """

@@ -1,6 +1,6 @@
 """What LMS, Euler and Euler ancestral share: they solve the probability flow ODE in sigma.
 
-    d x_hat / d sigma = d(x_hat, sigma) = eps          arXiv:2206.00364, eq. 3 with eps put in
+    d x_hat / d sigma = (x_hat - denoised) / sigma = eps          arXiv:2206.00364, eq. 1 and 3
     x_hat = x_t / sqrt(alpha_bar) = x0 + sigma * eps
 
 `x_hat` is the variance-exploding form of the latents, k-diffusion's `x`; sigma is the noise

@@ -23,7 +23,7 @@ from pare.schedulers.schedule import NoiseLevel, Prediction
 from pare.schedulers.scheduler import History, Scheduler
 from pare.schedulers.timesteps import Timesteps
 
-# Adams-Bashforth by order, newest first: arXiv:2202.09778, eq. 12 is the last.
+# Adams-Bashforth by order, newest first: arXiv:2202.09778, eq. 23 (order 2) and 12 (order 4).
 MULTISTEP_WEIGHTS = {
     1: (1.0,),
     2: (3 / 2, -1 / 2),
@@ -115,7 +115,7 @@ def transfer(x_t: Tensor, eps: Tensor, here: NoiseLevel, there: NoiseLevel) -> T
 def multistep(
     levels: tuple[NoiseLevel, ...], i: int, x_t: Tensor, eps: Tensor, history: PNDMHistory
 ) -> tuple[Tensor, PNDMHistory]:
-    """A step along a weighted sum of eps and up to three earlier ones: eq. 12."""
+    """A step along a weighted sum of eps and up to three earlier ones: eq. 12, at first 23."""
     slopes = (eps, *history.earlier)
     combined = weighted_sum(MULTISTEP_WEIGHTS[len(slopes)], slopes)
     return transfer(x_t, combined, levels[i], levels[i + 1]), PNDMHistory(slopes[:3])
@@ -124,7 +124,8 @@ def multistep(
 def heun_step(
     levels: tuple[NoiseLevel, ...], i: int, x_t: Tensor, eps: Tensor, history: PNDMHistory
 ) -> tuple[Tensor, PNDMHistory]:
-    """The first step: tried with the eps of its start, taken with the mean of both ends' eps."""
+    """The first step, improved Euler: tried with the eps of its start, then taken with the mean
+    of both ends' eps (arXiv:2202.09778, eq. 22)."""
     if i == 0:
         return transfer(x_t, eps, levels[0], levels[1]), PNDMHistory((), x_t, (eps,))
     assert history.x_start is not None

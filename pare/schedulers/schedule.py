@@ -1,10 +1,11 @@
-"""How noise is added: the training's noise schedule, its levels, and x0 / eps / v.
+"""The forward process: the noise schedule, its levels, and conversions of x0, eps and v.
 
     x_t = sqrt(alpha_bar) * x0 + sqrt(1 - alpha_bar) * eps        (arXiv:2006.11239, eq. 4)
 
-Latents are always in this variance-preserving form.  A second way to say how noisy x_t is
-is the noise per unit of signal, sigma = sqrt((1 - alpha_bar) / alpha_bar): it runs from 0
-(clean) to infinity (no signal at all), and the solvers are shortest when written in it.
+Latents are always in this variance-preserving form.  Given x_t, eps and x0 determine each
+other.  The noise level may also be given as the noise per unit of signal,
+sigma = sqrt((1 - alpha_bar) / alpha_bar), from 0 (clean) to infinity (no signal): the
+solvers are shortest when written in sigma.
 """
 
 from __future__ import annotations
@@ -23,11 +24,10 @@ from pare.schedulers.hub_config import SchedulerConfig
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """One level of noise: `t` is what the model is told, `sigma` is the noise in x_t.
+    """A noise level: `t` is the UNet's timestep, `sigma` the noise per unit of signal in x_t.
 
-    `t` may be fractional.  The two belong together, with two exceptions that have their
-    reasons where they are made: DPM++ rounds the t of Karras sigmas, and DDIM's inverse
-    asks the model at the level that it goes to.
+    `t` may be fractional.  The schedule pairs the two, with two exceptions: DPM++ rounds the
+    t of Karras sigmas, and DDIM inversion evaluates the UNet at the t that a step goes to.
     """
 
     t: float
@@ -35,22 +35,22 @@ class NoiseLevel:
 
     @property
     def alpha_bar(self) -> float:
-        """1 / (1 + sigma^2), the share of the signal in x_t's variance."""
+        """1 / (1 + sigma^2), the signal's part of x_t's variance."""
         return self.signal_rate**2
 
     @property
     def signal_rate(self) -> float:
-        """sqrt(alpha_bar): the x0 in x_t."""
+        """sqrt(alpha_bar), the factor of x0 in x_t."""
         return 1.0 / math.hypot(1.0, self.sigma)
 
     @property
     def noise_rate(self) -> float:
-        """sqrt(1 - alpha_bar): the eps in x_t."""
+        """sqrt(1 - alpha_bar), the factor of eps in x_t."""
         return 1.0 if math.isinf(self.sigma) else self.sigma / math.hypot(1.0, self.sigma)
 
     @property
     def lambda_t(self) -> float:
-        """log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), DPM-Solver's lambda."""
+        """log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), half the log SNR: DPM-Solver's lambda."""
         return math.inf if self.sigma == 0 else -math.log(self.sigma)
 
 
@@ -60,7 +60,7 @@ CLEAN = NoiseLevel(t=-1.0, sigma=0.0)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NoiseSchedule:
-    """The levels of the training: `alpha_bar` (T,), float64 on the CPU, falling with t."""
+    """The noise schedule of the training: `alpha_bar` (T,), float64 on the CPU, falling with t."""
 
     alpha_bar: Tensor
 
@@ -118,9 +118,9 @@ class NoiseSchedule:
         return NoiseLevel(float(t), sigma)
 
     def timestep(self, sigma: float) -> float:
-        """The fractional timestep at which the model met `sigma`, linear in log sigma.
+        """The fractional timestep at which the schedule has `sigma`, linear in log sigma.
 
-        What lies outside the training's range gets its first or last timestep.
+        A sigma outside the schedule's range gets its first or last timestep.
         """
         sigmas = (*self.sigmas[:-1], self.largest_sigma)
         if sigma <= sigmas[0]:
@@ -160,7 +160,7 @@ def rescale_to_zero_snr(alpha_bar: Tensor) -> Tensor:
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: float | Tensor) -> Tensor:
-    """x_t at the level `alpha_bar`: one for all, or a tensor (B,), one an image.
+    """The forward process: a sample x_t from x0 at `alpha_bar`, one for all or (B,).
 
     `x0` and `noise` (B, C, h, w), `noise` of unit variance; x_t has their shape.
     """
@@ -169,7 +169,7 @@ def add_noise(x0: Tensor, noise: Tensor, alpha_bar: float | Tensor) -> Tensor:
 
 
 def velocity(x0: Tensor, noise: Tensor, alpha_bar: float | Tensor) -> Tensor:
-    """What a v-model learns to predict from x_t.  Shapes as in `add_noise`."""
+    """The target of a v-model, sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0; as in `add_noise`."""
     signal_rate, noise_rate = rates(alpha_bar, like=x0)
     return signal_rate * noise - noise_rate * x0  # arXiv:2202.00512, section 4
 
@@ -185,9 +185,9 @@ def rates(alpha_bar: float | Tensor, like: Tensor) -> tuple[Tensor | float, Tens
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model said about x_t, in both forms: x_t = signal_rate * x0 + noise_rate * eps.
+    """The prediction for x_t in both forms: x_t = signal_rate * x0 + noise_rate * eps.
 
-    Solvers take the form that they integrate, so that nothing is converted there and back.
+    Each solver takes the one that it integrates, so that no digits are lost in conversions.
     """
 
     x0: Tensor
@@ -200,8 +200,8 @@ def interpret(output: Tensor, x_t: Tensor, level: NoiseLevel, prediction_type: s
     `prediction_type` is 'epsilon', 'v_prediction' (arXiv:2202.00512, appendix D) or 'sample'.
 
     Raises:
-        SchedulerError: at a level without signal an eps says nothing about x0, and at one
-            without noise an x0 says nothing about eps.
+        SchedulerError: at a level without signal eps does not determine x0, and at one
+            without noise x0 does not determine eps.
     """
     signal, noise = level.signal_rate, level.noise_rate
     if prediction_type == "v_prediction":

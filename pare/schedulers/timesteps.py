@@ -1,4 +1,4 @@
-"""The levels that a run visits, from noise to image, as a value that can be looked at."""
+"""The timesteps of a run: the noise levels that sampling visits, and how they are spaced."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pare.schedulers.schedule import NoiseLevel
 
 @dataclass(frozen=True, repr=False)
 class Timesteps:
-    """The levels of a run: the model is asked at all but the last, where the run ends.
+    """The noise levels of a run: the UNet is evaluated at all but the last, where it ends.
 
     Step `i` takes x_t at `levels[i]` to `levels[i + 1]`.  `len(timesteps)` is the number
     of model evaluations.  Index by `i`, never by t: timesteps may repeat.
     """
 
     levels: tuple[NoiseLevel, ...]
-    initial_scale: float  # unit noise times this is a start at levels[0] from nothing
+    initial_scale: float  # x_T is unit noise times this
     first: int = 0  # the step index that levels[0] stands at; above 0 when started midway
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ def spaced_timesteps(
     """`steps` training timesteps, falling, spread as in arXiv:2305.08891, table 2.
 
     `whole` rounds them to whole numbers.  `drop_cleanest` spreads one timestep more and
-    leaves the last one out, which DPM-Solver's authors do.
+    leaves the last one out, as DPM-Solver's code does.
     """
     count = config.num_train_timesteps
     points = steps + drop_cleanest

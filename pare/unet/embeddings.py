@@ -1,4 +1,4 @@
-"""How the UNet is told how noisy its input is."""
+"""Timestep embedding: the noise level as a vector that every ResNet block reads."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 def sinusoids(
     t: Tensor, channels: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0.0
 ) -> Tensor:
-    """Timesteps (B,) as (B, channels): cosines and sines at geometrically falling frequencies.
+    """Sinusoidal embedding of timesteps: (B,) -> (B, channels), cosines and sines.
 
-    The position encoding of arXiv:1706.03762, sec. 3.5, with `t` as the position: the
-    slow waves tell 900 from 100, the fast ones 501 from 500.  `t` may be fractional.
-    SD puts the cosines first (`flip_sin_to_cos`).
+    The position encoding of arXiv:1706.03762, sec. 3.5, with `t` as the position.  The
+    frequencies fall geometrically, so that both 900 and 100 and 501 and 500 are told apart.
+    `t` may be fractional.  SD puts the cosines first (`flip_sin_to_cos`).
     """
     half = channels // 2
     # float32 on the way, in this order: the UNet was trained on these roundings.
@@ -29,7 +29,7 @@ def sinusoids(
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers that turn the waves into what every ResNet block receives."""
+    """A two-layer MLP on the sinusoids; its output is the time embedding."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class ResnetBlock(nn.Module):
     """norm, SiLU, conv, + time, norm, SiLU, conv, + input        (arXiv:1512.03385, 2006.11239)
 
-    The block that does most of the work in the UNet and in the VAE.  The VAE's has no
-    time (`time_channels=None`): it does not care how noisy anything is.
+    The residual block of UNet and VAE.  The VAE's has no time embedding
+    (`time_channels=None`): its input is not noised.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class ResnetBlock(nn.Module):
         )
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        # Where the width changes, the residual has to change with it.
+        # Where the width changes, a 1x1 convolution brings the residual to the new width.
         self.conv_shortcut = (
             nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
         )
@@ -39,7 +39,7 @@ class ResnetBlock(nn.Module):
         """x (B, in, h, w), time (B, time_channels) -> (B, out, h, w)"""
         hidden = self.conv1(F.silu(self.norm1(x)))
         if self.time_emb_proj is not None and time is not None:
-            # One number per channel, the same for every pixel: "this is how noisy it is".
+            # One value per channel, the same for every pixel.
             hidden = hidden + self.time_emb_proj(F.silu(time))[:, :, None, None]
         hidden = self.conv2(F.silu(self.norm2(hidden)))
         if self.conv_shortcut is not None:
@@ -48,7 +48,7 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the resolution with a strided convolution; odd sizes round up."""
+    """Downsample by 2 with a strided convolution; odd sizes round up."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the resolution: repeat every pixel, then smooth with a convolution."""
+    """Upsample by 2: nearest-neighbour interpolation, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -69,8 +69,8 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """(B, C, h, w) -> (B, C, *size).
 
-        `size` is twice the input's unless a level on the way down had an odd size:
-        then it is the size of the skip connection that the result will meet.
+        `size` is twice the input's, unless the down block's input had an odd size: then it
+        is the size of the skip connection that comes next.
         """
         height, width = x.shape[-2:]
         return self.conv(F.interpolate(x, size=size or (2 * height, 2 * width), mode="nearest"))

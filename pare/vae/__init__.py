@@ -1,4 +1,4 @@
-"""The VAE.  Read `autoencoder.py`, then `encoder.py`, `decoder.py` and `blocks.py`."""
+"""The VAE.  Read `autoencoder.py`, then `encoder.py`, `decoder.py` and `vae_blocks.py`."""
 
 from pare.vae.autoencoder import AutoencoderKL, Posterior
 

@@ -1,9 +1,8 @@
-"""The variational autoencoder: images to latents, an eighth of the side, and back.
+"""The variational autoencoder (arXiv:1312.6114): images to latents of 1/8 the side, and back.
 
-A diffusion model on 512 x 512 x 3 numbers is slow.  This one works on 64 x 64 x 4, and
-the VAE (arXiv:1312.6114; as a latent space for diffusion arXiv:2112.10752, sec. 3.1)
-translates.  Latents here are *unscaled*: `Pipeline.encode` multiplies by
-`config.scaling_factor` and `Pipeline.decode` divides.
+Diffusion runs in its latent space (arXiv:2112.10752, sec. 3.1), because 64 x 64 x 4 values
+cost far less than the 512 x 512 x 3 of the image.  Latents here are *unscaled*:
+`Pipeline.encode` multiplies them by `config.scaling_factor`, `Pipeline.decode` divides.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pare.vae.tiling import in_tiles, tile_in_latents
 
 @dataclass(frozen=True)
 class Posterior:
-    """A diagonal Gaussian over latents: what the encoder believes."""
+    """The encoder's posterior q(z | image): a diagonal Gaussian over latents."""
 
     mean: Tensor
     """(B, 4, h, w)"""
@@ -39,11 +38,14 @@ class Posterior:
         return torch.exp(0.5 * self.logvar)
 
     def mode(self) -> Tensor:
-        """The most likely latents: no randomness, which inversion relies on."""
+        """The most likely latents; deterministic, as inversion needs them."""
         return self.mean
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """mean + std * noise, drawn on the CPU in float32 (arXiv:1312.6114, eq. 10)."""
+        """Reparameterised sample, mean + std * noise (arXiv:1312.6114, eq. 10).
+
+        The noise is drawn on the CPU in float32.
+        """
         noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float32)
         return self.mean + self.std * noise.to(self.mean)
 
@@ -73,11 +75,11 @@ class AutoencoderKL(nn.Module):
 
         Two ways to need less memory: `sliced` works one image of the batch at a time;
         `tile` is the side of overlapping tiles, in pixels of the image (a multiple of 8, at
-        least 64).  Tiles do not see each other, so the result differs a little from the
+        least 64).  Tiles are encoded apart, so that the result differs a little from the
         whole image's.
 
         Raises:
-            SettingError: a `tile` that is not so.
+            SettingError: a `tile` that is no multiple of 8, or less than 64.
         """
         return Posterior.from_moments(self.moments(image, sliced=sliced, tile=tile))
 
@@ -103,7 +105,7 @@ class AutoencoderKL(nn.Module):
         return self.decoder(self.post_quant_conv(latents))
 
     def forward(self, image: Tensor) -> Tensor:
-        """The round trip through the posterior's mode."""
+        """The reconstruction from the posterior's mode."""
         return self.decode(self.encode(image).mode())
 
 

@@ -1,4 +1,4 @@
-"""The VAE's decoder: latents become an image."""
+"""The VAE's decoder: latents to image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The VAE's encoder: an image becomes the mean and log-variance of its latents."""
+"""The VAE's encoder: image to the mean and log-variance of the posterior over latents."""
 
 from __future__ import annotations
 

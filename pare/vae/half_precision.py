@@ -1,9 +1,9 @@
-"""The VAE in float16: what overflows is computed once more in float32.
+"""The VAE in float16: an image whose activations overflow is computed again in float32.
 
-The activations of SD 1's VAE come close to float16's end (65504) and beyond it in some
-images, which then are black: NaN.  bfloat16 reaches as far as float32 but has 8 bits
-for a number, as many as an image has, and rounds them through dozens of layers.  So
-that one image is worked in float32; the VAE keeps its weights as they are.
+The activations of SD 1's VAE come close to float16's largest number (65504), and for some
+images they exceed it; the result is NaN, a black image.  bfloat16 has float32's range but
+8 bits of precision, which are rounded through dozens of layers.  So only the image in
+question is computed in float32; the VAE keeps its dtype.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ Work = Callable[[AutoencoderKL, Tensor], Tensor]
 
 
 def run_vae(vae: AutoencoderKL, x: Tensor, work: Work, *, what: str, given: str) -> Tensor:
-    """`work(vae, x)` in the VAE's type, or in float32 if float16 is not enough for it.
+    """`work(vae, x)` in the VAE's dtype, or in float32 if float16 overflows.
 
     Args:
         x: float32, on the VAE's device.
-        what: the answer in words, as "the VAE's decoding".
+        what: the output in words, as "the VAE's decoding".
         given: `x` in words, as "the latents".
 
     Raises:
-        NonFiniteError: the answer holds NaN or infinities that float32 would not mend.
+        NonFiniteError: the output holds NaN or infinities in float32 as well.
     """
     weight = next(vae.parameters())
     cast = x.to(weight.dtype)
-    answer = work(vae, cast)
-    if is_finite(answer):
-        return answer
+    output = work(vae, cast)
+    if is_finite(output):
+        return output
 
     diagnosis = diagnose(vae, {given: x})
     if diagnosis.overflowed and weight.dtype == torch.float16:
         exact = work(in_float32(vae), x.float())
         if is_finite(exact):
             warnings.warn(
-                f"{what} overflowed in float16 and was done again in float32; a VAE that was "
-                "mended for float16, or --dtype float32, saves the second time",
+                f"{what} overflowed in float16 and was computed again in float32; a VAE that was "
+                "fixed for float16, or `dtype=float32`, avoids the second computation",
                 PrecisionWarning,
                 stacklevel=3,
             )
             return exact
-    raise non_finite_error(what, answer, vae, diagnosis, lambda: work(vae, cast))
+    raise non_finite_error(what, output, vae, diagnosis, lambda: work(vae, cast))
 
 
 def in_float32(vae: AutoencoderKL) -> AutoencoderKL:

@@ -1,9 +1,8 @@
-"""Large images piece by piece: overlapping tiles, cross-faded where they overlap.
+"""Tiled encoding and decoding of large images: overlapping tiles, blended linearly.
 
-The VAE's memory grows with the image (and its attention's with the square of it).
-Tiles bound both.  Neighbours overlap by a quarter of a tile, and each tile's weight
-falls linearly towards its edges, so that a seam is a gradual change from one tile's
-answer to the other's.
+The VAE's memory grows with the number of pixels, and its attention's with the square of it;
+tiles bound both.  Neighbours overlap by a quarter of a tile, and each tile's weight falls
+linearly towards its edges, so that there is no visible seam.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ def tile_in_latents(tile: int, factor: int) -> int:
     whole = isinstance(tile, int) and not isinstance(tile, bool)
     if not whole or tile < MIN_TILE * factor or tile % factor:
         raise SettingError(
-            f"tile is {tile!r}", expected=f"a multiple of {factor}, at least {MIN_TILE * factor}"
+            f"`tile` is {tile!r}", expected=f"a multiple of {factor}, at least {MIN_TILE * factor}"
         )
     return tile // factor
 
 
 def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, *, tile: int, scale: float) -> Tensor:
-    """Apply `function` to overlapping tiles of `x` (B, C, H, W) and cross-fade the answers.
+    """Apply `function` to overlapping tiles of `x` (B, C, H, W) and blend the outputs.
 
     `tile` is the side of a tile in pixels of `x`; `scale` is how many pixels of the
-    answer one pixel of `x` becomes (8 for decoding, 1/8 for encoding).  An image that
+    output one pixel of `x` becomes (8 for decoding, 1/8 for encoding).  An image that
     fits into one tile gets exactly `function(x)`.
     """
     height, width = x.shape[-2:]

@@ -96,7 +96,7 @@ def test_a_nan_in_the_unets_weights_is_named(copy: Path) -> None:
     with pytest.raises(NonFiniteError) as caught:
         pipe.generate("a car", [0], steps=2)
     sentence = str(caught.value)
-    assert "the UNet's answer at step 0 (t = 5" in sentence
+    assert "the UNet's output at step 0 (t = 5" in sentence
     assert "in float32, as the file has NaN or infinities in its weights: 1 tensors" in sentence
     assert "mid_block.resnets.0.conv1.weight (1 NaN of 2304 numbers)" in sentence
     assert caught.value.find_layer is not None
