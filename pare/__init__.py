@@ -19,10 +19,10 @@ from pare.version import __version__
 if TYPE_CHECKING:
     from pare.attention import Control
     from pare.errors import PareError
+    from pare.loading.modules import AutoencoderKL, UNet
+    from pare.loading.parts import Scheduler, TextEncoder, Tokenizer
     from pare.pipeline import Pipeline
     from pare.results import Images
-    from pare.unet import UNet
-    from pare.vae import AutoencoderKL
 
 __all__ = [
     "AutoencoderKL",
@@ -30,17 +30,23 @@ __all__ = [
     "Images",
     "PareError",
     "Pipeline",
+    "Scheduler",
+    "TextEncoder",
+    "Tokenizer",
     "UNet",
     "__version__",
 ]
 
 _HOMES = {
-    "AutoencoderKL": "pare.vae",
+    "AutoencoderKL": "pare.loading.modules",
     "Control": "pare.attention",
     "Images": "pare.results",
     "PareError": "pare.errors",
     "Pipeline": "pare.pipeline",
-    "UNet": "pare.unet",
+    "Scheduler": "pare.loading.parts",
+    "TextEncoder": "pare.loading.parts",
+    "Tokenizer": "pare.loading.parts",
+    "UNet": "pare.loading.modules",
 }
 
 

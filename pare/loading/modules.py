@@ -11,15 +11,18 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pare.config import UNetConfig, VAEConfig
+import pare.unet
+import pare.vae
+from pare.config import HubConfig, UNetConfig, VAEConfig
 from pare.errors import SettingError, WeightsError
 from pare.loading import hub_folder
 from pare.loading.checkpoint import (
@@ -49,19 +52,59 @@ from pare.runtime.device import choose_device, choose_dtype, dtype_name
 from pare.runtime.numerics import Numbers, PrecisionWarning, is_finite
 from pare.text.text_encoder import TextConfig
 from pare.text.tokenizer import build_tokenizer, read_tokenizer
-from pare.unet import UNet
-from pare.vae import AutoencoderKL
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
+
+
+Config = TypeVar("Config", bound=HubConfig)
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class UNet(pare.unet.UNet):
+    """The UNet, which can be loaded by itself: `UNet.from_pretrained("roads")`."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        subfolder: str = "unet",
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+    ) -> Self:
+        """A model's UNet alone; `model` and what it raises as for `load_model`."""
+        return load_part(
+            partial(on_meta, cls), UNetConfig, model, "unet", subfolder, device, dtype, revision
+        )
+
+
+class AutoencoderKL(pare.vae.AutoencoderKL):
+    """The VAE, which can be loaded by itself: `AutoencoderKL.from_pretrained("roads")`."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        subfolder: str = "vae",
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+    ) -> Self:
+        """A model's VAE alone; `model` and what it raises as for `load_model`."""
+        return load_part(
+            partial(on_meta, cls), VAEConfig, model, "vae", subfolder, device, dtype, revision
+        )
 
 
 @dataclass(frozen=True)
 class Components:
     """The parts of a model, loaded."""
 
-    unet: UNet
-    vae: AutoencoderKL
+    unet: pare.unet.UNet
+    vae: pare.vae.AutoencoderKL
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
     scheduler_config: Mapping[str, Any]
@@ -156,6 +199,57 @@ def load_file(model: ModelFile, dtype: torch.dtype, tokenizer: Path | None) -> C
             configs=tokenizer_fingerprints(tokenizer) if tokenizer else {},
         ),
     )
+
+
+def load_part(
+    build: Callable[[Config], Module],
+    config_type: type[Config],
+    model: str | Path,
+    part: str,
+    subfolder: str,
+    device: str,
+    dtype: str | torch.dtype,
+    revision: str | None,
+) -> Module:
+    """One network of a model: "unet", "vae" or "text_encoder".
+
+    Of a repository on the Hub, the whole model is downloaded into the cache, once.
+
+    Args:
+        build: makes the module from its config, on the meta device.
+        subfolder: as diffusers has it; it is the part's own name.
+
+    Raises:
+        SettingError: another `subfolder`.
+        PareError: as `load_model`.
+    """
+    check_subfolder(part, subfolder)
+    torch_device = choose_device(device)
+    torch_dtype = choose_dtype(dtype, torch_device)
+    resolved = resolve_model(model, dtype=torch_dtype, revision=revision)
+    if isinstance(resolved, ModelFile):
+        found, path = resolved.content.parts[part], resolved.path
+        raw, where, stored = found.config, f"{path} ({part})", found.tensors
+        rename = RENAMES[part] if part == "text_encoder" else same_name
+    else:
+        check_index(resolved.path)
+        raw, where = config_of(resolved.path, part)
+        path = hub_folder.find_weights(resolved.path, part, torch_dtype == torch.float16)
+        stored, rename = open_weights(path), RENAMES[part]
+    config = config_type.read(raw, where)
+    module = build(config)
+    fill(module, stored, path, torch_dtype, rename)
+    return module.to(torch_device)
+
+
+def on_meta(build: Callable[[Config], Module], config: Config) -> Module:
+    with torch.device("meta"):
+        return build(config)
+
+
+def check_subfolder(part: str, subfolder: str) -> None:
+    if subfolder != part:
+        raise SettingError(f"`subfolder` is {subfolder!r}", expected=repr(part))
 
 
 def refuse_tokenizer(model: ModelFolder, tokenizer: Path | None) -> None:
