@@ -412,10 +412,10 @@ def squeeze(shape: tuple[int, ...], wanted: tuple[int, ...] | None) -> tuple[int
     return shape
 
 
-def check_names(
-    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path
-) -> None:
-    """Raise one table of everything that does not match, or return."""
+def mismatches(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> list[tuple[str, str, tuple[object, ...]]]:
+    """(problem, name, shape) of every tensor that is missing, unexpected or has a wrong shape."""
     rows: list[tuple[str, str, tuple[object, ...]]]
     rows = [("missing", name, shape) for name, shape in wanted.items() if name not in found]
     rows += [("unexpected", name, shape) for name, shape in found.items() if name not in wanted]
@@ -424,9 +424,17 @@ def check_names(
         for name in wanted.keys() & found.keys()
         if wanted[name] != found[name]
     ]
+    return sorted(rows)
+
+
+def check_names(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path
+) -> None:
+    """Raise one table of everything that does not match, or return."""
+    rows = mismatches(wanted, found)
     if not rows:
         return
-    table = [f"  {problem:12} {name}  {' '.join(map(str, s))}" for problem, name, s in sorted(rows)]
+    table = [f"  {problem:12} {name}  {' '.join(map(str, s))}" for problem, name, s in rows]
     if len(table) > 20:
         table = [*table[:20], f"  … and {len(table) - 20} more"]
     raise WeightsError(f"{path} does not fit its config.json in {len(rows)} tensors", table=table)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import pare.cli.main
 from pare.study.inspect.inspection import split_names
-from pare.study.inspect.text_tables import common_beginning, in_words, short, size
+from pare.study.inspect.text_tables import common_prefix, layers_text, short, size
 from tests.conftest import ROOT
 from tests.loading.test_weights_convert import FULL
 from tests.single_files import original_checkpoint
@@ -52,7 +52,7 @@ def test_the_page_of_a_model(capsys: Output) -> None:
     assert narrow(page)
     for words in (
         "roads   Stable Diffusion 1, folder",
-        "128 x 128 images, which are latents of 4 x 16 x 16",
+        "128 x 128 pixels, latents 4 x 16 x 16",
         "down_blocks.1  1 128 4 4    2 ResNet+attention ↓",
         "── 128 128 128 ──",
         "mid_block  RA R",
@@ -102,8 +102,8 @@ def test_a_layer_opened(capsys: Output) -> None:
 def test_a_layer_of_the_default_model(capsys: Output) -> None:
     page, _ = inspect(capsys, "unet.mid_block", "--size", "64x256", "--dtype", "float16")
     assert page.startswith("unet.mid_block   MidBlock\n")
-    assert "shown for    64 x 256, batch 1, float16" in page
-    assert "in           x 1 64 4 1, time 1 256, text 1 77 128" in page
+    assert "computed for  64 x 256, batch 1, float16" in page
+    assert "input         x 1 64 4 1, time 1 256, text 1 77 128" in page
 
 
 def test_the_text_encoder(capsys: Output) -> None:
@@ -129,7 +129,7 @@ def test_depth(capsys: Output) -> None:
     shallow, deep = (inspect(capsys, "roads", "vae", "--depth", d)[0] for d in ("1", "3"))
     assert "\n    down_blocks.1 " not in shallow
     assert "\n    down_blocks.1 " in deep
-    assert "deeper inside" in shallow
+    assert "layers inside these" in shallow
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_broken_folder(capsys: Output, tmp_path: Path) -> None:
     assert "is broken" in error
     assert "tensors are whole" in page
     assert "holds a JSON list" in page
-    assert "up_blocks.1" in page  # the U is there all the same
+    assert "up_blocks.1" in page  # the UNet's diagram is there all the same
     found = as_json(capsys, folder, code=2)
     assert len(found["model"]["parts"]["unet"]["problems"]) > 5
     assert found["model"]["parts"]["text_encoder"]["problems"] == []
@@ -193,7 +193,7 @@ def test_a_name_that_lies_about_its_size(capsys: Output, tmp_path: Path) -> None
     text = json.dumps(header).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
     page, _ = inspect(capsys, tmp_path / "model.safetensors", code=2)
-    assert "not in the file" in page
+    assert "the file ends before it" in page
 
 
 # --- values -------------------------------------------------------------------------------
@@ -295,8 +295,8 @@ def test_numbers_are_short() -> None:
 
 
 def test_words_and_beginnings() -> None:
-    assert in_words(("ResNet", "attention") * 2 + ("halve",)) == "2 ResNet+attention ↓"
-    assert in_words(("ResNet",) * 3 + ("double",)) == "3 ResNet ↑"
-    assert in_words(("ResNet", "attention", "ResNet")) == "ResNet+attention+ResNet"
-    assert common_beginning(["a.b.c", "a.b.d.e"]) == "a.b."
-    assert common_beginning(["a", "a.b"]) == ""
+    assert layers_text(("ResNet", "transformer") * 2 + ("downsample",)) == "2 ResNet+transformer ↓"
+    assert layers_text(("ResNet",) * 3 + ("upsample",)) == "3 ResNet ↑"
+    assert layers_text(("ResNet", "transformer", "ResNet")) == "ResNet+transformer+ResNet"
+    assert common_prefix(["a.b.c", "a.b.d.e"]) == "a.b."
+    assert common_prefix(["a", "a.b"]) == ""

@@ -73,7 +73,7 @@ def test_the_skips_of_the_u_meet(sd14: LayerTable) -> None:
     assert len(made) == 12
     assert taken == made[::-1]
     for stage in u.named("up_blocks"):
-        assert {shape[-2:] for shape in stage.skips} == {stage.works_at}
+        assert {shape[-2:] for shape in stage.skips} == {stage.grid}
 
 
 def test_sd14_in_numbers(sd14: LayerTable) -> None:

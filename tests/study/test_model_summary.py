@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pare.errors import ModelError, SettingError
 from pare.study.inspect import describe, layers
-from pare.study.inspect.model_summary import Model
+from pare.study.inspect.model_summary import ModelSummary
 from tests.hub_server import COMMIT, Hub, Repository
 from tests.loading.test_hub_client import User
 from tests.single_files import original_checkpoint, with_average
@@ -85,8 +85,8 @@ def test_all_that_is_wrong_with_a_folder_is_said(folder: Path) -> None:
     assert [name for name, part in model.parts.items() if part.whole] == ["text_encoder"]
     assert model.parts["unet"].problems == (
         "unet: conv_out.bias: missing",
-        "unet: extra: not expected",
-        "unet: conv_in.bias: the shape is 9 instead of 8",
+        "unet: extra: unexpected",
+        "unet: conv_in.bias: wrong shape, 9 instead of 8",
     )
     assert "cut off after" in model.parts["vae"].problems[-1]
     others = "\n".join(model.problems)
@@ -116,7 +116,7 @@ def test_without_a_config_the_other_parts_still_have_layers(folder: Path) -> Non
 # --- single files -------------------------------------------------------------------------
 
 
-def single(path: Path, kind: str, **changes: Tensor) -> Model:
+def single(path: Path, kind: str, **changes: Tensor) -> ModelSummary:
     tensors = own(original_checkpoint(kind)) | changes
     save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
     return describe(path)
@@ -138,7 +138,7 @@ def test_a_single_file(tmp_path: Path, suffix: str) -> None:
 def test_eps_or_v_is_not_guessed_without_the_weights(tmp_path: Path) -> None:
     model = single(tmp_path / "model.safetensors", "SD 2")
     assert model.prediction == ""
-    assert any("eps or v is not told" in note for note in model.notes)
+    assert any("eps or v cannot be told" in note for note in model.notes)
     marked = single(tmp_path / "marked.safetensors", "SD 2", v_pred=torch.zeros(0))
     assert marked.prediction == "v_prediction"
 
@@ -171,7 +171,7 @@ def test_a_cut_single_file_keeps_its_layers(tmp_path: Path) -> None:
     model = describe(path)
     assert "tensors are whole" in model.problems[0]
     assert not all(part.whole for part in model.parts.values())
-    assert any("not in the file" in problem for problem in model.all_problems)
+    assert any("the file ends before it" in problem for problem in model.all_problems)
     assert layers(model, "unet")["unet"].parameters == model.parts["unet"].parameters
 
 

@@ -65,11 +65,11 @@ def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "data", "words"),
     [
-        ({"a": entry(0, 8), "b": entry(4, 12)}, 12, "b: its offsets lie on those of a"),
+        ({"a": entry(0, 8), "b": entry(4, 12)}, 12, "b: its offsets overlap those of a"),
         ({"a": entry(0, 8), "b": entry(12, 20)}, 20, "4 bytes before b belong to no tensor"),
-        ({"a": entry(0, 12)}, 12, "12 bytes for a shape that needs 8"),
-        ({"a": entry(8, 0)}, 8, "a: its offsets lie: 8 to 0"),
-        ({"a": entry(-8, 0)}, 8, "a: its offsets lie: -8 to 0"),
+        ({"a": entry(0, 12)}, 12, "12 bytes, and its shape needs 8"),
+        ({"a": entry(8, 0)}, 8, "a: its offsets are impossible: 8 to 0"),
+        ({"a": entry(-8, 0)}, 8, "a: its offsets are impossible: -8 to 0"),
         ({"a": entry(0, 8, "F31")}, 8, 'its type is "F31"'),
         ({"a": entry(0, 8, shape=(-1, 2))}, 8, "a: its shape is [-1, 2]"),
         ({"a": entry(0, 8) | {"data_offsets": "x"}}, 8, 'a: its offsets are "x"'),

@@ -1,4 +1,4 @@
-"""The study functions' dataclasses as what `json.dumps` takes."""
+"""The study functions' dataclasses as JSON objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `pare inspect` says, put together: as a page and as JSON.
+"""The result of `pare inspect`: as text and as JSON.
 
 found = inspect_model("sd1", "unet.mid_block", batch=2)
 print(found.page)
@@ -18,40 +18,40 @@ from pare.runtime.device import DTYPES
 from pare.study.inspect import text_tables
 from pare.study.inspect.as_json import as_json
 from pare.study.inspect.layer_table import LayerTable, is_glob, nearest
-from pare.study.inspect.model_summary import CLASSES, Model, describe
+from pare.study.inspect.model_summary import CLASSES, ModelSummary, describe
 from pare.study.inspect.model_tables import layers
 from pare.study.inspect.u_shape import u_shape
 from pare.study.inspect.weight_files import WeightFile
 from pare.study.inspect.weight_values import Values, read_values
 
-# How the name of a layer may begin; those of a part's own layers get a hint.
+# How the name of a layer may begin; the part is missing from the last ones, which gets a hint.
 BEGINNINGS = (*CLASSES, "down_blocks", "mid_block", "up_blocks", "encoder", "decoder", "text_model")
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found."""
+    """The result."""
 
     page: str
     """For a terminal of 100 columns."""
     json: Any
     problem: str = ""
-    """What is broken, in a sentence."""
+    """What is broken, in a sentence; "" if nothing is."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is to be looked at."""
+    """Options of an inspection."""
 
     size: tuple[int, int] | None = None
-    """Width and height of the images; None is the model's own."""
+    """Width and height of the images; None is the training size."""
     batch: int = 1
     dtype: str = "float32"
-    """What the weights would be cast to."""
+    """The dtype that shapes and memory are computed for."""
     depth: int | None = None
-    """How deep into the layers; None is as deep as fits on a screen."""
+    """Levels of nested layers that are listed; None is as many as fit on a screen."""
     values: bool = False
-    """Read the weights, and say what their numbers are like."""
+    """Read the weights for statistics of their values."""
 
 
 def split_names(names: tuple[str, ...], model: str | None) -> tuple[str, str | None]:
@@ -71,7 +71,7 @@ def split_names(names: tuple[str, ...], model: str | None) -> tuple[str, str | N
         return first, None
     chosen = model or (listed.pop(0) if listed else "roads")
     if len(listed) > 1:
-        raise SettingError(f"{listed[1]!r} is one name too many", expected="MODEL and LAYER")
+        raise SettingError(f"{listed[1]!r} is one name too many", expected="a model and a layer")
     return chosen, listed[0] if listed else None
 
 
@@ -83,12 +83,12 @@ def inspect_model(
     revision: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Inspection:
-    """Look at a model, at one of its layers, or at the tensors of a file.
+    """Inspect a model, one of its layers, or the tensors of a file.
 
     Args:
         name: see `describe`.
-        layer: the name of a layer, or a glob; of a file that is no model, of its tensors.
-        progress: told which tensor is being read.
+        layer: the name of a layer, or a glob; in a file that is no model, of a tensor.
+        progress: called with the name of each tensor that is read.
 
     Raises:
         ModelError: there is no such model, or it has not got the part that was named.
@@ -104,7 +104,7 @@ def inspect_model(
     return model_inspection(model, settings, progress)
 
 
-def problem_of(model: Model) -> str:
+def problem_of(model: ModelSummary) -> str:
     problems = model.all_problems
     if not problems:
         return ""
@@ -117,7 +117,7 @@ def problem_of(model: Model) -> str:
 
 
 def model_inspection(
-    model: Model, settings: Settings, progress: Callable[[str], None] | None
+    model: ModelSummary, settings: Settings, progress: Callable[[str], None] | None
 ) -> Inspection:
     title = title_of(model, settings)
     known = [p for p in ("unet", "vae") if p in model.parts and model.parts[p].config is not None]
@@ -128,7 +128,7 @@ def model_inspection(
     ]
     if "unet" in tables:
         u = u_shape(tables["unet"])
-        sections.append(text_tables.u_section(u, tables["unet"]["unet"], f"the U   ({title})"))
+        sections.append(text_tables.u_section(u, tables["unet"]["unet"], f"the UNet   ({title})"))
     if "vae" in tables and settings.depth is None:
         sections.append([f"the VAE   ({title})", *text_tables.tree_lines(tables["vae"], "vae", 2)])
     if settings.depth is not None:
@@ -139,7 +139,7 @@ def model_inspection(
     sections.append(text_tables.words_section(model.words))
     sections.append(text_tables.problems_section(model.all_problems))
     if tables:
-        sections.append([f"open a layer: pare inspect {model.name} {next(iter(tables))}.…"])
+        sections.append([f"one layer: pare inspect {model.name} {next(iter(tables))}.…"])
     found = {"model": as_json(model), "size": settings.size, "batch": settings.batch}
     found |= {"layers": {part: as_json(table) for part, table in tables.items()}}
     if "unet" in tables:
@@ -151,22 +151,22 @@ def model_inspection(
     )
 
 
-def part_layers(model: Model, part: str, settings: Settings) -> LayerTable:
+def part_layers(model: ModelSummary, part: str, settings: Settings) -> LayerTable:
     return layers(
         model, part, size=settings.size, batch=settings.batch, dtype=DTYPES[settings.dtype]
     )
 
 
-def title_of(model: Model, settings: Settings) -> str:
+def title_of(model: ModelSummary, settings: Settings) -> str:
     size = ""
-    if settings.size is not None or text_tables.made_for(model):
+    if settings.size is not None or text_tables.trained_size(model):
         width, height = settings.size or model.size
         size = f"{width} x {height}, "
     return f"{size}batch {settings.batch}, {settings.dtype}"
 
 
 def model_values(
-    model: Model, settings: Settings, progress: Callable[[str], None] | None
+    model: ModelSummary, settings: Settings, progress: Callable[[str], None] | None
 ) -> list[Values]:
     if not settings.values:
         return []
@@ -191,7 +191,7 @@ def file_values(
     return found
 
 
-def problem_of_values(model: Model, values: list[Values]) -> str:
+def problem_of_values(model: ModelSummary, values: list[Values]) -> str:
     bad = [value for value in values if not value.finite]
     if not bad:
         return ""
@@ -204,7 +204,7 @@ def problem_of_values(model: Model, values: list[Values]) -> str:
 
 
 def layer_inspection(
-    model: Model, layer: str, settings: Settings, progress: Callable[[str], None] | None
+    model: ModelSummary, layer: str, settings: Settings, progress: Callable[[str], None] | None
 ) -> Inspection:
     part = layer.partition(".")[0]
     wanted = [part] if part in CLASSES else list(CLASSES) if is_glob(part) else []
@@ -237,16 +237,16 @@ def layer_inspection(
     )  # fmt: skip
 
 
-def every_name(model: Model, settings: Settings) -> list[str]:
+def every_name(model: ModelSummary, settings: Settings) -> list[str]:
     """The layers' names, without those of the text encoder, which takes seconds to import."""
     known = [p for p in ("unet", "vae") if p in model.parts and model.parts[p].config is not None]
     return [layer.name for part in known for layer in part_layers(model, part, settings)]
 
 
 def layer_values(
-    model: Model, names: list[str], progress: Callable[[str], None] | None
+    model: ModelSummary, names: list[str], progress: Callable[[str], None] | None
 ) -> list[Values]:
-    """The numbers of the tensors of some layers and of all in them."""
+    """Statistics of the tensors of some layers and of all layers in them."""
     values: list[Values] = []
     for part in model.parts.values():
         inside = {
@@ -266,12 +266,15 @@ def layer_values(
 
 
 def named_tensors(file: WeightFile, glob: str | None) -> bool:
-    """Whether a glob means tensors of a file rather than layers of the model in it."""
+    """Whether a glob matches tensors of a file (and not layers of the model in it)."""
     return glob is not None and any(fnmatch.fnmatchcase(t.name, glob) for t in file.tensors)
 
 
 def file_inspection(
-    model: Model, glob: str | None, settings: Settings, progress: Callable[[str], None] | None
+    model: ModelSummary,
+    glob: str | None,
+    settings: Settings,
+    progress: Callable[[str], None] | None,
 ) -> Inspection:
     file = model.file
     assert file is not None

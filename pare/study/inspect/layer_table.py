@@ -3,10 +3,9 @@
     table = layer_table(pipe.unet, (1, 4, 64, 64), 500, (1, 77, 768), prefix="unet")
     table["unet.down_blocks.1.attentions.0"].outputs      # ((1, 640, 32, 32),)
 
-Nothing is computed.  The model is copied to PyTorch's `meta` device, where tensors have
-shapes and no numbers, and runs there once, while every call of a module and of a PyTorch
-function is noted.  So the table is what the code does, and cannot fall behind it; and a
-model that does not fit into this machine's memory has one too.
+The model is copied to PyTorch's `meta` device, where tensors have shapes and no values, and runs
+there once while every call of a module and of a PyTorch function is recorded.  So the table always
+agrees with the code, and a model that does not fit into memory has one too.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Layer:
-    """One module of a model, as one run of the model met it."""
+    """One module of a model, as recorded in one run."""
 
     name: str
-    """Its path, which is what its tensors' names on the Hub begin with, after the part's name:
+    """Its path, the prefix of its tensors' names on the Hub, after the part's name:
     `unet.down_blocks.1.attentions.0`."""
     kind: str
     """Its class: `Conv2d`, `SpatialTransformer`."""
@@ -51,17 +50,17 @@ class Layer:
     flops: Flops
     """As `parameters`."""
     output_bytes: int
-    """What it hands on."""
+    """Of its outputs."""
     peak_bytes: int
-    """The most activations that exist at once while it runs, its inputs included; without
-    gradients.  The inner memory of PyTorch's own functions (fused attention) does not count."""
+    """Peak memory of activations while it runs, its inputs included, without gradients.  Workspace
+    inside PyTorch's own functions (fused attention) does not count."""
     code: str
-    """The line that computes it: that of its `forward`, or, for PyTorch's layers, the line that
-    calls it.  `pare/unet/transformer.py:88`."""
+    """The line of its `forward`, or, for PyTorch's own layers, the line that calls it:
+    `pare/unet/transformer.py:88`."""
     called: str
     """The line that calls it; empty for the whole model."""
     tensors: Mapping[str, Shape]
-    """Its weights, by their path from the layer on."""
+    """The shapes of its weights, by their path inside the layer."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,10 @@ def is_glob(name: str) -> bool:
 
 
 def nearest(name: str, names: Sequence[str], count: int = 3) -> list[str]:
-    """The names that are most like a name: those that go on from where it is right first.
+    """The names most similar to a name, those that share its longest correct prefix first.
 
-    `unet.down_blocks.9.attentions.0` is right up to `unet.down_blocks`, whose layers are
-    nearer to it than any that only looks alike; `mid_block` lacks its beginning.
+    `unet.down_blocks.9.attentions.0` is correct up to `unet.down_blocks`: layers in there are
+    preferred to names that only look alike.  `mid_block` lacks its prefix.
     """
     ends = [n for n in names if n.endswith(f".{name}")]
     if ends:
@@ -168,9 +167,9 @@ def without_weights(module: nn.Module) -> nn.Module:
 
 
 def trace(module: nn.Module, run: Callable[[], object], prefix: str = "") -> LayerTable:
-    """The table of what happens in `module` while `run` runs, which may call parts of it.
+    """The table of the calls in `module` while `run` runs, which may call parts of it.
 
-    The module gets PyTorch's forward hooks meanwhile: pass a model that nobody else is using.
+    The module has forward hooks meanwhile: pass a model that no other thread uses.
     """
     tracer = Tracer(module)
     names = {part: join(prefix, name) for name, part in module.named_modules()}
@@ -190,8 +189,8 @@ def join(prefix: str, name: str) -> str:
 
 
 @dataclass
-class Call:
-    """A module's call under way."""
+class ModuleCall:
+    """A call of a module."""
 
     name: str
     inputs: dict[str, Shape]
@@ -209,12 +208,12 @@ class Call:
 
 
 class Tracer(TorchFunctionMode):
-    """Notes the calls of modules (as hooks) and of PyTorch's functions (as a mode)."""
+    """Records the calls of modules (by hooks) and of PyTorch's functions (as a mode)."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.calls: dict[str, Call] = {}
-        self.stack: list[Call] = []
+        self.calls: dict[str, ModuleCall] = {}
+        self.stack: list[ModuleCall] = []
         self.live = 0
         # Weights are no activations; nor is a view of one.
         self.weights = [t.untyped_storage() for t in (*module.parameters(), *module.buffers())]
@@ -233,7 +232,7 @@ class Tracer(TorchFunctionMode):
         return output
 
     def hold(self, tensor: Tensor) -> None:
-        """Count a result's memory until Python lets go of it; views of it are not new."""
+        """Count a result's memory until Python frees it; its views are not counted again."""
         storage = tensor.untyped_storage()
         key, size = id(storage), storage.nbytes()
         if key in self.counted:
@@ -253,7 +252,7 @@ class Tracer(TorchFunctionMode):
             given = named_tensors(module, args, kwargs)
             size = bytes_of(given.values())
             inputs = {key: tuple(tensor.shape) for key, tensor in given.items()}
-            self.stack.append(Call(name, inputs, caller(), size, self.live, self.live))
+            self.stack.append(ModuleCall(name, inputs, caller(), size, self.live, self.live))
             # A layer that runs again keeps its first call's shapes.
             self.calls.setdefault(name, self.stack[-1])
 
@@ -297,8 +296,8 @@ def bytes_of(tensors: Any) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def finish(calls: Mapping[str, Call], modules: Mapping[nn.Module, str]) -> Iterator[Layer]:
-    """The calls as layers, and before their first layer the lists of modules that hold them."""
+def finish(calls: Mapping[str, ModuleCall], modules: Mapping[nn.Module, str]) -> Iterator[Layer]:
+    """The calls as layers; each list of modules before the first of its layers."""
     parts = {name: part for part, name in modules.items()}
     done: set[str] = set()
     for name, call in calls.items():
@@ -330,8 +329,8 @@ def outer_names(name: str) -> Iterator[str]:
         yield name
 
 
-def list_layer(name: str, part: nn.Module, calls: Mapping[str, Call]) -> Layer:
-    """What holds layers without being one: the sum of those that are called in it."""
+def list_layer(name: str, part: nn.Module, calls: Mapping[str, ModuleCall]) -> Layer:
+    """A container that does not run itself: the sum of the layers called in it."""
     inside = {n: call for n, call in calls.items() if n.startswith(f"{name}.") or not name}
     outermost = [
         call for n, call in inside.items() if not any(o in inside for o in outer_names(n) if o != n)
@@ -358,7 +357,7 @@ def list_layer(name: str, part: nn.Module, calls: Mapping[str, Call]) -> Layer:
 
 
 def forward_line(module: nn.Module) -> str:
-    """Where the class says what it computes."""
+    """The line of the class's `forward`."""
     function = inspect.unwrap(type(module).forward)
     return line_of(function.__code__.co_filename, function.__code__.co_firstlineno, module)
 
@@ -368,7 +367,7 @@ def line_of(path: str, line: int, module: nn.Module) -> str:
 
 
 def caller() -> str:
-    """The line that called the module whose hook this runs in; "" if that is the tracing."""
+    """The line that called the module whose hook this runs in; "" if the tracer did."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))

@@ -1,10 +1,11 @@
-"""What a model is: its parts, their configs and files, all that is wrong; no weights read.
+"""A model's summary: its parts, their configs and files, and every problem; no weights are read.
 
     model = describe("roads")
     model.parts["unet"].parameters
 
-A loader stops at the first thing that is wrong.  Here every part is looked at by itself,
-so that a broken model's page says which part is whole and which is not, and why.
+The loader (`pare.loading`) raises at the first problem.  `describe` calls its checks part by part
+and collects what they raise, so that the summary of a broken model says which parts are whole, and
+what is wrong with the others.
 """
 
 from __future__ import annotations
@@ -36,8 +37,15 @@ from pare.loading.hub_names import POSITION_IDS, RENAMES, own_names
 from pare.loading.prediction import noted_prediction, scheduler_config
 from pare.loading.resolve import BUILT_IN
 from pare.schedulers import build_scheduler
-from pare.study.inspect.remote_headers import find_repository
-from pare.study.inspect.weight_files import ITEM_SIZES, Shape, WeightFile, as_checkpoint, look_at
+from pare.study.inspect.remote_headers import Weights, find_repository
+from pare.study.inspect.weight_files import (
+    ITEM_SIZES,
+    Shape,
+    WeightFile,
+    as_checkpoint,
+    dtype_counts,
+    look_at,
+)
 from pare.text.text_encoder import TextConfig, known_words
 from pare.text.tokenizer import read_tokenizer, read_vocabulary
 from pare.unet import UNet
@@ -58,8 +66,8 @@ READERS: dict[str, Callable[[Mapping[str, Any], str], Config]] = {
 
 
 @dataclass(frozen=True)
-class Part:
-    """The text encoder, the UNet or the VAE."""
+class PartSummary:
+    """The summary of a text encoder, a UNet or a VAE."""
 
     name: str
     kind: str
@@ -69,13 +77,13 @@ class Part:
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The JSON object that the config was read from."""
     parameters: int = 0
-    """By the config; by the files if there is none."""
+    """Counted by the config; by the files if it cannot be read."""
     files: tuple[WeightFile, ...] = ()
-    """None where the model has no weights at hand: an architecture, a repository's pickle."""
+    """Empty where there are no weights to read: an architecture, a repository's pickle."""
     bytes: int = 0
-    """What its tensors take in the files."""
+    """Of its tensors in the files."""
     dtypes: Mapping[str, int] = field(default_factory=dict)
-    """The types of the numbers in the files, and how many there are of each."""
+    """Dtype -> how many stored values have it."""
     stored: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The Hub's name of each tensor -> the name that it has in the file."""
     problems: tuple[str, ...] = ()
@@ -86,34 +94,34 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Model:
-    """All that can be said of a model without reading its weights."""
+class ModelSummary:
+    """What is known of a model without reading its weights."""
 
     name: str
     form: str
     """"folder", "single file", "repository" or "architecture"."""
     place: str
     """The folder, the file, or the repository."""
-    parts: Mapping[str, Part]
-    """By name; those that it has."""
+    parts: Mapping[str, PartSummary]
+    """By name."""
     kind: str = ""
     """"Stable Diffusion 1", "Stable Diffusion 2", or what a file is instead."""
     revision: str | None = None
     file: WeightFile | None = None
-    """A single file, whatever is in it."""
+    """The single file, also one that is no model."""
     prediction: str = ""
-    """What the UNet predicts: "epsilon", "v_prediction", "sample"; "" if nothing tells."""
+    """What the UNet predicts: "epsilon", "v_prediction", "sample"; "" if unknown."""
     scheduler_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     tokens: int = 0
-    """How many the tokenizer knows; 0 if there is none."""
+    """The size of the tokenizer's vocabulary; 0 without a tokenizer."""
     words: tuple[str, ...] = ()
-    """Every word that it was taught, where its folder lists them (`text_encoder.known_words`)."""
+    """The words of its training captions, where its folder lists them (`known_words`)."""
     skipped: tuple[str, ...] = ()
-    """Parts that pare does not load: the safety checker."""
+    """Parts that pare does not load, such as the safety checker."""
     notes: tuple[str, ...] = ()
-    """What was found or guessed."""
+    """What was inferred, and from what."""
     problems: tuple[str, ...] = ()
-    """What is wrong beside the parts' own problems."""
+    """Problems of the whole, beside those of the parts."""
 
     @property
     def all_problems(self) -> tuple[str, ...]:
@@ -121,7 +129,7 @@ class Model:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels that it was trained at.
+        """Width and height in pixels of the training images.
 
         Raises:
             ModelError: its UNet's config cannot be read.
@@ -131,7 +139,7 @@ class Model:
 
     @property
     def factor(self) -> int:
-        """Pixels along a side of one latent; SD's 8 if the VAE is not known."""
+        """Pixels per latent pixel along a side; 8, as in SD, if the VAE is unknown."""
         vae = self.parts.get("vae")
         return vae.config.factor if vae and isinstance(vae.config, VAEConfig) else 8
 
@@ -148,26 +156,25 @@ class Model:
         return found.config
 
 
-def describe(model: str | Path, *, revision: str | None = None) -> Model:
-    """Say what a model is.
+def describe(model: str | Path, *, revision: str | None = None) -> ModelSummary:
+    """Summarise a model.
 
     Args:
-        model: what `load_model` takes, and "sd1" or "sd21" for those architectures without
-            weights.  Of a repository on the Hub only the configs are fetched, and of each file
-            of weights the header.
+        model: what `load_model` takes, or "sd1" or "sd21" for these architectures without
+            weights.  Of a repository on the Hub only the configs are downloaded, and the header of
+            each file of weights.
 
     Raises:
-        ModelError: there is no such model.  What is wrong with one that is there is in its
+        ModelError: there is no such model.  Problems of one that exists are collected in its
             `problems` instead.
-        OSError: a file that is there and cannot be opened.
+        OSError: a file that exists and cannot be opened.
     """
     name, path = str(model), Path(model)
     if name in architectures.UNETS and not path.exists():
         return describe_architecture(name)
     if not path.exists() and looks_like_repository(name):
-        found = find_repository(name, revision)
-        model_there = describe_folder(name, found.folder, found.revision, found.weights)
-        return dataclasses.replace(model_there, form="repository", place=name)
+        summary = describe_folder(name, *find_repository(name, revision))
+        return dataclasses.replace(summary, form="repository", place=name)
     if revision is not None:
         raise SettingError(f"the revision is {revision!r}, and {name} is not on the Hub")
     if name in BUILT_IN:
@@ -185,7 +192,7 @@ def describe(model: str | Path, *, revision: str | None = None) -> Model:
 
 @contextlib.contextmanager
 def noting(problems: list[str]) -> Iterator[None]:
-    """Note what is wrong instead of stopping at it."""
+    """Collect an error's message instead of raising it."""
     try:
         yield
     except PareError as error:
@@ -199,7 +206,7 @@ def noting(problems: list[str]) -> Iterator[None]:
 # --- an architecture ----------------------------------------------------------------------
 
 
-def describe_architecture(name: str) -> Model:
+def describe_architecture(name: str) -> ModelSummary:
     latents = architectures.LATENT_SIZES[name]
     raws: dict[str, Mapping[str, Any]] = {
         "text_encoder": dict(TextConfig.HUB_DEFAULTS) | architectures.TEXTS[name],
@@ -210,9 +217,9 @@ def describe_architecture(name: str) -> Model:
     for part, raw in raws.items():
         config = READERS[part](raw, name)
         parameters = sum(map(math.prod, wanted_shapes(part, config, raw).values()))
-        parts[part] = Part(part, CLASSES[part], config, raw, parameters)
+        parts[part] = PartSummary(part, CLASSES[part], config, raw, parameters)
     scheduler = architectures.SCHEDULERS[name]
-    return Model(
+    return ModelSummary(
         name,
         "architecture",
         name,
@@ -224,7 +231,7 @@ def describe_architecture(name: str) -> Model:
     )
 
 
-def generation(parts: Mapping[str, Part]) -> str:
+def generation(parts: Mapping[str, PartSummary]) -> str:
     """Stable Diffusion 2 enters its transformers by linear layers, 1 by convolutions."""
     part = parts.get("unet")
     config = part.config if part is not None else None
@@ -236,19 +243,16 @@ def generation(parts: Mapping[str, Part]) -> str:
 
 # --- a folder -----------------------------------------------------------------------------
 
-Weights = Callable[[str], Sequence[WeightFile]]
-"""A part's name -> what is in its files of weights; empty if they are not at hand."""
-
 
 def describe_folder(
     name: str, folder: Path, revision: str | None = None, weights: Weights | None = None
-) -> Model:
+) -> ModelSummary:
     """A model in the Hub's layout, part by part."""
     problems: list[str] = []
     index: Mapping[str, Any] = {}
     with noting(problems):
         model_configs.check_index(folder)
-    with noting([]):  # what is wrong with it has just been said
+    with noting([]):  # its problems have just been noted
         index = read_json(folder / hub_folder.INDEX)
     look = weights or (lambda part: weights_in(folder, part))
     parts = {part: folder_part(folder, part, look) for part in CLASSES}
@@ -267,7 +271,7 @@ def describe_folder(
         configs = [parts[part].config for part in ("unet", "vae", "text_encoder")]
         if None not in configs:
             model_configs.check_fit(folder, *configs)  # type: ignore[arg-type]
-    return Model(
+    return ModelSummary(
         name,
         "folder",
         str(folder),
@@ -293,8 +297,8 @@ def weights_in(folder: Path, part: str) -> Sequence[WeightFile]:
     return [look_at(file) for file in hub_folder.weight_files(path)]
 
 
-def folder_part(folder: Path, part: str, look: Weights) -> Part:
-    """One part of a folder: its config, its files, and whether they belong together."""
+def folder_part(folder: Path, part: str, look: Weights) -> PartSummary:
+    """One part of a folder: its config, its files, and whether the two match."""
     problems: list[str] = []
     raw: Mapping[str, Any] = {}
     config: Config | None = None
@@ -311,21 +315,17 @@ def folder_part(folder: Path, part: str, look: Weights) -> Part:
     readable = [file for file in files if file.tensors]
     if config is not None and readable:
         stored = check_stored(part, shapes, readable, problems)
-    by_file = {tensor.name: tensor for file in files for tensor in file.tensors}
-    dtypes: dict[str, int] = {}
-    for file in files:
-        for dtype, count in file.dtypes.items():
-            dtypes[dtype] = dtypes.get(dtype, 0) + count
+    tensors = [tensor for file in files for tensor in file.tensors]
     parameters = sum(map(math.prod, shapes.values()))
-    return Part(
+    return PartSummary(
         part,
         CLASSES[part],
         config,
         raw,
-        parameters or sum(tensor.numbers for tensor in by_file.values() if not tensor.problem),
+        parameters or sum(tensor.numbers for tensor in tensors if not tensor.problem),
         tuple(files),
         sum(file.size for file in files),
-        dtypes,
+        dtype_counts(tensors),
         stored,
         tuple(problems),
     )
@@ -346,7 +346,7 @@ def empty_module(config: UNetConfig | VAEConfig) -> UNet | AutoencoderKL:
 def check_stored(
     part: str, shapes: Mapping[str, Shape], files: Sequence[WeightFile], problems: list[str]
 ) -> dict[str, str]:
-    """The Hub's name of each tensor -> the file's; what does not fit is noted."""
+    """The Hub's name of each tensor -> the file's; mismatches are noted in `problems`."""
     found: dict[str, Shape] = {}
     for file in files:
         found |= {tensor.name: tensor.shape for tensor in file.tensors}
@@ -356,29 +356,20 @@ def check_stored(
                     modules.check_type(tensor.name, tensor.dtype, file.path)
     names = own_names(found, shapes, RENAMES[part])
     fitted = {name: modules.squeeze(found[key], shapes.get(name)) for name, key in names.items()}
-    for name in sorted(shapes.keys() - names.keys()):
-        problems.append(f"{part}: {name}: missing")
-    for name in sorted(names.keys() - shapes.keys()):
-        problems.append(f"{part}: {name}: not expected")
-    for name in sorted(names.keys() & shapes.keys()):
-        if fitted[name] != shapes[name]:
-            wrong = f"the shape is {spaced(fitted[name])} instead of {spaced(shapes[name])}"
-            problems.append(f"{part}: {name}: {wrong}")
+    for problem, name, shape in modules.mismatches(shapes, fitted):
+        sizes = f", {' '.join(map(str, shape))}" if problem == "wrong shape" else ""
+        problems.append(f"{part}: {name}: {problem}{sizes}")
     return {name: key for name, key in names.items() if name in shapes}
-
-
-def spaced(shape: Shape) -> str:
-    return " ".join(map(str, shape)) or "()"
 
 
 # --- a single file ------------------------------------------------------------------------
 
 
-def describe_file(name: str, path: Path) -> Model:
-    """A file: a whole checkpoint, a part of one, or something else altogether."""
+def describe_file(name: str, path: Path) -> ModelSummary:
+    """A file: a whole checkpoint, a part of one, or something else."""
     file = look_at(path)
     problems = list(file.problems)
-    model = Model(name, "single file", str(path), {}, file.looks_like, file=file)
+    model = ModelSummary(name, "single file", str(path), {}, file.looks_like, file=file)
     if not parts_to_plan(file):
         return dataclasses.replace(model, problems=file.all_problems)
     checkpoint = whole_checkpoint(file)
@@ -392,18 +383,18 @@ def describe_file(name: str, path: Path) -> Model:
 
 
 def whole_checkpoint(file: WeightFile) -> Checkpoint:
-    """The mapped tensors of a whole file, or those of a broken one without their numbers."""
+    """The mapped tensors of a whole file; of a damaged one tensors on the meta device."""
     if not file.all_problems and file.tensors:
         return open_checkpoint(file.path)
     empty = as_checkpoint(file)
-    # Notes, which would be read: only whole files can tell what they say.
-    notes = ("scale_factor", "betas")
-    tensors = {name: tensor for name, tensor in empty.tensors.items() if name not in notes}
+    # Those whose values would be read are left out.
+    read = ("scale_factor", "betas")
+    tensors = {name: tensor for name, tensor in empty.tensors.items() if name not in read}
     return Checkpoint(file.path, tensors, empty.extras)
 
 
 def parts_to_plan(file: WeightFile) -> list[str | None]:
-    """What to look for in a file: everything (None), or the UNet or the VAE by itself."""
+    """What a file can hold: a whole model (None), or the UNet or the VAE alone."""
     if file.looks_like.startswith("a Stable Diffusion"):
         return [None]
     if not file.looks_like.startswith("a part of"):
@@ -412,7 +403,7 @@ def parts_to_plan(file: WeightFile) -> list[str | None]:
     return [part for part in ("unet", "vae") if file_kinds.find_prefix(shapes, part) is not None]
 
 
-def with_plan(model: Model, plan: single_file.FilePlan, file: WeightFile) -> Model:
+def with_plan(model: ModelSummary, plan: single_file.FilePlan, file: WeightFile) -> ModelSummary:
     """The model with the parts that a plan found in its file."""
     rows = [row for row in single_file.inventory(plan) if not row.fine]
     entries = {tensor.name: tensor for tensor in file.tensors}
@@ -425,14 +416,11 @@ def with_plan(model: Model, plan: single_file.FilePlan, file: WeightFile) -> Mod
         used = dict.fromkeys(places.values())
         mine = [unplaced.pop(key) for key in used if key in unplaced]
         there = [entries[key] for key in used if key in entries]
-        dtypes: dict[str, int] = {}
-        for tensor in there:
-            dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.numbers
         problem_list: list[str] = []
         config: Config | None = None
         with noting(problem_list):
             config = READERS[name](planned.config, f"{model.place} ({name})")
-        parts[name] = Part(
+        parts[name] = PartSummary(
             name,
             CLASSES[name],
             config,
@@ -440,7 +428,7 @@ def with_plan(model: Model, plan: single_file.FilePlan, file: WeightFile) -> Mod
             sum(math.prod(s) for n, s in planned.shapes.items() if n != POSITION_IDS),
             (file,),
             sum(stored_bytes(tensor.numbers, tensor.dtype) for tensor in there),
-            dtypes,
+            dtype_counts(there),
             places,
             (*problem_list, *mine),
         )
@@ -453,7 +441,7 @@ def with_plan(model: Model, plan: single_file.FilePlan, file: WeightFile) -> Mod
     pixels = 512 if prediction == "epsilon" else 768
     parts = {n: trained_at(part, pixels) for n, part in parts.items()}
     notes = [*plan.notes, f"the model predicts {prediction}: {how}" if noted else NOT_TOLD]
-    notes += [*more, "the architecture is read off the tensors' names and shapes"]
+    notes += [*more, "the architecture is inferred from the tensors' names and shapes"]
     return dataclasses.replace(
         model,
         parts=parts,
@@ -465,7 +453,7 @@ def with_plan(model: Model, plan: single_file.FilePlan, file: WeightFile) -> Mod
     )
 
 
-NOT_TOLD = "eps or v is not told by names: loading the model asks the UNet, shown pure noise"
+NOT_TOLD = "eps or v cannot be told from names: loading the model finds out by a run of the UNet"
 
 
 def stored_bytes(numbers: int, dtype: str) -> int:
@@ -476,8 +464,8 @@ def row_problem(row: single_file.TensorCheck) -> str:
     return f"{row.name}: {row.status.replace(': ', ', ')}"
 
 
-def trained_at(part: Part, pixels: int) -> Part:
-    """The part with the images' size that models of its kind were trained at."""
+def trained_at(part: PartSummary, pixels: int) -> PartSummary:
+    """The part with the training size of models of its kind."""
     if isinstance(part.config, UNetConfig):
         side = pixels // 8
     elif isinstance(part.config, VAEConfig):

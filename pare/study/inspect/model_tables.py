@@ -12,13 +12,13 @@ from torch import nn
 from pare.config import UNetConfig, VAEConfig
 from pare.loading import modules
 from pare.study.inspect.layer_table import LayerTable, Shape, layer_table, trace
-from pare.study.inspect.model_summary import Model, empty_module
+from pare.study.inspect.model_summary import ModelSummary, empty_module
 from pare.text.text_encoder import TextConfig
 from pare.vae import AutoencoderKL
 
 
 def layers(
-    model: Model,
+    model: ModelSummary,
     part: str,
     *,
     size: tuple[int, int] | None = None,
@@ -65,7 +65,7 @@ def vae_layers(config: VAEConfig, shape: Shape, dtype: torch.dtype) -> LayerTabl
     return trace(vae, there_and_back, "vae")
 
 
-def text_length(model: Model) -> int:
+def text_length(model: ModelSummary) -> int:
     part = model.parts.get("text_encoder")
     config = part.config if part is not None else None
     return config.max_position_embeddings if isinstance(config, TextConfig) else 77

@@ -1,39 +1,31 @@
-"""A repository on the Hub, looked at from afar: its configs, and its weights' headers.
+"""A repository on the Hub without its weights: its configs, and the headers of its weights.
 
-Configs are a few kilobytes and go to the Hub's ordinary cache.  Of a file of weights that
-the cache has not got, only the header is asked for (safetensors puts all names, types and
-shapes at the front), so that a model of gigabytes takes as many kilobytes to look at.
+Configs are a few kilobytes and are downloaded into the Hub's cache.  Of a file of weights that is
+not in the cache only the header is requested (a safetensors file begins with all names, dtypes and
+shapes): a few kilobytes for a model of gigabytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pare.errors import ModelError, WeightsError
 from pare.loading import hub_client, hub_folder
 from pare.study.inspect.weight_files import StoredTensor, WeightFile, look_at
 
-
-@dataclass(frozen=True)
-class Repository:
-    """A repository's files, as far as they were asked for."""
-
-    folder: Path
-    """In the cache, with the configs in it."""
-    revision: str
-    """The commit's hash."""
-    weights: Callable[[str], Sequence[WeightFile]]
-    """What is in a part's files of weights."""
+Weights = Callable[[str], Sequence[WeightFile]]
+"""A part's name -> the content of its files of weights."""
 
 
-def find_repository(repo_id: str, revision: str | None) -> Repository:
-    """Look at a repository, without its weights.
+def find_repository(repo_id: str, revision: str | None) -> tuple[Path, str, Weights | None]:
+    """A repository's folder in the cache, with its configs; the commit's hash; its weights.
+
+    The weights are None without a connection, and the folder holds those that are cached.
 
     Raises:
-        ModelError: there is none of that name for this user, or no network and no copy in the
-            cache.
+        ModelError: there is none of that name for this user, or neither a connection nor a copy in
+            the cache.
     """
     try:
         commit, names = hub_client.ask(repo_id, revision)
@@ -41,17 +33,7 @@ def find_repository(repo_id: str, revision: str | None) -> Repository:
         cached = hub_client.find_cached(repo_id, revision, half=False)
         if cached is None:
             raise
-        folder = cached.folder
-
-        def local(part: str) -> Sequence[WeightFile]:
-            return [
-                look_at(file)
-                for file in hub_folder.weight_files(
-                    hub_folder.find_weights(folder, part, half=False)
-                )
-            ]
-
-        return Repository(folder, cached.revision, local)
+        return cached.folder, cached.revision, None
     if hub_folder.INDEX not in names:
         raise ModelError(
             f"{repo_id} has no {hub_folder.INDEX}", expected="a Stable Diffusion model"
@@ -69,13 +51,13 @@ def find_repository(repo_id: str, revision: str | None) -> Repository:
         if hub_folder.is_index(chosen):
             hub_client.fetch(repo_id, commit, chosen, folder)
             files = hub_client.shard_names(folder, chosen, names, repo_id)
-        return [look_from_afar(repo_id, commit, name, folder) for name in files]
+        return [read_remote_header(repo_id, commit, name, folder) for name in files]
 
-    return Repository(folder, commit, remote)
+    return folder, commit, remote
 
 
-def look_from_afar(repo_id: str, commit: str, name: str, folder: Path) -> WeightFile:
-    """What a file's header says; of one in the cache, what `look_at` says."""
+def read_remote_header(repo_id: str, commit: str, name: str, folder: Path) -> WeightFile:
+    """The content of a file by its header; of one in the cache by `look_at`."""
     if hub_client.is_cached(repo_id, commit, name):
         return look_at(folder / name)
     path = Path(repo_id) / name

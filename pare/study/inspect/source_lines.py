@@ -1,4 +1,4 @@
-"""The lines of code that a layer table names, to be shown beside it."""
+"""The source code of the lines that a layer table names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONGEST = 60
 
 
 def source_lines(place: str) -> dict[str, object]:
-    """What stands at `pare/unet/resnet.py:45`.
+    """The code at `pare/unet/resnet.py:45`.
 
     Returns:
         {"first": 45, "mark": 45, "lines": […]}: a whole function where the line begins one, else

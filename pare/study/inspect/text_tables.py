@@ -1,4 +1,4 @@
-"""What the study functions found, as text for a terminal of 100 columns."""
+"""Model summaries and layer tables as text for a terminal of 100 columns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from pare.study.inspect.flops import Flops
 from pare.study.inspect.layer_table import Layer, LayerTable, Shape, outer_names
-from pare.study.inspect.model_summary import Model, Part, stored_bytes
+from pare.study.inspect.model_summary import ModelSummary, PartSummary, stored_bytes
 from pare.study.inspect.u_shape import Stage, UShape
 from pare.study.inspect.weight_files import StoredTensor, WeightFile
 from pare.study.inspect.weight_values import Values
@@ -16,7 +16,7 @@ from pare.text.text_encoder import TextConfig
 
 WIDTH = 100
 ROWS = 40
-"""A table that is longer is shortened unless its depth was chosen."""
+"""Longer tables are shortened, unless a depth was given."""
 
 TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
@@ -28,7 +28,7 @@ TYPES = {
 
 
 def short(value: float) -> str:
-    """Three digits and a thousand's letter: 859520964 -> `860M`."""
+    """Three digits and a unit prefix: 859520964 -> `860M`."""
     for letter in ("", "k", "M", "G", "T"):
         if abs(value) < 999.5 or letter == "T":
             break
@@ -44,7 +44,7 @@ def size(count: int) -> str:
 
 
 def spaced(shape: Shape) -> str:
-    return " ".join(map(str, shape)) or "one number"
+    return " ".join(map(str, shape)) or "scalar"
 
 
 def counted(count: int, what: str) -> str:
@@ -52,7 +52,7 @@ def counted(count: int, what: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Names come from files: without what would steer a terminal."""
+    """Names come from files: escape what would control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -74,7 +74,7 @@ def columns(rows: Iterable[Sequence[str]], right: str = "", indent: int = 2) -> 
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """`name  what it is`, for those that are something."""
+    """`name  value`, for those that have a value."""
     return columns([pair for pair in pairs if pair[1]])
 
 
@@ -91,12 +91,12 @@ def page(*sections: Sequence[str]) -> str:
 # --- a model ------------------------------------------------------------------------------
 
 
-def model_head(model: Model) -> list[str]:
+def model_head(model: ModelSummary) -> list[str]:
     what = ", ".join(text for text in (model.kind, model.form) if text)
     return [printable(f"{model.name}   {what}")]
 
 
-def parts_section(model: Model) -> list[str]:
+def parts_section(model: ModelSummary) -> list[str]:
     rows = [("part", "class", "parameters", "on disk", "type", "")]
     for part in model.parts.values():
         rows.append(
@@ -120,13 +120,13 @@ def types(dtypes: dict[str, int] | object) -> str:
     return ", ".join(TYPES.get(name, name) for name in names if name not in ("I64",)) or "-"
 
 
-def facts_section(model: Model) -> list[str]:
+def facts_section(model: ModelSummary) -> list[str]:
     config = model.scheduler_config
     schedule = ""
     if config:
         trained = config.get("trained_betas")
         betas = (
-            "betas of its own"
+            "trained_betas"
             if trained
             else f"betas {config.get('beta_start')} to {config.get('beta_end')}, "
             f"{config.get('beta_schedule')}"
@@ -135,64 +135,64 @@ def facts_section(model: Model) -> list[str]:
             f"{config.get('_class_name')}, {config.get('num_train_timesteps', 1000)} timesteps, "
             f"{betas}"
         )
-    meaning = {"epsilon": "epsilon, the noise", "v_prediction": "v_prediction, noise and image",
-               "sample": "sample, the image"}  # fmt: skip
+    meaning = {"epsilon": "epsilon (the noise)", "v_prediction": "v_prediction (the velocity)",
+               "sample": "sample (x0)"}  # fmt: skip
     text = model.parts["text_encoder"].config if "text_encoder" in model.parts else None
     pairs = [
         ("from", model.place if model.place != model.name else ""),
         ("revision", model.revision or ""),
         ("predicts", meaning.get(model.prediction, model.prediction)),
         ("scheduler", schedule),
-        ("made for", made_for(model)),
-        ("text", text_in_words(text) if isinstance(text, TextConfig) else ""),
+        ("trained at", trained_size(model)),
+        ("text", text_encoder_line(text) if isinstance(text, TextConfig) else ""),
         ("tokenizer", f"{model.tokens} tokens" if model.tokens else ""),
-        ("left out", ", ".join(model.skipped)),
+        ("not loaded", ", ".join(model.skipped)),
         *(("note", note) for note in model.notes),
     ]
     return facts(pairs)
 
 
-def made_for(model: Model) -> str:
+def trained_size(model: ModelSummary) -> str:
     if "unet" not in model.parts or model.parts["unet"].config is None:
         return ""
     width, height = model.size
     unet = model.config("unet")
     h, w = unet.sample_size
-    return f"{width} x {height} images, which are latents of {unet.out_channels} x {h} x {w}"
+    return f"{width} x {height} pixels, latents {unet.out_channels} x {h} x {w}"
 
 
-def text_in_words(config: TextConfig) -> str:
+def text_encoder_line(config: TextConfig) -> str:
     return (
-        f"{config.max_position_embeddings} tokens, {counted(config.num_hidden_layers, 'layer')} of "
-        f"{config.hidden_size} channels in {counted(config.num_attention_heads, 'head')}, "
+        f"{config.max_position_embeddings} tokens, {counted(config.num_hidden_layers, 'layer')}, "
+        f"{config.hidden_size} channels, {counted(config.num_attention_heads, 'head')}, "
         f"{config.hidden_act}"
     )
 
 
 def problems_section(problems: Sequence[str]) -> list[str]:
-    """What is wrong, one a line; of three tensors or more with the same trouble, how many."""
+    """The problems, one a line; three tensors or more with the same problem are counted."""
     if not problems:
         return []
-    alike: dict[str, list[str]] = {}
+    same_problem: dict[str, list[str]] = {}
     for problem in problems:
-        name, _, trouble = problem.rpartition(": ")
-        alike.setdefault(trouble if name else problem, []).append(problem)
+        name, _, reason = problem.rpartition(": ")
+        same_problem.setdefault(reason if name else problem, []).append(problem)
     lines = []
-    for trouble, same in alike.items():
+    for reason, same in same_problem.items():
         if len(same) < 3:
             lines += [line for problem in same for line in bullet(problem)]
         else:
             names = [problem.rpartition(": ")[0] for problem in same]
-            lines += bullet(f"{len(same)} tensors: {trouble}\nfrom {names[0]}\nto {names[-1]}")
-    return [f"what is wrong ({len(problems)})", *limited([printable(line) for line in lines])]
+            lines += bullet(f"{len(same)} tensors: {reason}\nfrom {names[0]}\nto {names[-1]}")
+    return [f"problems ({len(problems)})", *limited([printable(line) for line in lines])]
 
 
 def words_section(words: Sequence[str]) -> list[str]:
-    """The words that the model was taught, as many on a line as fit."""
+    """The vocabulary of the model's training, as many words on a line as fit."""
     if not words:
         return []
     text = textwrap.wrap(printable(" ".join(words)), WIDTH - 2, break_on_hyphens=False)
-    return [f"the {len(words)} words that it knows", *(f"  {line}" for line in text)]
+    return [f"the {len(words)} words of its training captions", *(f"  {line}" for line in text)]
 
 
 def bullet(problem: str) -> list[str]:
@@ -202,8 +202,8 @@ def bullet(problem: str) -> list[str]:
     return [f"  - {lines[0]}", *(f"    {line}" for line in lines[1:])]
 
 
-def common_beginning(names: Sequence[str]) -> str:
-    """What dotted names have in common, up to a dot and with it: `mid_block.resnets.`."""
+def common_prefix(names: Sequence[str]) -> str:
+    """The common prefix of dotted names, up to and with a dot: `mid_block.resnets.`."""
     pieces = [name.split(".")[:-1] for name in names]
     shared = []
     for column in zip(*pieces, strict=False):
@@ -213,25 +213,25 @@ def common_beginning(names: Sequence[str]) -> str:
     return "".join(f"{piece}." for piece in shared)
 
 
-# --- the U --------------------------------------------------------------------------------
+# --- the UNet --------------------------------------------------------------------------------
 
-SIGNS = {"ResNet": "R", "attention": "A", "halve": "↓", "double": "↑", "convolution": "C"}
+SIGNS = {"ResNet": "R", "transformer": "T", "downsample": "↓", "upsample": "↑", "convolution": "C"}
 
 
 def u_section(u: UShape, whole: Layer, title: str) -> list[str]:
-    """The drawing, then a line a stage, then the whole UNet."""
+    """The diagram, then a line for each block, then the whole UNet."""
     return [title, "", *u_drawing(u), "", *stage_lines(u.stages, whole)]
 
 
 def u_drawing(u: UShape) -> list[str]:
-    """Each resolution a line: what goes down on the left, the skips, what comes up again."""
+    """A line for each resolution stage: down block, channels of the skip connections, up block."""
     downs, ups = u.named("down_blocks"), u.named("up_blocks")[::-1]
     rows = []
     for level, (down, up) in enumerate(zip(downs, ups, strict=True)):
-        left = f"{down.name}  {signs(down.made_of)}"
-        right = f"{signs(up.made_of, ups=True)}  {up.name}"
+        left = f"{down.name}  {signs(down.layers)}"
+        right = f"{signs(up.layers, ups=True)}  {up.name}"
         widths = " ".join(str(shape[1]) for shape in up.skips[::-1])
-        rows.append((grid_text(down.works_at), "   " * level + left, widths, right, level))
+        rows.append((grid_text(down.grid), "   " * level + left, widths, right, level))
     left_width = max(len(row[1]) for row in rows)
     right_width = max(len(row[3]) + 3 * row[4] for row in rows)
     middle = max(len(row[2]) for row in rows) + 8
@@ -242,18 +242,21 @@ def u_drawing(u: UShape) -> list[str]:
         pad = right_width - len(right) - 3 * level
         lines.append(f"  {grid:>9}  {left} {fill}{arrow}{'─' * pad}▶ {right}")
     bottom = u.named("mid_block")[0]
-    text = f"{bottom.name}  {signs(bottom.made_of)}"
+    text = f"{bottom.name}  {signs(bottom.layers)}"
     where = " " * (3 * len(rows) + max(0, (left_width + middle - 3 * len(rows) - len(text)) // 2))
-    lines.append(f"  {grid_text(bottom.works_at):>9}  {where}{text}")
-    legend = "R ResNet block, A attention, ↓ halve, ↑ double; ── channels of the skips ──▶"
+    lines.append(f"  {grid_text(bottom.grid):>9}  {where}{text}")
+    legend = (
+        "R ResNet block, T transformer, ↓ downsample, ↑ upsample; "
+        "── channels of the skip connections ──▶"
+    )
     return [*lines, "", f"  {legend}"]
 
 
-def signs(made_of: Sequence[str], *, ups: bool = False) -> str:
-    """`R A R A ↓` closed up: `RA RA ↓`; on the way up the arrow comes first."""
+def signs(layers: Sequence[str], *, ups: bool = False) -> str:
+    """`RT RT ↓`; of an up block, whose line is read from the bottom, the arrow comes first."""
     text = ""
-    for word in made_of:
-        text += SIGNS[word] if word == "attention" else f" {SIGNS[word]}"
+    for word in layers:
+        text += SIGNS[word] if word == "transformer" else f" {SIGNS[word]}"
     text = text.strip()
     return f"↑ {text.removesuffix(' ↑')}" if ups and text.endswith("↑") else text
 
@@ -264,13 +267,13 @@ def grid_text(grid: tuple[int, int]) -> str:
 
 
 def stage_lines(stages: Sequence[Stage], whole: Layer) -> list[str]:
-    rows = [("stage", "hands on", "made of", "params", "FLOP", "memory", "computed by")]
+    rows = [("block", "output", "layers", "params", "FLOP", "memory", "computed by")]
     for stage in stages:
         rows.append(
             (
                 stage.name,
                 spaced(stage.shape),
-                in_words(stage.made_of),
+                layers_text(stage.layers),
                 short(stage.parameters) if stage.parameters else "",
                 short(stage.flops.total) if stage.flops.total else "",
                 size(stage.peak_bytes) if stage.peak_bytes else "",
@@ -281,10 +284,10 @@ def stage_lines(stages: Sequence[Stage], whole: Layer) -> list[str]:
     return columns(rows, "lllrrr")
 
 
-def in_words(made_of: Sequence[str]) -> str:
-    """`2 ResNet+attention ↓`."""
-    words = list(made_of)
-    arrow = f" {SIGNS[words.pop()]}" if words and words[-1] in ("halve", "double") else ""
+def layers_text(layers: Sequence[str]) -> str:
+    """`2 ResNet+transformer ↓`."""
+    words = list(layers)
+    arrow = f" {SIGNS[words.pop()]}" if words and words[-1] in ("downsample", "upsample") else ""
     for period in (1, 2):
         repeats = len(words) // period
         if repeats > 1 and words == words[:period] * repeats:
@@ -293,34 +296,33 @@ def in_words(made_of: Sequence[str]) -> str:
 
 
 def code(place: str) -> str:
-    """The line of code in short, as the columns are narrow: without pare's own name, and of
-    other packages the file alone."""
+    """The line of code, shortened: without pare's own name; of other packages the file alone."""
     return place.removeprefix("pare/") if place.startswith("pare/") else place.rpartition("/")[2]
 
 
 # --- layers -------------------------------------------------------------------------------
 
 HIDDEN = ("Sequential", "Identity", "Dropout")
-"""Lists, and what does nothing: in the tree their layers stand under the layer around them."""
+"""Containers and identities, which the tree leaves out."""
 
 
 def tree(
     layers: Iterable[Layer], root: str, depth: int | None
 ) -> tuple[list[tuple[int, str, Layer]], int]:
-    """(level, label, layer) of the layers in `root`, and how many are deeper than `depth`.
+    """(depth, label, layer) of the layers in `root`, and how many are deeper than `depth`.
 
-    With no depth given, as deep as `ROWS` lines go.
+    Without a depth, as deep as fits into `ROWS` lines.
     """
-    levels = {root: 0}
+    depths = {root: 0}
     found = []
     for layer in layers:
         if not layer.outputs or layer.kind in HIDDEN or layer.name == root:
             continue
-        parent = next((name for name in outer_names(layer.name) if name in levels), root)
-        levels[layer.name] = levels[parent] + 1
-        found.append((levels[layer.name], layer.name[len(parent) :].lstrip("."), layer))
+        parent = next((name for name in outer_names(layer.name) if name in depths), root)
+        depths[layer.name] = depths[parent] + 1
+        found.append((depths[layer.name], layer.name[len(parent) :].lstrip("."), layer))
     if depth is None:
-        deepest = max((level for level, _, _ in found), default=1)
+        deepest = max((row[0] for row in found), default=1)
         depth = next(
             (d for d in range(deepest, 1, -1) if sum(row[0] <= d for row in found) <= ROWS), 1
         )
@@ -334,8 +336,8 @@ HEAD = ("layer", "in → out", "params", "FLOP", "memory", "computed by")
 def tree_lines(layers: Iterable[Layer], root: str, depth: int | None) -> list[str]:
     rows, deeper = tree(layers, root, depth)
     table = [HEAD]
-    table += [("  " * (level - 1) + label, *layer_cells(layer)) for level, label, layer in rows]
-    more = [f"  … and {deeper} layers deeper inside; --depth shows them"] if deeper else []
+    table += [("  " * (at - 1) + label, *layer_cells(layer)) for at, label, layer in rows]
+    more = [f"  … and {deeper} layers inside these; --depth shows them"] if deeper else []
     return columns(table, "llrrr") + more
 
 
@@ -350,27 +352,29 @@ def layer_cells(layer: Layer) -> tuple[str, str, str, str, str]:
 
 
 def shapes_text(layer: Layer) -> str:
-    """What goes in and what comes out, without the batch; once if they are the same."""
+    """Input and output shape without the batch; once if they are equal."""
     given = next(iter(layer.inputs.values()), ())[1:]
     made = layer.outputs[0][1:] if layer.outputs else ()
     return spaced(made) if given == made else f"{spaced(given)} → {spaced(made)}"
 
 
-def layer_page(layer: Layer, table: LayerTable, model: Model, title: str, depth: int | None) -> str:
-    """One layer opened: what it is, the layers in it, its tensors."""
+def layer_page(
+    layer: Layer, table: LayerTable, model: ModelSummary, title: str, depth: int | None
+) -> str:
+    """One layer: shapes, cost, code; the layers in it; its tensors."""
     part = model.parts[layer.name.partition(".")[0]]
     head = [f"{layer.name}   {layer.kind}"]
     inputs = ", ".join(f"{name} {spaced(shape)}" for name, shape in shown_inputs(layer))
     outputs = ", ".join(spaced(shape) for shape in layer.outputs)
     head += facts(
         [
-            ("shown for", title),
+            ("computed for", title),
             ("computed by", layer.code),
             ("called at", layer.called if layer.called != layer.code else ""),
-            ("in", inputs),
-            ("out", outputs),
+            ("input", inputs),
+            ("output", outputs),
             ("parameters", f"{layer.parameters:,}"),
-            ("FLOP", flops_in_words(layer.flops)),
+            ("FLOP", flops_text(layer.flops)),
             ("activations", activations(layer)),
         ]
     )  # fmt: skip
@@ -380,17 +384,17 @@ def layer_page(layer: Layer, table: LayerTable, model: Model, title: str, depth:
 
 
 def activations(layer: Layer) -> str:
-    return f"{size(layer.peak_bytes)} at most at a time; it hands on {size(layer.output_bytes)}"
+    return f"{size(layer.peak_bytes)} at the peak; its output {size(layer.output_bytes)}"
 
 
 def shown_inputs(layer: Layer) -> list[tuple[str, Shape]]:
-    """The inputs; of a list of skips the last ones, which are those that an up block takes."""
+    """The inputs; of a list of skips the last three, which an up block takes."""
     pairs = list(layer.inputs.items())
     listed = [pair for pair in pairs if "." in pair[0]]
     return [pair for pair in pairs if pair not in listed] + listed[-3:]
 
 
-def flops_in_words(flops: Flops) -> str:
+def flops_text(flops: Flops) -> str:
     kinds = {
         "convolution": flops.convolution,
         "linear": flops.linear,
@@ -401,20 +405,20 @@ def flops_in_words(flops: Flops) -> str:
     return f"{short(flops.total)}: {split}" if split else "0"
 
 
-def tensor_lines(layer: Layer, part: Part) -> list[str]:
-    """The layer's tensors under their names on the Hub, and in the file where that differs."""
+def tensor_lines(layer: Layer, part: PartSummary) -> list[str]:
+    """The layer's tensors by their names on the Hub, and in the file where those differ."""
     if not layer.tensors:
         return []
     path = layer.name.partition(".")[2]
     before = f"{path}." if path else ""
     stored = {key: part.stored.get(before + key, before + key) for key in layer.tensors}
     renamed = any(stored[key] != before + key for key in stored)
-    beginning = common_beginning(list(stored.values()))
+    prefix = common_prefix(list(stored.values()))
     head = f"tensors on the Hub, in {part.name}/: {before}…"
     if renamed:
-        head += f"\nand in the file: {beginning}…"
+        head += f"\nand in the file: {prefix}…"
     rows = [
-        (key, spaced(shape), stored[key].removeprefix(beginning) if renamed else "")
+        (key, spaced(shape), stored[key].removeprefix(prefix) if renamed else "")
         for key, shape in layer.tensors.items()
     ]
     return [head, *limited(columns(rows))]
@@ -423,7 +427,7 @@ def tensor_lines(layer: Layer, part: Part) -> list[str]:
 def glob_page(found: Sequence[Layer], title: str) -> str:
     """All layers that a glob matches, one a line, and their sum."""
     rows = [HEAD, *((layer.name, *layer_cells(layer)) for layer in found)]
-    # Where the names are long, the right columns have to go: a layer's own page has them.
+    # Where names are long the right columns are left out: a layer's own page has them.
     wanted = len(HEAD)
     while wanted > 3 and max(map(len, columns([row[:wanted] for row in rows]))) > WIDTH:
         wanted -= 1
@@ -439,25 +443,25 @@ def glob_page(found: Sequence[Layer], title: str) -> str:
 
 
 def file_page(file: WeightFile, wanted: Sequence[StoredTensor] | None = None) -> str:
-    """What is in a file of weights; all its tensors, or those that were asked for."""
+    """A file of weights: all its tensors, or those that were asked for."""
     what = ", ".join(text for text in (file.kind, size(file.size), file.looks_like) if text)
     head = [printable(f"{file.path}   {what}")]
     header = ""
     if file.kind == "safetensors":
         header = (
-            f"readable, {size(file.header_bytes)}" if file.header_bytes else "not readable"
-        ) + f"; {counted(len(file.tensors), 'tensor')} could be made out"
+            f"readable, {size(file.header_bytes)}" if file.header_bytes else "damaged"
+        ) + f"; {counted(len(file.tensors), 'tensor')} found in it"
     elif file.tensors:
         header = counted(len(file.tensors), "tensor")
     ends = f"at byte {file.size:,}"
     if file.ends is not None and file.ends != file.size:
         ends += f"; its header says {file.ends:,}"
-    notes = [("says", f"{key}: {value[:60]}") for key, value in list(file.metadata.items())[:8]]
+    notes = [("metadata", f"{key}: {value[:60]}") for key, value in list(file.metadata.items())[:8]]
     head += facts(
         [
             ("header", header),
-            ("ends", ends),
-            ("numbers", f"{short(file.parameters)}: {types(file.dtypes)}" if file.tensors else ""),
+            ("file ends", ends),
+            ("values", f"{short(file.parameters)}, {types(file.dtypes)}" if file.tensors else ""),
             *notes,
         ]
     )
@@ -466,7 +470,7 @@ def file_page(file: WeightFile, wanted: Sequence[StoredTensor] | None = None) ->
 
 
 def tensors_section(tensors: Sequence[StoredTensor]) -> list[str]:
-    """Each tensor, or, where there are many, how many there are under each beginning."""
+    """Each tensor, or, of many, how many have the same prefix."""
     if len(tensors) <= ROWS:
         rows = [(t.name, spaced(t.shape), TYPES.get(t.dtype, t.dtype), t.problem) for t in tensors]
         return columns([("tensor", "shape", "type", ""), *rows]) if rows else []
@@ -476,12 +480,12 @@ def tensors_section(tensors: Sequence[StoredTensor]) -> list[str]:
             groups.setdefault(".".join(tensor.name.split(".")[:pieces]), []).append(tensor)
         if len(groups) <= ROWS:
             break
-    table = [("names that begin with", "tensors", "numbers", "bytes", "")]
-    for beginning, inner in groups.items():
+    table = [("prefix", "tensors", "values", "bytes", "")]
+    for prefix, inner in groups.items():
         broken = sum(1 for tensor in inner if tensor.problem)
         table.append(
             (
-                beginning if len(inner) == 1 else f"{beginning}.…",
+                prefix if len(inner) == 1 else f"{prefix}.…",
                 str(len(inner)),
                 short(sum(tensor.numbers for tensor in inner)),
                 size(sum(stored_bytes(tensor.numbers, tensor.dtype) for tensor in inner)),
@@ -492,7 +496,7 @@ def tensors_section(tensors: Sequence[StoredTensor]) -> list[str]:
 
 
 def values_section(values: Sequence[Values], *, every: bool) -> list[str]:
-    """What the tensors' numbers are like: all, or the strange ones and the extremes."""
+    """The tensors' statistics: of all, or of the non-finite and the widest ones."""
     if not values:
         return []
     bad = [v for v in values if not v.finite]
@@ -501,16 +505,15 @@ def values_section(values: Sequence[Values], *, every: bool) -> list[str]:
     widest = sorted((v for v in values if v.finite), key=lambda v: -max(-v.minimum, v.maximum))
     chosen = list(values) if every else [*bad, *(v for v in widest[:8] if v not in bad)]
     head = (
-        f"values: {counted(len(values), 'tensor')} read, {len(bad)} with NaN or Inf, "
+        f"statistics: {counted(len(values), 'tensor')} read, {len(bad)} with NaN or Inf, "
         f"{len(zero)} all zero, {len(flat)} otherwise constant"
     )
-    # Long names would push the numbers off the page.
-    beginning = common_beginning([v.name for v in chosen])
+    prefix = common_prefix([v.name for v in chosen])
     head += "" if every else "; the widest:"
-    name = f"{beginning}…" if beginning else "tensor"
+    name = f"{prefix}…" if prefix else "tensor"
     rows: list[tuple[str, ...]] = [(name, "min", "max", "mean", "std", "NaN", "Inf")]
     rows += [
-        (v.name.removeprefix(beginning), *map(number, (v.minimum, v.maximum, v.mean, v.std)),
+        (v.name.removeprefix(prefix), *map(number, (v.minimum, v.maximum, v.mean, v.std)),
          str(v.nan), str(v.inf))
         for v in chosen
     ]  # fmt: skip

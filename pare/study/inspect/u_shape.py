@@ -1,9 +1,9 @@
-"""The U: what each stage of the UNet hands on, and which skips go from left to right.
+"""The UNet block by block: shapes, layers, cost, and the skip connections.
 
     for stage in u_shape(table).stages:
         print(stage.name, stage.shape)        # down_blocks.0 (1, 320, 32, 32)
 
-Read off the layer table, so that it is what the code does.
+It is derived from the layer table, that is, from a run of the code.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pare.study.inspect.layer_table import Layer, LayerTable, Shape
 
 @dataclass(frozen=True)
 class Stage:
-    """A step along the U."""
+    """A block of the UNet, or its first or last convolution."""
 
     name: str
     """`x_t` (the input), `conv_in`, `down_blocks.0` … `mid_block` … `conv_out`."""
     shape: Shape
-    """What it hands on: (B, channels, h, w)."""
-    works_at: tuple[int, int]
-    """Height and width of its ResNet blocks: before it halves or doubles them."""
-    made_of: tuple[str, ...]
-    """"ResNet", "attention", "halve", "double", in the order of execution."""
+    """Of its output: (B, channels, h, w)."""
+    grid: tuple[int, int]
+    """Height and width of its ResNet blocks, before it downsamples or upsamples."""
+    layers: tuple[str, ...]
+    """"ResNet", "transformer", "downsample", "upsample", in the order of execution."""
     skips: tuple[Shape, ...]
-    """On the way down those that it makes, on the way up those that it takes, in that order."""
+    """The skip connections that a down block makes or an up block takes, in that order."""
     parameters: int
     flops: Flops
     peak_bytes: int
@@ -37,28 +37,28 @@ class Stage:
 
 @dataclass(frozen=True)
 class UShape:
-    """The stages in the order of execution."""
+    """The blocks in the order of execution."""
 
     stages: tuple[Stage, ...]
 
     def named(self, beginning: str) -> list[Stage]:
-        """The stages whose names begin so: "down_blocks"."""
+        """The blocks whose names begin so: "down_blocks"."""
         return [stage for stage in self.stages if stage.name.startswith(beginning)]
 
 
 WORDS = {
     "ResnetBlock": "ResNet",
-    "SpatialTransformer": "attention",
-    "Downsample": "halve",
-    "Upsample": "double",
+    "SpatialTransformer": "transformer",
+    "Downsample": "downsample",
+    "Upsample": "upsample",
     "Conv2d": "convolution",
 }
 
 
 def u_shape(table: LayerTable, prefix: str = "unet") -> UShape:
-    """The U of a UNet's layer table."""
+    """The blocks of a UNet's layer table."""
     x_t = table[prefix].inputs["x_t"]
-    stages = [Stage("x_t", x_t, grid(x_t), (), (), 0, Flops(), 0, "")]
+    stages = [Stage("x_t", x_t, grid_of(x_t), (), (), 0, Flops(), 0, "")]
     for layer in table:
         name = layer.name.removeprefix(f"{prefix}.")
         block = name.startswith(("down_blocks.", "up_blocks.")) and name.count(".") == 1
@@ -74,11 +74,11 @@ def stage(name: str, layer: Layer, table: LayerTable) -> Stage:
         if part.outputs and part.name.count(".") == layer.name.count(".") + 2
         and not part.name.endswith(".conv")
     ]  # fmt: skip
-    made_of = tuple(WORDS[part.kind] for part in inner) or ("convolution",)
+    layers = tuple(WORDS[part.kind] for part in inner) or ("convolution",)
     x = next(iter(layer.inputs.values()))
     if name.startswith("up_blocks"):
         stored = [shape for key, shape in layer.inputs.items() if key.startswith("skips")]
-        taken = made_of.count("ResNet")
+        taken = layers.count("ResNet")
         skips: Sequence[Shape] = stored[: -taken - 1 : -1]  # the last one first
     elif name == "conv_in":
         skips = layer.outputs
@@ -87,8 +87,8 @@ def stage(name: str, layer: Layer, table: LayerTable) -> Stage:
     return Stage(
         name,
         layer.outputs[0],
-        grid(x),
-        made_of,
+        grid_of(x),
+        layers,
         tuple(skips),
         layer.parameters,
         layer.flops,
@@ -97,5 +97,5 @@ def stage(name: str, layer: Layer, table: LayerTable) -> Stage:
     )
 
 
-def grid(shape: Shape) -> tuple[int, int]:
+def grid_of(shape: Shape) -> tuple[int, int]:
     return shape[-2], shape[-1]

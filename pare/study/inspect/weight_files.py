@@ -1,4 +1,4 @@
-"""What is in a file of weights, whole or broken, without reading the weights.
+"""The content of a file of weights, whole or damaged, without reading the weights.
 
 A safetensors file is
 
@@ -7,9 +7,8 @@ A safetensors file is
                                   "data_offsets": [begin, end]}, …, "__metadata__": {…}}
     the rest      the tensors' numbers, at those offsets, without a gap
 
-A loader refuses a file in which any of this is off by a byte.  `look_at` reads the same
-header and goes on: it says what is wrong, everything that is, and what is there all the
-same.
+The safetensors library refuses a file in which any of this is off by a byte.  `look_at` reads the
+header tolerantly: it collects every problem, and lists the tensors that are readable all the same.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import math
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,14 +56,14 @@ SALVAGED = 4 * 2**20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One entry of a file: what it says of a tensor, and what of that cannot be."""
+    """A tensor as a file's header describes it, and what is wrong with the description."""
 
     name: str
     dtype: str
     """As safetensors names it: `F16`."""
     shape: Shape
     begin: int | None = None
-    """Where in the file its numbers begin and end; None in a `.ckpt`."""
+    """Where in the file its values begin and end; None in a `.ckpt`."""
     end: int | None = None
     problem: str = ""
 
@@ -75,7 +74,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a file holds."""
+    """The content of a file."""
 
     path: Path
     size: int
@@ -84,14 +83,14 @@ class WeightFile:
     """"safetensors", "ckpt" (a zip with a pickle in it), or what it is instead."""
     tensors: tuple[StoredTensor, ...] = ()
     looks_like: str = ""
-    """Told from the tensors' names: "a Stable Diffusion 1 checkpoint", "a LoRA …"."""
+    """By the tensors' names: "a Stable Diffusion 1 checkpoint", "a LoRA …"."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     header_bytes: int | None = None
-    """Of a safetensors file, with the 8 bytes of its length; None if that cannot be."""
+    """Of a safetensors file, with the 8 bytes of its length; None if that is impossible."""
     ends: int | None = None
-    """Where the header says that the file ends."""
+    """The file's end by its header."""
     problems: tuple[str, ...] = ()
-    """What is wrong with the file as a whole."""
+    """Problems of the file as a whole."""
 
     @property
     def all_problems(self) -> tuple[str, ...]:
@@ -104,16 +103,21 @@ class WeightFile:
 
     @property
     def dtypes(self) -> dict[str, int]:
-        """Type -> how many numbers have it, the most frequent first."""
-        counts: dict[str, int] = {}
-        for tensor in self.tensors:
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numbers
-        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+        """See `dtype_counts`."""
+        return dtype_counts(self.tensors)
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """Of the tensors that the header says nothing impossible about."""
+        """Of the tensors whose dtype and size are possible."""
         return {tensor.name: tensor.shape for tensor in self.tensors if possible(tensor)}
+
+
+def dtype_counts(tensors: Iterable[StoredTensor]) -> dict[str, int]:
+    """Dtype -> how many stored values have it, the most frequent first."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.dtype] += tensor.numbers
+    return dict(counts.most_common())
 
 
 def possible(tensor: StoredTensor) -> bool:
@@ -121,7 +125,7 @@ def possible(tensor: StoredTensor) -> bool:
 
 
 def look_at(path: Path) -> WeightFile:
-    """Say what is in a file of weights.
+    """Read the header of a file of weights, whole or damaged.
 
     Raises:
         OSError: it cannot be opened.
@@ -187,7 +191,7 @@ def look_at_safetensors(path: Path, size: int) -> WeightFile:
 
 
 def read_header(text: bytes) -> tuple[Sequence[tuple[str, Any]], list[str]]:
-    """The header's entries, those of one name all of them; and what is wrong with it."""
+    """The header's entries, duplicates included, and its problems."""
     pairs: list[tuple[str, Any]] = []
 
     def keep(listed: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -209,7 +213,7 @@ ENTRY = re.compile(r'"((?:[^"\\]|\\.){1,300})"\s*:\s*(\{[^{}]{1,2000}\})')
 
 
 def salvage(text: bytes) -> list[tuple[str, Any]]:
-    """The entries of a header that is cut off or damaged, as far as they can be made out."""
+    """The readable entries of a header that is cut off or damaged."""
     found = []
     for match in ENTRY.finditer(text[:SALVAGED].decode("utf-8", errors="replace")):
         try:
@@ -220,7 +224,7 @@ def salvage(text: bytes) -> list[tuple[str, Any]]:
 
 
 def entry(name: str, value: Any, start: int) -> StoredTensor:
-    """What the header says of one tensor."""
+    """One entry of the header as a tensor."""
     if not isinstance(value, dict):
         return StoredTensor(name, "?", (), problem=f"no object: {short_json(value, 40)}")
     dtype, shape = value.get("dtype"), value.get("shape")
@@ -240,24 +244,24 @@ def entry(name: str, value: Any, start: int) -> StoredTensor:
     needed = math.prod(sizes) * ITEM_SIZES[dtype]
     problem = ""
     if not 0 <= begin <= end:
-        problem = f"its offsets lie: {begin} to {end}"
+        problem = f"its offsets are impossible: {begin} to {end}"
     elif end - begin != needed:
-        problem = f"its offsets lie: {end - begin:,} bytes for a shape that needs {needed:,}"
+        problem = f"its offsets span {end - begin:,} bytes, and its shape needs {needed:,}"
     return StoredTensor(name, dtype, sizes, start + begin, start + end, problem)
 
 
 def check_place(tensor: StoredTensor, size: int) -> StoredTensor:
-    """The tensor, with the problem if it reaches beyond the end of the file."""
+    """The tensor, with a problem if it reaches beyond the end of the file."""
     if tensor.problem or tensor.begin is None or tensor.end is None or tensor.end <= size:
         return tensor
     if tensor.begin >= size:
-        return dataclasses.replace(tensor, problem="not in the file, which ends before it")
+        return dataclasses.replace(tensor, problem="missing: the file ends before it")
     there = (size - tensor.begin) / (tensor.end - tensor.begin)
     return dataclasses.replace(tensor, problem=f"cut off after {there:.0%} of it")
 
 
 def check_layout(tensors: list[StoredTensor], header: int) -> tuple[list[StoredTensor], list[str]]:
-    """Which tensors lie on one another, and where there are gaps between them."""
+    """Find tensors that overlap, and gaps between tensors."""
     problems = []
     checked = dict(enumerate(tensors))
     placed = sorted(
@@ -267,7 +271,7 @@ def check_layout(tensors: list[StoredTensor], header: int) -> tuple[list[StoredT
     for begin, end, i in placed:
         tensor = checked[i]
         if begin < reached and end > begin and last and not tensor.problem:
-            checked[i] = dataclasses.replace(tensor, problem=f"its offsets lie on those of {last}")
+            checked[i] = dataclasses.replace(tensor, problem=f"its offsets overlap those of {last}")
         elif begin > reached:
             problems.append(f"{begin - reached:,} bytes before {tensor.name} belong to no tensor")
         if end > reached:
@@ -288,7 +292,7 @@ def where_it_ends(size: int, ends: int, tensors: Sequence[StoredTensor]) -> str:
 
 
 def look_at_pickle(path: Path, size: int) -> WeightFile:
-    """A `.ckpt` or `.bin`: what the restricted reader makes of it, or why it does not."""
+    """A `.ckpt` or `.bin`: its tensors by the restricted reader, or why it refuses them."""
     try:
         checkpoint = open_checkpoint(path)
     except (WeightsError, ModelError) as error:
@@ -310,9 +314,9 @@ def stored(name: str, tensor: Tensor) -> StoredTensor:
 
 
 def zip_problems(path: Path) -> Iterator[str]:
-    """What can still be said of a `.ckpt` that cannot be read."""
+    """What is known of a `.ckpt` that cannot be read."""
     if not zipfile.is_zipfile(path):
-        yield "the list of its parts, at the end of the file, is missing: it was cut off"
+        yield "its zip directory, at the end of the file, is missing: it was cut off"
         return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -321,14 +325,15 @@ def zip_problems(path: Path) -> Iterator[str]:
         return
     numbers = [entry for entry in entries if "/data/" in entry.filename]
     total = sum(entry.file_size for entry in numbers)
-    yield f"it lists {len(entries)} parts, {len(numbers)} of them tensors' numbers: {total:,} bytes"
+    data = f"{len(numbers)} of them tensors' data: {total:,} bytes"
+    yield f"its zip directory lists {len(entries)} records, {data}"
 
 
 # --- what it is ---------------------------------------------------------------------------
 
 
 def looks_like(shapes: Mapping[str, Shape], extras: Mapping[str, Any]) -> str:
-    """What a file with these tensors is, in words; "" if there are none."""
+    """What kind of file has these tensors; "" if there are none."""
     if not shapes:
         return ""
     found = {part: file_kinds.find_prefix(shapes, part) for part in file_kinds.LANDMARKS}
@@ -360,7 +365,7 @@ def looks_like(shapes: Mapping[str, Shape], extras: Mapping[str, Any]) -> str:
 
 
 def as_checkpoint(file: WeightFile) -> Checkpoint:
-    """The file's tensors without their numbers, for what looks at names, shapes and types."""
+    """The file's tensors on the meta device, for code that reads names, shapes and dtypes."""
     tensors = {
         tensor.name: torch.empty(
             tensor.shape, dtype=STORED_DTYPES.get(tensor.dtype, torch.uint8), device="meta"

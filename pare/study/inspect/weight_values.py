@@ -1,7 +1,7 @@
-"""The numbers in a file of weights, tensor by tensor: range, mean, spread, NaN and Inf.
+"""Statistics of a file of weights, tensor by tensor: range, mean, standard deviation, NaN, Inf.
 
-The file is read once from the front to the back, a few megabytes at a time: memory does
-not grow with the model.  Tensors that a broken file does not hold whole are left out.
+The file is read once from front to back, a few megabytes at a time, so memory does not grow with
+the model.  Tensors that a damaged file holds only in part are left out.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pare.loading.checkpoint import STORED_DTYPES, open_checkpoint
 from pare.study.inspect.weight_files import ITEM_SIZES, Shape, StoredTensor, WeightFile
 
 AT_ONCE = 2**21
-"""Numbers that are looked at together: 16 MiB in float64."""
+"""Values that are read together: 16 MiB in float64."""
 
 
 @dataclass(frozen=True)
 class Values:
-    """What a tensor's numbers are like.  Statistics are of the finite ones; NaN if none is."""
+    """A tensor's statistics, over its finite values; NaN if there are none."""
 
     name: str
     dtype: str

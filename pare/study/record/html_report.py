@@ -403,9 +403,7 @@ class RunReport:
         shape = u_shape(self.table)
         return {
             "layers": layers,
-            "stages": [
-                {"name": s.name, "shape": s.shape, "grid": s.works_at} for s in shape.stages
-            ],
+            "stages": [{"name": s.name, "shape": s.shape, "grid": s.grid} for s in shape.stages],
             "skips": skips_of(self.table),
             "sources": lines,
         }
