@@ -53,6 +53,7 @@ from pare.schedulers import (
     interpret,
     start_index,
 )
+from pare.schedulers.reliability import read_reliability, warn_of_unreliable_solver
 from pare.text.embedding_edits import NO_EDITS, TextEdits, encode_prompts_edited
 from pare.text.text_encoder import (
     PromptEmbeddings,
@@ -82,6 +83,7 @@ class Pipeline:
         self.text_encoder = components.text_encoder
         self.source: ModelSource = components.source
         self.words = known_words(components.source.path)
+        self.reliability = read_reliability(components.source.path)
         self.scheduler_config = components.scheduler_config
         self.scheduler = scheduler
         self.text_edits: TextEdits = NO_EDITS
@@ -268,6 +270,19 @@ class Pipeline:
             self.unet.config, self.vae.config, (h, w), count, rows,
             device=self.device, dtype=self.dtype, batch=batch, tile=tile,
         )  # fmt: skip
+
+    def timesteps(self, steps: int, start: int = 0) -> Timesteps:
+        """The scheduler's timesteps of a run, from step index `start` on.
+
+        Raises:
+            SettingError: as `Scheduler.timesteps`.
+
+        Warns:
+            UnreliableSolver: the solver is known to break on this model in such a run.
+        """
+        timesteps = self.scheduler.timesteps(steps, start)
+        warn_of_unreliable_solver(self.reliability, self.scheduler, steps, start, self.source.name)
+        return timesteps
 
     @torch.no_grad()
     def encode(
@@ -488,7 +503,7 @@ class Pipeline:
         self.require_denoising("generate")
         check_sampling(steps, guidance, rescale)
         shape = self.latent_shape(height, width)
-        timesteps = self.scheduler.timesteps(steps)
+        timesteps = self.timesteps(steps)
         noise = self.noise(seeds)
         embeddings = self.encode_prompts(one_per_seed(prompts, seeds), negative)
         together = batch if control is None else len(noise)
@@ -553,7 +568,7 @@ class Pipeline:
                 f"{len(sources)} images and {len(noise)} seeds are given",
                 expected="one seed per image, or one image for all seeds",
             )
-        timesteps = self.scheduler.timesteps(steps, start_index(steps, strength))
+        timesteps = self.timesteps(steps, start_index(steps, strength))
         embeddings = self.encode_prompts(one_per_seed(prompts, seeds), negative)
         height, width = sources.shape[-2:]
         source = self.encode(sources, tile=tile).expand(len(noise), -1, -1, -1)

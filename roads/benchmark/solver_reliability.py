@@ -31,6 +31,7 @@ from pare.io.whole_files import write_whole
 from pare.noise import Noise
 from pare.pipeline import Pipeline
 from pare.schedulers import add_noise, start_index
+from pare.schedulers.reliability import FROM_NOISE, MIDWAY, TRUSTED
 from roads.benchmark.tables.tables_page import fill, markdown
 from roads.command_line import exit_code_of
 from roads.judge.judge import Judge, Verdict, load_judge
@@ -46,17 +47,17 @@ GUIDANCE = 7.5
 MARGIN = 0.05  # of the share found by the best solver at the same strength, at any steps
 TABLE = "solvers"
 
-# Label -> solver and its options.  The model's file asks for Karras sigmas.
+# Label, as `pare.schedulers.reliability.solver_label` gives it -> solver and its options.
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dpm++2m": ("dpm++2m", {}),
+    "dpm++2m karras": ("dpm++2m", {"karras": True}),
     "ddim": ("ddim", {}),
-    "euler": ("euler", {}),
+    "euler karras": ("euler", {"karras": True}),
     "euler-ancestral": ("euler-ancestral", {}),
-    "lms": ("lms", {}),
+    "lms karras": ("lms", {"karras": True}),
     "pndm": ("pndm", {}),
-    "dpm++2m --no-karras": ("dpm++2m", {"karras": False}),
-    "lms --no-karras": ("lms", {"karras": False}),
-    "euler --no-karras": ("euler", {"karras": False}),
+    "dpm++2m": ("dpm++2m", {"karras": False}),
+    "lms": ("lms", {"karras": False}),
+    "euler": ("euler", {"karras": False}),
 }
 
 
@@ -175,10 +176,10 @@ def trusted_from(found: Mapping[int, float], best: float) -> int | None:
     return fewest
 
 
-def reliability(known: Mapping[str, float], steps: Sequence[int], strengths: Sequence[float]) -> (
-    dict[str, dict[str, int | None]]
-):  # fmt: skip
-    """Solver -> "from noise" and "midway" -> the fewest steps to trust, or None.
+def reliability(
+    known: Mapping[str, float], steps: Sequence[int], strengths: Sequence[float]
+) -> dict[str, dict[str, int | None]]:
+    """Solver -> FROM_NOISE and MIDWAY -> the fewest steps to trust, or None.
 
     Midway takes the worst of all strengths below 1.
     """
@@ -192,10 +193,11 @@ def reliability(known: Mapping[str, float], steps: Sequence[int], strengths: Seq
             if own:
                 fewest[strength] = trusted_from(own, best)
         midway = [value for strength, value in fewest.items() if strength < 1]
-        result[solver] = {
-            "from noise": fewest.get(1.0),
-            "midway": None if None in midway else max((n for n in midway if n), default=None),
-        }
+        result[solver] = {}
+        if 1.0 in fewest:
+            result[solver][FROM_NOISE] = fewest[1.0]
+        if midway:
+            result[solver][MIDWAY] = None if None in midway else max(n for n in midway if n)
     return result
 
 
@@ -263,7 +265,7 @@ def run(options: argparse.Namespace) -> int:
         write_whole(options.page, functools.partial(write_bytes, content=text.encode()), force=True)
     if options.write is not None:
         trusted = reliability(known, options.steps, options.strengths)
-        write_json(options.write, {"trusted from, in steps": trusted})
+        write_json(options.write, {TRUSTED: trusted})
     return 0
 
 

@@ -139,7 +139,7 @@ def blend(
     check_choices(background, history, rounding)
     check_numbers(feather, shrink, decoder_steps)
     check_combination(pipe, method, history, shrink)
-    timesteps = pipe.scheduler.timesteps(steps, first_step(steps, strength, rounding))
+    timesteps = pipe.timesteps(steps, first_step(steps, strength, rounding))
     seeds = validation.seed_list(seeds)
     prompts, noise = one_per_seed(prompts, seeds), pipe.noise(seeds)
     canvas = Canvas.prepare(image, mask, factor=pipe.vae.config.factor, size=size, cover=cover)

@@ -182,7 +182,7 @@ def prompt_to_prompt(
     edits = as_edits(targets)
     tables = list(tables) if tables is not None else token_maps(pipe, source, edits)
     seeds, shape = seed_list(seeds), pipe.latent_shape(height, width)
-    timesteps = pipe.scheduler.timesteps(steps)
+    timesteps = pipe.timesteps(steps)
     if mask is not None:
         blend = within_mask(blend, mask_of_latents(pipe, mask, (shape[1], shape[2])))
     injection = prepare(
