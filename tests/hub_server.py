@@ -7,6 +7,7 @@ address leads to a second server (the CDN), which must never see the token.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -14,6 +15,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,6 +29,10 @@ LARGE = (".safetensors", ".bin")
 XET = re.compile(r"/api/models/(?P<id>[^/]+/[^/]+)/xet-read-token/.+")
 API = re.compile(r"/api/models/(?P<id>[^/]+/[^/]+?)(?:/revision/(?P<revision>.+))?")
 RESOLVE = re.compile(r"/(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+
+
+Trick = Callable[[BaseHTTPRequestHandler], None]
+"""Answers a request by hand, as no server should."""
 
 
 @dataclass
@@ -55,6 +61,10 @@ class Repository:
     """Large files come from a third server, by the Hub's own protocol; it is down."""
     file_commit: str | None = None
     """The commit that files claim to be of."""
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
+    """File -> headers that its answers have instead of their own; "" is the listing."""
+    tricks: dict[str, Trick] = field(default_factory=dict)
+    """File -> what answers in place of the server; "" is the listing, "cdn:FILE" the CDN."""
 
     @classmethod
     def of(cls, folder: Path, **settings: Any) -> Repository:
@@ -141,6 +151,8 @@ def handler_of(hub: Hub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
             (hub.cdn_log if cdn else hub.log).append(request)
             if cdn:
                 name, file = path.removeprefix("/").split("/cdn/")
+                if self.tricked(hub.repositories[name], f"cdn:{file}"):
+                    return
                 self.send_content(hub.repositories[name], file, hub.repositories[name].files[file])
                 return
             raw = urlsplit(self.path).path
@@ -162,6 +174,8 @@ def handler_of(hub: Hub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
                 self.send_error_page(403, message="Access to this resource is disabled.")
             elif (found["revision"] or "main") not in {*repository.revisions, repository.commit}:
                 self.send_error_page(404, "RevisionNotFound")
+            elif self.tricked(repository, found.get("file", "")):
+                pass
             elif "file" not in found:
                 self.send_api(repository, found["id"])
             elif repository.gated:
@@ -170,6 +184,14 @@ def handler_of(hub: Hub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
                 self.send_error_page(404, "EntryNotFound")
             else:
                 self.send_file(repository, found["id"], found["file"])
+
+        def tricked(self, repository: Repository, file: str) -> bool:
+            trick = repository.tricks.get(file)
+            if trick is not None:
+                self.close_connection = True
+                with contextlib.suppress(OSError):  # the client went away
+                    trick(self)
+            return trick is not None
 
         def send_api(self, repository: Repository, name: str) -> None:
             answer = {
@@ -180,7 +202,8 @@ def handler_of(hub: Hub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
             if repository.api is not None:
                 answer = repository.api
             text = answer if isinstance(answer, str) else json.dumps(answer)
-            self.send_all(200, text.encode(), {"Content-Type": "application/json"})
+            headers = {"Content-Type": "application/json"} | repository.headers.get("", {})
+            self.send_all(200, text.encode(), headers)
 
         def send_file(self, repository: Repository, name: str, file: str) -> None:
             content = repository.files[file]
@@ -195,8 +218,10 @@ def handler_of(hub: Hub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
                 if repository.xet:
                     route = f"{hub.url}/api/models/{name}/xet-read-token/{repository.commit}"
                     headers |= {"X-Xet-Hash": "a" * 64, "X-Xet-Refresh-Route": route}
+                headers |= repository.headers.get(file, {})
                 self.send_all(302, b"", headers)
             else:
+                headers |= repository.headers.get(file, {})
                 self.send_content(repository, file, content, headers)
 
         def send_content(

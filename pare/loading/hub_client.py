@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,14 @@ from typing import Any
 from pare.config import read_json
 from pare.errors import ModelError, PareError
 from pare.loading import hub_folder
+from pare.loading.bounded_http import (
+    JSON_BYTES,
+    TEXT_BYTES,
+    Connection,
+    NotServedError,
+    connection,
+)
+from pare.loading.model_source import sha256_of
 
 # Repositories that were removed from the Hub (how their names begin), and where the same
 # files are today: the owner is another one, the rest of the name is the same.
@@ -32,10 +40,17 @@ REMOVED = {
 }
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 SECONDS = 10  # to wait for the Hub's first answer
+
+LARGEST_WEIGHTS = 16 * 2**30
+"""Bytes of a file of weights of which nothing else is known."""
 
 Check = Callable[[Path], object]
 """Looks at a folder and raises a `PareError` if pare cannot run what is in it."""
+
+Limits = Callable[[Path], Mapping[str, int]]
+"""A folder with its configs -> how many bytes each part's weights can have."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,8 @@ def fetch_snapshot(
     half: bool = False,
     check_index: Check = accept,
     check_configs: Check = accept,
+    limits: Limits = lambda _: {},
+    check_hashes: bool = True,
 ) -> Snapshot:
     """The folder of a repository on the Hub, downloaded as far as the cache does not have it.
 
@@ -72,6 +89,8 @@ def fetch_snapshot(
         half: prefer the float16 variant of the weights.
         check_index: called once model_index.json is there, before anything else is fetched.
         check_configs: called once the configs and the tokenizer are there, before the weights.
+        limits: called with the checked configs, if weights have to be downloaded.
+        check_hashes: see that a downloaded file of weights has the SHA-256 that was announced.
 
     Raises:
         ModelError: no such repository or revision, no access to it, no complete model in it,
@@ -80,7 +99,10 @@ def fetch_snapshot(
         OSError: the cache cannot be written.
     """
     try:
-        return download(repo_id, revision, half, check_index, check_configs)
+        with connection():
+            return download(
+                repo_id, revision, half, check_index, check_configs, limits, check_hashes
+            )
     except NotServedError as refusal:
         cached = find_cached(repo_id, revision, half)
         if cached is None:
@@ -105,6 +127,8 @@ def download(
     half: bool,
     check_index: Check,
     check_configs: Check,
+    limits: Limits,
+    check_hashes: bool,
 ) -> Snapshot:
     commit, names = ask(repo_id, revision)
     if hub_folder.INDEX not in names:
@@ -120,13 +144,18 @@ def download(
         fetch(repo_id, commit, name, folder)
     check_configs(folder)
     weights = chosen_weights(names, repo_id, half)
+    most: Mapping[str, int] = {}
     if not all(is_cached(repo_id, commit, name) for name in weights):
         say_what_is_left_out(repo_id, folder)
+        most = limits(folder)
     for name in weights:
-        fetch(repo_id, commit, name, folder)
+        most_bytes = most.get(name.partition("/")[0], LARGEST_WEIGHTS)
+        files = [name]
         if hub_folder.is_index(name):
-            for shard in shard_names(folder, name, names, repo_id):
-                fetch(repo_id, commit, shard, folder)
+            fetch(repo_id, commit, name, folder)
+            files = shard_names(folder, name, names, repo_id)
+        for file in files:
+            fetch_weights(repo_id, commit, file, folder, most_bytes, check_hash=check_hashes)
     if revision != commit:
         # The cache notes which commit a branch's name stands for.  This comes last, so that
         # without a network the name leads to a copy that is whole.
@@ -171,7 +200,8 @@ def ask(repo_id: str, revision: str | None) -> tuple[str, set[str]]:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        info = HfApi().model_info(repo_id, revision=revision, timeout=SECONDS)
+        with connection() as server, server.asking(f"the listing of {repo_id}", JSON_BYTES):
+            info = HfApi().model_info(repo_id, revision=revision, timeout=SECONDS)
     except HFValidationError as error:
         raise ModelError(
             f"{repo_id!r} cannot be the name of a repository",
@@ -179,6 +209,8 @@ def ask(repo_id: str, revision: str | None) -> tuple[str, set[str]]:
         ) from error
     except client_errors() as error:
         raise refused(error, repo_id, revision) from error
+    except PareError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         # The client takes the answer's fields as they come.  A hotel's login page lands here.
         raise strange_answer(repo_id) from error
@@ -187,16 +219,53 @@ def ask(repo_id: str, revision: str | None) -> tuple[str, set[str]]:
     return str(info.sha), {str(file.rfilename) for file in info.siblings}
 
 
-def fetch(repo_id: str, revision: str | None, name: str, folder: Path | None = None) -> Path:
+def fetch_weights(
+    repo_id: str, commit: str, name: str, folder: Path, most: int, *, check_hash: bool
+) -> None:
+    """Fetch a file of weights, and see once that its bytes are those that were announced.
+
+    Files in LFS, as weights are, have their SHA-256 as ETag, which is the file's name in the
+    cache.
+
+    Raises:
+        ModelError: they are others; the file is taken away again.
+    """
+    known = is_cached(repo_id, commit, name)
+    path = fetch(repo_id, commit, name, folder, most)
+    blob = path.resolve()
+    if known or not check_hash or not SHA256.fullmatch(blob.name):
+        return
+    if sha256_of(blob) != blob.name:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise NotServedError(
+            f"{name} of {repo_id} has other bytes than the server announced (their SHA-256)",
+            fix="try again, or from somewhere else",
+        )
+
+
+def fetch(
+    repo_id: str,
+    revision: str | None,
+    name: str,
+    folder: Path | None = None,
+    most: int | None = None,
+) -> Path:
     """The path in the cache of one file, fetched if it is not there.
 
     Args:
         folder: where the other files of the commit lie.
+        most: bytes of a file of weights; None: it is a small file.
     """
     from huggingface_hub import hf_hub_download
 
+    small = JSON_BYTES if name.endswith(".json") and "tokenizer/" not in name else TEXT_BYTES
+    size = small if most is None else most
     try:
-        path = Path(hf_hub_download(repo_id, name, revision=revision, tqdm_class=progress_bar()))
+        what = f"{name} of {repo_id}"
+        with connection() as server, server.asking(what, size, small=most is None):
+            bar = progress_bar(server)
+            path = Path(hf_hub_download(repo_id, name, revision=revision, tqdm_class=bar))
     except client_errors() as error:
         raise refused(error, repo_id, revision) from error
     except OSError as error:
@@ -214,15 +283,27 @@ def fetch(repo_id: str, revision: str | None, name: str, folder: Path | None = N
     return path
 
 
-def progress_bar() -> Any:
-    """A bar for each file where somebody watches; else what huggingface_hub finds right."""
-    if not sys.stderr.isatty():
-        return None
+def progress_bar(server: Connection) -> Any:
+    """A bar for each file where somebody watches, else what huggingface_hub finds right.
+
+    Either tells the connection how much has come: hf_xet carries large files past it.
+    """
+    from huggingface_hub.utils.tqdm import tqdm as quiet_bar
     from tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[misc]
+    watched = sys.stderr.isatty()
+
+    class Bar(tqdm if watched else quiet_bar):  # type: ignore[misc]
         def __init__(self, *args: Any, name: str = "", **options: Any) -> None:
-            super().__init__(*args, **options | {"leave": False, "disable": False})
+            if watched:
+                super().__init__(*args, **options | {"leave": False, "disable": False})
+            else:
+                super().__init__(*args, name=name, **options)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            server.take(int(n or 0))
+            shown: bool | None = super().update(n)
+            return shown
 
     return Bar
 
@@ -279,10 +360,6 @@ def find_cached(repo_id: str, revision: str | None, half: bool) -> Snapshot | No
 
 
 # --- why the Hub does not give a file, in words -------------------------------------------
-
-
-class NotServedError(ModelError):
-    """The Hub does not give what was asked; a copy in the cache may do."""
 
 
 def client_errors() -> tuple[type[Exception], ...]:

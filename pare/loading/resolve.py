@@ -10,6 +10,8 @@ happens: configs and headers are read, weights are not.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +24,7 @@ from pare.errors import ModelError, SettingError
 from pare.loading.checkpoint import open_checkpoint
 from pare.loading.hub_client import fetch_snapshot, looks_like_repository, say_what_is_left_out
 from pare.loading.hub_folder import INDEX
+from pare.loading.ldm_names import text_shapes
 from pare.loading.model_configs import check_index, read_configs, scheduler_config_of
 from pare.loading.single_file import (
     FilePlan,
@@ -30,7 +33,13 @@ from pare.loading.single_file import (
     inventory,
     make_plan,
     read_plan,
+    shapes_of,
 )
+from pare.unet import UNet
+from pare.vae import AutoencoderKL
+
+MARGIN = 64 * 2**20
+"""Bytes of a file of weights beside its tensors: names, and buffers that are not needed."""
 
 BUILT_IN = {"roads": Path(__file__).parents[1] / "models" / "roads"}
 
@@ -101,7 +110,12 @@ def resolve_model(
     if not path.exists() and isinstance(model, str) and looks_like_repository(model):
         half = dtype == torch.float16
         snapshot = fetch_snapshot(
-            model, revision=revision, half=half, check_index=check_index, check_configs=read_configs
+            model,
+            revision=revision,
+            half=half,
+            check_index=check_index,
+            check_configs=read_configs,
+            limits=weight_limits,
         )
         return ModelFolder(name, snapshot.folder, snapshot.revision)
     if revision is not None:
@@ -123,6 +137,21 @@ def resolve_model(
     if (path / INDEX).is_file():
         say_what_is_left_out(name, path)
     return ModelFolder(name, path)
+
+
+def weight_limits(folder: Path) -> dict[str, int]:
+    """How many bytes each part's weights can have in a file: those of float64, and a margin."""
+    configs = read_configs(folder)
+    with torch.device("meta"):
+        shapes = {
+            "unet": shapes_of(UNet(configs.unet)),
+            "vae": shapes_of(AutoencoderKL(configs.vae)),
+            "text_encoder": text_shapes(dataclasses.asdict(configs.text_encoder)),
+        }
+    return {
+        part: MARGIN + torch.float64.itemsize * sum(map(math.prod, sizes.values()))
+        for part, sizes in shapes.items()
+    }
 
 
 def resolve_file(name: str, path: Path) -> ModelFile:

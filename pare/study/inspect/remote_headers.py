@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pare.errors import ModelError, WeightsError
 from pare.loading import hub_client, hub_folder
+from pare.loading.bounded_http import NotServedError
 from pare.study.inspect.weight_files import StoredTensor, WeightFile, look_at
 
 Weights = Callable[[str], Sequence[WeightFile]]
@@ -29,7 +30,7 @@ def find_repository(repo_id: str, revision: str | None) -> tuple[Path, str, Weig
     """
     try:
         commit, names = hub_client.ask(repo_id, revision)
-    except hub_client.NotServedError:
+    except NotServedError:
         cached = hub_client.find_cached(repo_id, revision, half=False)
         if cached is None:
             raise
