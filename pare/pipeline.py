@@ -93,7 +93,7 @@ class Pipeline:
         cls,
         model: str | Path = "roads",
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
         tokenizer: Path | None = None,
@@ -194,7 +194,7 @@ class Pipeline:
             PromptError: a prompt that is no text, or far too long; under text edits also a word
                 that no prompt has.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = validation.prompt_list(prompts)
         if not prompts:
             raise SettingError("no prompts are given", expected='at least one, which may be ""')
         negatives = paired(prompts, negative)
@@ -286,11 +286,12 @@ class Pipeline:
 
     @torch.no_grad()
     def encode(
-        self, image: Tensor, *, generator: torch.Generator | None = None, tile: int | None = None
+        self, image: ImageLike, *, generator: torch.Generator | None = None, tile: int | None = None
     ) -> Tensor:
         """image (B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, H/8, W/8), float32.
 
-        The posterior's mode; with a `generator` a sample from it.
+        The posterior's mode; with a `generator` a sample from it.  A PIL image, a path or a
+        numpy array will do as well (see `io.images.as_image`).
 
         Raises:
             ImageError, SettingError, NonFiniteError: as `posterior`.
@@ -300,7 +301,7 @@ class Pipeline:
         return latents.float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
-    def posterior(self, image: Tensor, *, tile: int | None = None) -> Posterior:
+    def posterior(self, image: ImageLike, *, tile: int | None = None) -> Posterior:
         """image (B, 3, H, W) in [-1, 1] -> posterior over unscaled latents (B, 4, H/8, W/8).
 
         In float32 where the VAE overflows in float16, with a warning.
@@ -315,6 +316,8 @@ class Pipeline:
             NonFiniteError: the output holds NaN or infinities.
         """
         factor = self.vae.config.factor
+        if not isinstance(image, Tensor):
+            image = as_image_tensor(image)
         if image.ndim != 4 or image.shape[1] != self.vae.config.in_channels:
             raise ImageError(
                 f"the image is a tensor of shape {tuple(image.shape)}", expected="(B, 3, H, W)"
@@ -624,7 +627,7 @@ def check_sampling(steps: int, guidance: float, rescale: float) -> None:
 def one_per_seed(prompts: str | Sequence[str], seeds: int | Sequence[int]) -> list[str]:
     """One prompt per seed; a single prompt serves all seeds."""
     count = len(validation.seed_list(seeds))
-    listed = [prompts] if isinstance(prompts, str) else list(prompts)
+    listed = validation.prompt_list(prompts)
     if len(listed) == 1:
         listed *= count
     if len(listed) != count:

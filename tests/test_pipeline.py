@@ -17,7 +17,15 @@ from torch import Tensor
 
 import pare
 from pare.attention import AttentionCall, Control, Site
-from pare.errors import DeviceError, ImageError, ModelError, PareError, SchedulerError, SettingError
+from pare.errors import (
+    DeviceError,
+    ImageError,
+    ModelError,
+    PareError,
+    PromptError,
+    SchedulerError,
+    SettingError,
+)
 from pare.io.images import to_tensor
 from pare.loading import resolve
 from pare.pipeline import Pipeline
@@ -362,13 +370,22 @@ def test_progress_wraps_the_steps(pipe: Pipeline) -> None:
 
 # --- mistakes ------------------------------------------------------------------------------
 
-Call_ = Callable[[Pipeline], object]
+Call_ = Callable[[Any], object]  # mistakes are not typed
 IMAGE = torch.zeros(1, 3, 16, 24)
 MISTAKES: dict[str, tuple[type[PareError], Call_]] = {
     "2 prompts and 3 seeds": (SettingError, lambda p: p.generate(PROMPTS, [1, 2, 3])),
     "0 prompts": (SettingError, lambda p: p.generate([], [1])),
     "no seeds": (SettingError, lambda p: p.generate("a", [])),
     "3 negative prompts": (SettingError, lambda p: p.generate("a", [1], negative=["a"] * 3)),
+    "the prompts are a int": (PromptError, lambda p: p.generate(7, [1])),
+    "the prompt is a int": (PromptError, lambda p: p.generate([7], [1])),
+    "the prompts are a NoneType": (PromptError, lambda p: p.generate("a", [1], negative=None)),
+    "seeds is None": (SettingError, lambda p: p.generate("a", None)),
+    "seeds is '7'": (SettingError, lambda p: p.generate("a", "7")),
+    "`image` is a NoneType": (ImageError, lambda p: p.img2img(None, "a")),
+    "`image` is a int": (ImageError, lambda p: p.encode(3)),
+    "`model` is None": (ModelError, lambda p: p.from_pretrained(None)),
+    "the device '3'": (DeviceError, lambda p: p.to(3)),
     "the width is 65": (SettingError, lambda p: p.generate("a", [1], width=65)),
     "the height is 0": (SettingError, lambda p: p.generate("a", [1], height=0)),
     "steps is 0": (SettingError, lambda p: p.generate("a", [1], steps=0)),

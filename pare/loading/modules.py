@@ -70,7 +70,7 @@ class UNet(pare.unet.UNet):
         model: str | Path,
         *,
         subfolder: str = "unet",
-        device: str = "auto",
+        device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
     ) -> Self:
@@ -89,7 +89,7 @@ class AutoencoderKL(pare.vae.AutoencoderKL):
         model: str | Path,
         *,
         subfolder: str = "vae",
-        device: str = "auto",
+        device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
     ) -> Self:
@@ -115,7 +115,7 @@ class Components:
 def load_model(
     model: str | Path | ResolvedModel,
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     tokenizer: Path | None = None,
@@ -207,7 +207,7 @@ def load_part(
     model: str | Path,
     part: str,
     subfolder: str,
-    device: str,
+    device: str | torch.device,
     dtype: str | torch.dtype,
     revision: str | None,
 ) -> Module:

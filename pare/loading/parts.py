@@ -38,7 +38,7 @@ class TextEncoder:
         model: str | Path,
         *,
         subfolder: str = "text_encoder",
-        device: str = "auto",
+        device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
     ) -> CLIPTextModel:

@@ -106,6 +106,8 @@ def resolve_model(
     """
     if isinstance(model, ModelFolder | ModelFile):
         return model
+    if not isinstance(model, str | Path):
+        raise ModelError(f"`model` is {model!r}", expected="a name or a path")
     name, path = str(model), Path(model)
     if not path.exists() and isinstance(model, str) and looks_like_repository(model):
         half = dtype == torch.float16

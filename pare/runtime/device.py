@@ -14,7 +14,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 DEVICE = re.compile(r"(cpu|cuda|mps)(:(0|[1-9][0-9]{0,3}))?")
 
 
-def choose_device(device: str) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
     """The torch device of a name; "auto" is CUDA, MPS or the CPU, in this order.
 
     Raises:
@@ -24,7 +24,7 @@ def choose_device(device: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    match = DEVICE.fullmatch(device)
+    match = DEVICE.fullmatch(str(device))
     if match is None:
         raise DeviceError(
             f"pare does not run on the device {device!r}", expected="auto, cpu, cuda, cuda:N or mps"

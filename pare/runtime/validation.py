@@ -41,12 +41,12 @@ def check_rescale(rescale: float) -> float:
 
 
 def check_eta(eta: float) -> float:
-    """DDIM's share of fresh noise: 0 deterministic, 1 as much as DDPM."""
+    """DDIM's eta: 0 is deterministic, 1 adds as much fresh noise as DDPM."""
     return check_number("eta", eta, 0.0, 1.0)
 
 
 def check_strength(strength: float) -> float:
-    """How much of the timestep schedule is run on a given image: above 0, at most 1."""
+    """The fraction of the steps that is run on a given image: above 0, at most 1."""
     value = check_number("strength", strength, 0.0, 1.0)
     if value == 0.0:
         raise SettingError(
@@ -173,6 +173,20 @@ def parse_number(name: str, number: str, text: str, form: str) -> float:
         return float(number)
     except ValueError:
         raise SettingError(f"{name} is {text!r}", expected=form) from None
+
+
+def prompt_list(prompts: str | Sequence[str]) -> list[str]:
+    """One prompt or several as a list.
+
+    Raises:
+        PromptError: something that is no prompt.
+    """
+    listed: object = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(listed, Sequence):
+        raise PromptError(
+            f"the prompts are a {type(prompts).__name__}", expected="text, or a sequence of texts"
+        )
+    return [check_prompt(prompt) for prompt in listed]
 
 
 def check_prompt(prompt: str) -> str:

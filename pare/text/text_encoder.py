@@ -20,7 +20,7 @@ from torch import Tensor
 from pare.config import HubConfig, Pin, integer, number, one_of
 from pare.errors import ConfigError, SettingError
 from pare.runtime.numerics import check_finite
-from pare.runtime.validation import check_prompt
+from pare.runtime.validation import check_prompt, prompt_list
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -234,16 +234,18 @@ def warn_of_unknown_words(prompts: Sequence[str], known: frozenset[str], model: 
 
 
 def paired(prompts: Sequence[str], negative: str | Sequence[str]) -> list[str]:
-    """One negative prompt a prompt.
+    """One negative prompt per prompt.
 
     Raises:
         SettingError: several negative prompts, and not as many as prompts.
+        PromptError: a negative prompt that is no text.
     """
+    negatives = prompt_list(negative)
     if isinstance(negative, str):
-        return [negative] * len(prompts)
-    if len(negative) != len(prompts):
+        negatives *= len(prompts)
+    if len(negatives) != len(prompts):
         raise SettingError(
-            f"{len(negative)} negative prompts are given for {len(prompts)} prompts",
-            expected="one, or one a prompt",
+            f"{len(negatives)} negative prompts are given for {len(prompts)} prompts",
+            expected="one, or one per prompt",
         )
-    return list(negative)
+    return negatives
