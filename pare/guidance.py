@@ -42,7 +42,7 @@ def predict(
         level: the noise level of x_t.
         guidance: the guidance scale; at 1 the batch holds the conditional branch alone.
         rescale: see `guide`.
-        control: attention control; it is told `step` and what each row of the batch is.
+        control: attention control; it gets `step` and the meaning of each row of the batch.
         extra: channels that an inpainting UNet reads beside x_t, the same in both branches:
             the mask and the masked image's latents, (B, 5, h, w) or (1, 5, h, w).
 

@@ -492,7 +492,7 @@ class Pipeline:
             rescale: guidance rescale in [0, 1], see `guidance.guide`.
             negative: takes the place of the empty prompt in guidance; one for all, or one each.
             height, width: in pixels, multiples of 8; None: what the model was trained at.
-            control: sees all images of the run together, so that there is one batch.
+            control: attention control; with one, all images run in one batch.
             batch: images that go through the UNet together, which changes them by rounding
                 alone; None: as many as fit, see `plan`.
             tile: see `posterior`.

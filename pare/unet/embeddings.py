@@ -15,7 +15,7 @@ def sinusoids(
     """Sinusoidal embedding of timesteps: (B,) -> (B, channels), cosines and sines.
 
     The position encoding of arXiv:1706.03762, sec. 3.5, with `t` as the position.  The
-    frequencies fall geometrically, so that both 900 and 100 and 501 and 500 are told apart.
+    frequencies fall geometrically: they resolve both large differences of t and single steps.
     `t` may be fractional.  SD puts the cosines first (`flip_sin_to_cos`).
     """
     half = channels // 2
