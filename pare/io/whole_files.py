@@ -7,18 +7,29 @@ file or the new one, never a part, whatever happens in between.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import hashlib
 import os
+import re
 import secrets
+import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from pare.errors import ImageError, OutputError
+
+HAS_LOCKS = os.name == "posix"
+if sys.platform != "win32":
+    import fcntl
+
+PART_NAME = re.compile(r"\.pare-[0-9a-f]{16}\.part")
+LEFTOVER_AGE = 60.0  # seconds
 
 # File systems without hard links answer os.link with one of these.
 NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
@@ -38,9 +49,10 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None], *, force: bool = 
         OSError: the disk is full, the folder cannot be written, ….
     """
     target = check_output(path, force=force)
-    temporary = target.with_name(f".pare-{secrets.token_hex(8)}.part")
+    temporary = part_beside(target)
     try:
         with open(temporary, "xb") as file:  # with the permissions that the umask leaves
+            claim(file.fileno())
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -50,6 +62,59 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None], *, force: bool = 
             name_new_file(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+# --- what a killed process leaves behind ---------------------------------------------------
+
+
+def part_beside(target: Path) -> Path:
+    """A name for what is to become `target`; what dead writers left in its folder is removed."""
+    remove_leftovers(target.parent)
+    return target.with_name(f".pare-{secrets.token_hex(8)}.part")
+
+
+def claim(descriptor: int) -> None:
+    """Hold a file or folder as this process's own: the system lets go when the process ends."""
+    if HAS_LOCKS:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished files and folders of writers that no longer live.
+
+    Only those by the name that `part_beside` gives, of this user, and older than a writer
+    takes between making and claiming one.
+    """
+    if not HAS_LOCKS:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if PART_NAME.fullmatch(entry.name)]
+    except OSError:
+        return
+    for path in (folder / name for name in names):
+        with contextlib.suppress(OSError):
+            remove_if_abandoned(path)
+
+
+def remove_if_abandoned(path: Path) -> None:
+    status = path.lstat()
+    own = status.st_uid == os.getuid() and time.time() - status.st_mtime > LEFTOVER_AGE
+    if not own or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
+        if stat.S_ISDIR(status.st_mode):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+# --- names --------------------------------------------------------------------------------
 
 
 def name_new_file(temporary: Path, target: Path) -> None:
@@ -76,7 +141,7 @@ def exchange(one: Path, other: Path) -> None:
     """
     if exchanged_at_once(one, other):
         return
-    third = other.with_name(f".pare-{secrets.token_hex(8)}.part")
+    third = other.with_name(f".pare-{secrets.token_hex(8)}.old")  # which nobody removes
     os.rename(other, third)
     try:
         os.rename(one, other)

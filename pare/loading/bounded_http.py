@@ -61,7 +61,7 @@ class Connection:
 
     def __init__(self) -> None:
         self.what, self.most, self.seconds = "", JSON_BYTES, JSON_SECONDS
-        self.busy = self.small = self.said = False
+        self.busy = self.small = self.part = self.said = False
         self.received = self.waited = 0
         self.started = self.changed = time.monotonic()
         self.failure: NotServedError | None = None
@@ -69,15 +69,18 @@ class Connection:
         self.base: Any = None
 
     @contextmanager
-    def asking(self, what: str, most: int, *, small: bool = True) -> Iterator[None]:
+    def asking(
+        self, what: str, most: int, *, small: bool = True, part: bool = False
+    ) -> Iterator[None]:
         """Bounds for one file.
 
         Args:
             what: "unet/config.json of owner/name", for messages.
             most: bytes that it may have.
             small: it has to come within `JSON_SECONDS` as a whole.
+            part: only the beginning is asked for, of a file of any size.
         """
-        self.what, self.most, self.small = what, most, small
+        self.what, self.most, self.small, self.part = what, most, small, part
         self.failure, self.said, self.received, self.waited = None, False, 0, 0
         self.started = self.changed = time.monotonic()
         self.busy = True
@@ -173,7 +176,8 @@ class Connection:
         headers = response.headers
         own = "" if response.is_redirect else headers.get("Content-Length", "")
         announced = headers.get("X-Linked-Size") or own
-        if response.status_code >= 400 or not re.fullmatch(r"[0-9]{1,30}", announced):
+        known = re.fullmatch(r"[0-9]{1,30}", announced)
+        if self.part or response.status_code >= 400 or not known:
             return
         if int(announced) > self.most:
             raise self.too_large(f"is announced with {in_bytes(int(announced))}")

@@ -16,7 +16,6 @@ import dataclasses
 import errno
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from pare.config import UNetConfig, VAEConfig
 from pare.errors import OutputError, SettingError, WeightsError
-from pare.io.whole_files import check_output, exchange, write_whole
+from pare.io.whole_files import check_output, claim, exchange, part_beside, write_whole
 from pare.loading import ldm_names
 from pare.loading.checkpoint import DTYPE_NAMES, FLOATING, open_checkpoint, stored_dtype
 from pare.loading.hub_folder import find_weights
@@ -271,13 +270,18 @@ def write_folder(
 ) -> None:
     """Write the model's folder under another name, then give it its own in one step."""
     target = Path(os.path.realpath(target))
-    building = target.with_name(f".pare-{secrets.token_hex(8)}.part")
+    building = part_beside(target)
+    descriptor = None
     try:
         building.mkdir()
+        descriptor = os.open(building, os.O_RDONLY)
+        claim(descriptor)
         fill_folder(model, building, tokenizer, dtype, old_vae=old_vae)
         move_folder(building, target, force=force)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def fill_folder(

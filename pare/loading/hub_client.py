@@ -283,6 +283,46 @@ def fetch(
     return path
 
 
+def fetch_beginning(repo_id: str, commit: str, name: str, count: int) -> tuple[bytes, int | None]:
+    """The first `count` bytes of a file, and how many it has in all, if the server says so.
+
+    A server that sends more is cut off.
+
+    Raises:
+        ModelError: the server does not give them.
+    """
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        hf_raise_for_status,
+    )
+
+    headers = build_hf_headers() | {"Range": f"bytes=0-{count - 1}"}
+    url = hf_hub_url(repo_id, name, revision=commit)
+    what = f"the beginning of {name} of {repo_id}"
+    begun = bytearray()
+    try:
+        with (
+            connection() as server,
+            server.asking(what, count + JSON_BYTES, part=True),
+            get_session().stream(
+                "GET", url, headers=headers, timeout=SECONDS, follow_redirects=True
+            ) as response,
+        ):
+            hf_raise_for_status(response)
+            for chunk in response.iter_raw(2**16):
+                begun += chunk
+                if len(begun) >= count:
+                    break
+    except client_errors() as error:
+        raise refused(error, repo_id, commit) from error
+    whole = response.headers.get("Content-Range", "").rpartition("/")[2]
+    if response.status_code != 206:
+        whole = response.headers.get("Content-Length", "")
+    size = int(whole) if re.fullmatch(r"[0-9]{1,18}", whole) else None
+    return bytes(begun[:count]), size
+
+
 def progress_bar(server: Connection) -> Any:
     """A bar for each file where somebody watches, else what huggingface_hub finds right.
 

@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 
 from pare.loading import bounded_http
+from pare.study.inspect.model_summary import describe
 from tests.hostile.command import footprint, memory, reset_peak
 from tests.hub_server import COMMIT, Hub, Repository
 from tests.loading.test_hub_client import NAME, SMALL, WEIGHTS, Result, User, files
+from tests.tiny_model import write_tiny_model
 
 CONFIG, VOCABULARY = "unet/config.json", "tokenizer/vocab.json"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -356,3 +358,68 @@ def test_the_token_is_not_redirected(
     user.fetch(token=hub.TOKEN)
     assert set(tokens) <= {None}
     assert tokens
+
+
+# --- a model that is inspected from afar -----------------------------------------------------
+
+
+def header(text: bytes, length: int | None = None) -> bytes:
+    return (len(text) if length is None else length).to_bytes(8, "little") + text
+
+
+HEADERS = {
+    "a list": header(b"[1, 2]"),
+    "null offsets": header(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": null}}'),
+    "null shape": header(b'{"a": {"dtype": "F32", "shape": null, "data_offsets": [0, 4]}}'),
+    "null": header(b'{"a": null}'),
+    "metadata": header(b'{"__metadata__": [], "a": 7}'),
+    "nesting": header(b'{"a":' * 100_000),
+    "no text": header(b'{"\xff\xfe'),
+    "numbers": header(b'{"a": {"dtype": 1, "shape": [1e999], "data_offsets": [0.5, "x"]}}'),
+    "long number": header(b'{"a": {"dtype": "F32", "shape": [' + b"9" * 5000 + b"]}}"),
+    "claims": header(b"{}", 2**63),
+    "claims 10 MiB": header(b"{}", 10 * MEBIBYTE),
+    "empty": b"",
+    "short": b"\x08\0",
+    "web page": b"<!DOCTYPE html>" * 100,
+    "zeros": bytes(200_000),
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_hostile_remote_headers(hub: Hub, user: User, tiny: Path, kind: str) -> None:
+    hub.repositories[NAME] = Repository.of(tiny)
+    hub.repositories[NAME].files[UNET] = HEADERS[kind]
+    with user.client():
+        model = describe(NAME)
+    assert model.parts["unet"].problems
+    assert not model.parts["vae"].problems
+    assert not list(user.home.rglob("*.safetensors"))
+    if kind in ("a list", "empty", "short", "web page", "zeros"):
+        assert any("does not begin as safetensors do" in p for p in model.parts["unet"].problems)
+
+
+@pytest.mark.parametrize("file", [UNET, f"cdn:{UNET}"])
+def test_a_range_that_is_answered_with_everything(
+    hub: Hub, user: User, tiny: Path, file: str
+) -> None:
+    real = (tiny / UNET).read_bytes()
+
+    def everything(handler: BaseHTTPRequestHandler) -> None:
+        send_head(handler, 200, {"ETag": '"abc"', "X-Repo-Commit": COMMIT})
+        handler.wfile.write(real)
+        while True:
+            handler.wfile.write(bytes(MEBIBYTE))
+
+    hub.repositories[NAME] = Repository.of(tiny, tricks={file: everything})
+    reset_peak()
+    before = memory("VmRSS")
+    with user.client():
+        model = describe(NAME)
+    assert memory("VmHWM") - before < 150 * MEBIBYTE
+    assert model.parts["unet"].parameters == describe(tiny).parts["unet"].parameters
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +16,7 @@ import pytest
 from pare.errors import OutputError
 from pare.io import whole_files
 from pare.io.whole_files import check_output, exchange, sha256, write_whole
+from tests.conftest import ROOT
 
 
 def write_new(file: BinaryIO) -> None:
@@ -168,3 +171,71 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")  # the example of FIPS 180
     assert sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223b00361a39617")
+
+
+# --- leftovers of writers that were killed -------------------------------------------------
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from pare.io.whole_files import write_whole
+
+def write(file):
+    file.write(b"half of it")
+    file.flush()
+    print("begun", flush=True)
+    time.sleep(60)
+
+write_whole(Path(sys.argv[1]), write)
+"""
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return sorted(folder.glob(".pare-*"))
+
+
+def age(path: Path) -> None:
+    os.utime(path, (1, 1))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of other kinds there")
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"begun\n"
+        [part] = leftovers(tmp_path)
+        age(part)
+        write_whole(tmp_path / "one", lambda file: None)
+        assert leftovers(tmp_path) == [part]  # its writer lives
+        writer.kill()
+    write_whole(tmp_path / "two", lambda file: None)
+    assert leftovers(tmp_path) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+
+
+def test_what_is_young_or_not_pares_stays(tmp_path: Path) -> None:
+    young = tmp_path / ".pare-0123456789abcdef.part"
+    young.write_bytes(b"")
+    others = [tmp_path / name for name in (".pare-0123456789abcdef.old", ".pare-x.part", "a.part")]
+    for path in others:
+        path.write_bytes(b"mine")
+        age(path)
+    target = tmp_path / "target"
+    target.write_bytes(b"mine")
+    link = tmp_path / ".pare-00000000000000ff.part"
+    link.symlink_to(target)
+    os.utime(link, (1, 1), follow_symlinks=False)
+    write_whole(tmp_path / "one", lambda file: None)
+    assert young.exists()
+    assert link.is_symlink()
+    assert all(path.read_bytes() == b"mine" for path in (*others, target))
+
+
+def test_an_abandoned_folder_is_removed_too(tmp_path: Path) -> None:
+    folder = tmp_path / ".pare-0123456789abcdef.part"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "a").write_bytes(b"half")
+    age(folder)
+    write_whole(tmp_path / "one", lambda file: None)
+    assert not folder.exists()

@@ -151,9 +151,16 @@ def look_at(path: Path) -> WeightFile:
 
 def look_at_safetensors(path: Path, size: int) -> WeightFile:
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        start = 8 + length
-        text = file.read(min(length, LONGEST_HEADER))
+        beginning = file.read(8)
+        length = int.from_bytes(beginning, "little")
+        return read_beginning(path, size, beginning + file.read(min(length, LONGEST_HEADER)))
+
+
+def read_beginning(path: Path, size: int, beginning: bytes) -> WeightFile:
+    """The content of a safetensors file of `size` bytes by its first ones, its whole header."""
+    length, text = int.from_bytes(beginning[:8], "little"), beginning[8:]
+    start = 8 + length
+    text = text[:length]
     if size < 8 or not text.lstrip().startswith(b"{"):
         return WeightFile(
             path, size, "no known kind of file", problems=("it does not begin as safetensors do",)
