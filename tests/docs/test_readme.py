@@ -38,8 +38,8 @@ def test_the_first_edit_by_command(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for command in commands:
         run(command)
     made = {path.name for path in tmp_path.iterdir()}
-    assert made == {"road.png", "night.png", "photo.png", "sky.png", "clouds.png"}
-    for name in ("road.png", "night.png", "clouds.png"):
+    assert made == {"road.png", "snow.png", "photo.png", "sky.png", "clouds.png"}
+    for name in ("road.png", "snow.png", "clouds.png"):
         assert read_recipe(name).command in ("generate", "img2img", "blend")
         assert Image.open(name).size == (128, 128)
 
@@ -49,8 +49,7 @@ def test_the_first_edit_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (code,) = blocks("python")
     exec(compile(code, "README.md", "exec"), {})
     command = (
-        'pare generate "a snowy road in the mountains" --seed 7 '
-        "--scheduler dpm++2m --karras --out command.png"
+        'pare generate "a sunny road in the mountains with a red car" --seed 0 --out command.png'
     )
     run(command)
     made, same = Image.open("road.png"), Image.open("command.png")
