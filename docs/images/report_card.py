@@ -16,7 +16,8 @@ import pare
 from roads.world.captions import full_caption
 from roads.world.render import render
 from roads.world.scene import draw_scene
-from techniques.inversion.invert_image import USUAL_GUIDANCE, Method
+from techniques.inversion.invert_image import USUAL_GUIDANCE
+from techniques.inversion.latent_trace import Method
 from techniques.inversion.report_card import invert_and_report
 
 SCENES, STEPS = (3, 4), 50

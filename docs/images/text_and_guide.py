@@ -61,8 +61,8 @@ def guided(pipe: pare.Pipeline) -> Image.Image:
         done = guide(
             pipe, PROMPT, loss, [SEED], scale=scale, every=2, steps=STEPS, guidance=GUIDANCE
         )
-        looks = [look.loss for look in done.looks[0]]
-        print(f"{label}: {looks[0] if looks else done.losses[0]:.3g} -> {done.losses[0]:.3g}")
+        first = done.steps[0][0].loss if done.steps[0] else done.losses[0]
+        print(f"{label}: {first:.3g} -> {done.losses[0]:.3g}")
         images[label] = done.images[0]
     return gallery(images | {"whose style": reference}, 5)
 
