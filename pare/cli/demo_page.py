@@ -2,8 +2,8 @@
 
     python -m pare.cli.demo_page --out demo
 
-Everything on the page is made by the command that stands above it: the demo runs exactly
-those words, in one process so that the model's libraries are imported once.
+Every image on the page is made by the command above it: the demo runs exactly these
+commands, in one process, so that the libraries are imported once.
 """
 
 from __future__ import annotations
@@ -27,21 +27,26 @@ from PIL import Image
 import pare.cli.main
 from roads import photo
 from roads.contact_sheet import contact_sheet
+from roads.judge.comparison import compare
 
+# Prompts name all that is to be there: what a prompt leaves out, this model leaves out, too.
 PROMPT = "a sunny road in the mountains with a red car"
-SCHEDULERS = ("pndm", "ddim", "dpm++2m", "lms", "euler", "euler-ancestral")
+SNOWY = "a snowy road in the mountains with a red car"
+SCHEDULERS = ("dpm++2m", "ddim", "euler", "euler-ancestral", "lms", "pndm")
 WORLD = (
-    "a snowy road in the forest",
-    "a road in the desert at night",
-    "a sunny road in the desert with clouds",
-    "a rainy road in the forest",
-    "a sunny road in the city",
-    "a snowy road in the desert",
+    "a snowy road in the forest with a house",
+    "a road in the mountains at night with streetlights and the moon",
+    "a sunny road in the desert with a yellow car and clouds",
+    "a rainy road in the forest with a blue car",
+    "a sunny road in the city with a white car",
+    "a road in the forest at night with a red car",
 )
 SCENE = 10
+PHOTO = f"python -m roads.photo --scene {SCENE} --weather sunny --no-clouds --out photo.png"
+PHOTO_CAPTION = "a sunny road in the mountains with a red car and a house and the sun"
 STRIP = (  # the README's image: four generated ones; a photograph and three edits
     *("dpmpp2m.png", "world-0.png", "world-1.png", "world-2.png"),
-    *("photo.png", "clouds-paste.png", "no-car-1.png", "img2img-0.6.png"),
+    *("photo.png", "clouds-paste.png", "edited.png", "img2img-0.6.png"),
 )
 
 ROUND_TRIP = """\
@@ -63,11 +68,13 @@ class Figure:
 
     file: str
     caption: str
+    judged: str = ""
+    """What the judge finds in it."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a few words, the commands as they ran, and what they made."""
+    """A heading, an explanation, the commands as they ran, and what they made."""
 
     title: str
     words: str
@@ -84,7 +91,10 @@ def main(arguments: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with chdir(out):
-        sections = [by_scheduler(), by_prompt(), round_trip(), img2img(), blend(), remove_car()]
+        sections = [
+            by_prompt(), prompt_to_prompt(), round_trip(), img2img(), blend(), remove_car(),
+            edit_photo(), by_scheduler(),
+        ]  # fmt: skip
         seconds = time.perf_counter() - started
         Path("index.html").write_text(render_page(sections, seconds), encoding="utf-8")
         strip([*STRIP]).save("first-light.png")
@@ -106,8 +116,9 @@ def by_scheduler() -> Section:
         figures.append(Figure(file, f"{name}, 25 steps, {seconds:.1f} s"))
     return Section(
         "One prompt under every scheduler",
-        "The same noise, six ways to walk from it to an image. The deterministic solvers "
-        "agree on what the noise means; Euler ancestral adds noise of its own on the way.",
+        "The same noise and the same prompt, denoised by six solvers. The deterministic ones "
+        "approximate the same differential equation and so arrive at nearly the same image; "
+        "Euler ancestral adds fresh noise at every step.",
         commands,
         figures,
     )
@@ -120,30 +131,30 @@ def by_prompt() -> Section:
         command = f'pare generate "{prompt}" --seed 4 --out {file} --force'
         run(command)
         commands.append(command)
-        figures.append(Figure(file, prompt))
+        figures.append(Figure(file, prompt, judged(file, prompt)))
     return Section(
-        "What the built-in model has learnt",
-        "A UNet with SD 1.4's 686 tensors, only narrower, trained with pare's own modules on "
-        "a little world of dashcam images.",
+        "What the built-in model can draw",
+        "roads is a latent diffusion model with Stable Diffusion 1.4's architecture and tensor "
+        "names, only narrower, trained on rendered dashcam images. Under each image stands what "
+        "an independent classifier, the judge, finds in it.",
         commands,
         figures,
     )
 
 
 def round_trip() -> Section:
-    make_photo = (
-        f"python -m roads.photo --scene {SCENE} --out photo.png --mask sky --mask-out sky.png"
-    )
+    make_photo = f"{PHOTO} --mask sky --mask-out sky.png"
     run(make_photo)
     show(ROUND_TRIP)
     exec(compile(ROUND_TRIP, "round trip", "exec"), {})  # the page shows these lines
     return Section(
-        "A photograph through the VAE and back",
-        "128 x 128 x 3 numbers become 16 x 16 x 4, on which the diffusion works, and come back. "
-        "What is lost here no technique can keep.",
+        "An image through the VAE and back",
+        "The encoder maps 128 x 128 x 3 pixels to latents of 16 x 16 x 4 numbers, in which the "
+        "diffusion model works; the decoder maps them back. What is lost here, every technique "
+        "on latents loses as well.",
         [make_photo, ROUND_TRIP],
         [
-            Figure("photo.png", "a rendered photograph that the model never saw"),
+            Figure("photo.png", "a rendered scene that is not in the training data"),
             *(Figure(f"latent-{channel}.png", f"latent channel {channel}") for channel in range(4)),
             Figure("round-trip.png", "decoded again"),
         ],
@@ -151,71 +162,122 @@ def round_trip() -> Section:
 
 
 def img2img() -> Section:
-    commands, figures = [], [Figure("photo.png", "the photograph")]
+    prompt = PHOTO_CAPTION.replace("sunny", "snowy")
+    commands, figures = [], [Figure("photo.png", "the source")]
     for strength in (0.4, 0.6, 0.8):
         file = f"img2img-{strength}.png"
-        command = (
-            'pare img2img photo.png "a snowy road in the mountains" --seed 3 '
-            f"--strength {strength} --out {file} --force"
-        )
+        command = f'pare img2img photo.png "{prompt}" --strength {strength} --out {file} --force'
         run(command)
         commands.append(command)
-        figures.append(Figure(file, f"strength {strength}"))
+        words = judged(file, prompt, "photo.png")
+        figures.append(Figure(file, f"strength {strength}", words))
     return Section(
-        "Repainted from mid-way",
-        "img2img noises the photograph to a point of the timestep schedule and denoises from "
-        "there: the later the start, the more remains.",
+        "Image-to-image",
+        "Noise is added to the image's latents up to an intermediate timestep, and they are "
+        "denoised under a new prompt. The strength says how far: a low one keeps the image, "
+        "a high one only its composition.",
         commands,
         figures,
     )
 
 
 def blend() -> Section:
-    commands, figures = [], [Figure("photo.png", "the photograph"), Figure("sky.png", "the mask")]
+    prompt = PHOTO_CAPTION.replace(" and the sun", " and clouds and the sun")
+    commands, figures = [], [Figure("photo.png", "the source"), Figure("sky.png", "the mask")]
     for background in ("latent", "paste", "poisson"):
         file = f"clouds-{background}.png"
         command = (
-            'pare blend photo.png --mask sky.png "a sunny road in the mountains with clouds '
-            f'in the sky" --background {background} --seed 5 --out {file} --force'
+            f'pare blend photo.png --mask sky.png "{prompt}" --background {background} --seed 1 '
+            f"--out {file} --force"
         )
         report = run(command)
         commands.append(command)
-        figures.append(Figure(file, f"{background}: {outside(report)}"))
+        words = judged(file, prompt, "photo.png")
+        figures.append(Figure(file, f"{background}: {outside(report)}", words))
     return Section(
-        "Clouds into the sky",
-        "Blended latent diffusion: before every step, everything outside the mask is replaced "
-        "by the photograph, noised to the level of that step. Background latent keeps latents, "
-        "and the VAE still changes every pixel a little; paste and poisson keep the pixels.",
+        "Clouds into the sky: blended latent diffusion",
+        "Before every step, the latents outside the mask are replaced by the source's, noised "
+        "to the noise level of that step. The decoder still changes every pixel a little; "
+        "paste and poisson put the source's pixels back outside the mask.",
         commands,
         figures,
     )
 
 
 def remove_car() -> Section:
-    mask = (
-        f"python -m roads.photo --scene {SCENE} --out photo.png --mask car --mask-out car.png "
-        "--grow 5"
-    )
-    truth = f"python -m roads.photo --scene {SCENE} --car none --out without.png"
+    mask = f"{PHOTO} --mask car --mask-out car.png --grow 5"
+    truth = PHOTO.replace("photo.png", "without.png") + " --car none"
+    prompt = "an empty sunny road in the mountains with a house and the sun"
     edit = (
-        'pare blend photo.png --mask car.png "an empty sunny road in the mountains" '
-        "--strength 1 --seed 1 --seed 2 --out no-car.png --force"
+        f'pare blend photo.png --mask car.png "{prompt}" --strength 1 --seed 1 --seed 2 '
+        "--out no-car.png --force"
     )
     for command in (mask, truth, edit):
         run(command)
     return Section(
-        "The car off the road",
-        "The same technique with a small mask. The world knows what the scene looks like "
-        "without the car, so an edit can be held against the truth.",
+        "Removing the car",
+        "The same technique with a small mask. The renderer knows the scene without the car, so "
+        "the edit can be compared with the true image.",
         [mask, truth, edit],
         [
-            Figure("photo.png", "the photograph"),
-            Figure("car.png", "the car, five pixels wider"),
-            Figure("no-car-1.png", "edited, seed 1"),
-            Figure("no-car-2.png", "edited, seed 2"),
-            Figure("without.png", "the truth: the same scene without a car"),
+            Figure("photo.png", "the source"),
+            Figure("car.png", "the mask: the car, five pixels wider"),
+            *(Figure(f"no-car-{seed}.png", f"edited, seed {seed}",
+                     judged(f"no-car-{seed}.png", prompt, "photo.png")) for seed in (1, 2)),
+            Figure("without.png", "the true image"),
+        ],
+    )  # fmt: skip
+
+
+def prompt_to_prompt() -> Section:
+    commands: list[str] = []
+    figures: list[Figure] = []
+    for name, target in (
+        ("snowy", SNOWY),
+        ("house", f"{PROMPT} and a house"),
+        ("clouds", f"{PROMPT} and clouds"),
+    ):
+        command = f'pare p2p "{PROMPT}" "{target}" --seed 3 --out {name}.png --force'
+        run(command)
+        commands.append(command)
+        if not figures:
+            figures.append(Figure(f"{name}-source.png", f"source: {PROMPT}"))
+        file = f"{name}-target.png"
+        words = judged(file, target, f"{name}-source.png")
+        figures.append(Figure(file, f"target: {target}", words))
+    return Section(
+        "A word changed, the layout kept: prompt-to-prompt",
+        "Source and target are denoised side by side, and the target uses the source's "
+        "attention weights in the first part of the steps. Attention decides what is where, so "
+        "the layout stays.",
+        commands,
+        figures,
+    )
+
+
+def edit_photo() -> Section:
+    target = PHOTO_CAPTION.replace("sunny", "snowy")
+    command = (
+        f'pare edit photo.png --from "{PHOTO_CAPTION}" --to "{target}" --steps 30 '
+        "--out edited.png --force"
+    )
+    run(command)
+    return Section(
+        "An image that was not generated: inversion and edit",
+        "DDIM inversion finds the noise from which the model would generate the image. Sampling "
+        "from that noise under another prompt, with prompt-to-prompt, edits the image.",
+        [command],
+        [
+            Figure("photo.png", "the source"),
+            Figure("edited.png", "edited", judged("edited.png", target, "photo.png")),
         ],
     )
+
+
+def judged(file: str, prompt: str, before: str | None = None) -> str:
+    """The judge's sentence about an image, beside the one that it was made of."""
+    source = None if before is None else Image.open(before).convert("RGB")
+    return compare(source, Image.open(file).convert("RGB"), prompt=prompt).sentence()
 
 
 def outside(report: dict[str, Any]) -> str:
@@ -304,7 +366,9 @@ def render_section(section: Section) -> str:
     commands = "\n".join(html.escape(command.strip()) for command in section.commands)
     figures = "".join(
         f'<figure><img src="{html.escape(figure.file)}" alt="{html.escape(figure.caption)}">'
-        f"<figcaption>{html.escape(figure.caption)}</figcaption></figure>"
+        f"<figcaption>{html.escape(figure.caption)}"
+        f"{f'<br><i>{html.escape(figure.judged)}</i>' if figure.judged else ''}"
+        "</figcaption></figure>"
         for figure in section.figures
     )
     return (

@@ -1,0 +1,112 @@
+"""What README and help show succeeds: the judge finds in each image what its prompt claims.
+
+Each command runs as it stands, at full steps.  Of an edit, the source stands beside the result,
+and what a prompt names must be there; a concept that is erased must be gone.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from PIL import Image
+
+import pare.cli.main
+from pare.cli.examples import examples_of
+from pare.cli.main import all_commands
+from roads import photo
+from roads.judge.comparison import compare
+from roads.world.captions import read_caption
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/four-edits.md")
+MAKING = ("generate", "img2img", "blend", "erase", "edit", "p2p")  # commands that answer a prompt
+
+
+def commands_of(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", "").splitlines()
+    return [line for line in lines if line.startswith(("pare ", "python -m roads.photo"))]
+
+
+def parsed(arguments: list[str]) -> tuple[str, dict[str, object]]:
+    """The command's name, and its options and arguments by name."""
+    name, *given = arguments
+    command = all_commands()[name]
+    context = command.make_context(name, given, resilient_parsing=True)
+    return name, context.params
+
+
+def prompt_of(name: str, given: dict[str, object]) -> str:
+    """The prompt that the last image made is to show."""
+    if name == "edit":
+        return str(given["target"] or given["source"])
+    if name == "p2p":
+        targets = given["targets"]
+        assert isinstance(targets, tuple | list)
+        return str(targets[-1])
+    return str(given["prompt"])
+
+
+def concepts_of(given: dict[str, object]) -> list[str]:
+    """The words of concepts that are pushed away, without their weights."""
+    concepts = given.get("concept") or ()
+    assert isinstance(concepts, tuple | list)
+    split = [str(concept).rpartition("=") for concept in concepts]
+    return [words or weight for words, _, weight in split if not weight.startswith("-")]
+
+
+def judged(line: str, folder: Path) -> None:
+    """Run a command, and judge the newest image that it made."""
+    program, *arguments = shlex.split(line)
+    if program == "python":
+        assert photo.main(arguments[2:]) == 0
+        return
+    before = set(folder.glob("*.png"))
+    assert pare.cli.main.main(arguments) == 0, line
+    name, given = parsed(arguments)
+    made = sorted(set(folder.glob("*.png")) - before, key=lambda path: path.stat().st_mtime_ns)
+    if name not in MAKING or not made:
+        return
+    prompt = prompt_of(name, given)
+    if not read_caption(prompt.lower()):
+        return  # it says nothing that the judge knows
+    source = given.get("image")
+    shown = None if source is None else Image.open(str(source)).convert("RGB")
+    with Image.open(made[-1]) as image:
+        found = compare(shown, image.convert("RGB"), prompt=prompt, unwanted=concepts_of(given))
+    assert found.succeeded, f"{line}\n{found.sentence()}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = commands_of(page)
+    assert commands
+    for line in commands:
+        judged(line, tmp_path)
+
+
+def help_examples() -> list[object]:
+    """Those that generate from noise: the others edit an image of the user's own."""
+    found: list[object] = []
+    for name in ("generate", "p2p", "erase"):
+        command: click.Command = all_commands()[name]
+        found += [
+            pytest.param(line, id=line)
+            for line in examples_of(command)
+            if "photo.jpg" not in line and "--explain" not in line
+        ]
+    return found
+
+
+@pytest.mark.parametrize("line", help_examples())
+def test_help(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    judged(line, tmp_path)
