@@ -43,7 +43,14 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 
-# --- what can be asked for -----------------------------------------------------------------
+# --- the edits -----------------------------------------------------------------------------
+
+TOKEN_ID = re.compile(r"\s*#([0-9]{1,6})\s*")
+"""A token of the vocabulary by its id: `#2368`."""
+
+
+class TokenIdWarning(UserWarning):
+    """A bare number as a replacement, which is taken as text and may be meant as a token's id."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Replace:
     """`by`'s token embeddings in the place of `word`'s.
 
     With two words of the vocabulary this is what writing the other word would do, as far as
-    the tokens are concerned; `by` may be a learned word.
+    the tokens are concerned; `by` may be a learned word, or a token by its id: `#2368`.
     """
 
     word: str
@@ -120,7 +127,8 @@ class TextEdits:
     @property
     def outside_prompts(self) -> list[str]:
         """The texts that edits bring in."""
-        return [edit.by for edit in self.words] + [edit.prompt for edit in self.prompts]
+        texts = [edit.by for edit in self.words if not TOKEN_ID.fullmatch(edit.by)]
+        return texts + [edit.prompt for edit in self.prompts]
 
     def without_learned(self, text: str) -> str:
         """The text without the learned words in it, for who counts the words of the model."""
@@ -275,7 +283,7 @@ class Layout:
 
     def instead(self, edit: Replace | Mix, old: Sequence[Token]) -> list[Token]:
         """The tokens that stand for a word's under an edit."""
-        other, _ = self.tokens(edit.by)
+        other = self.named_tokens(edit.by)
         if not other:
             raise PromptError(f"{edit.by!r} is no word", expected="WORD=OTHER")
         if isinstance(edit, Replace):
@@ -290,6 +298,31 @@ class Layout:
         ids = self.new_ids((1 - edit.share) * ours + edit.share * theirs)
         names = [f"{a.text}+{b.text}" for a, b in zip(old, other, strict=True)]
         return [Token(i, old[0].start, name) for i, name in zip(ids, names, strict=True)]
+
+    def named_tokens(self, name: str) -> list[Token]:
+        """The tokens of an edit's other word, or the one of an id: `#2368`.
+
+        Warns:
+            TokenIdWarning: a bare number, which is taken as text.
+
+        Raises:
+            PromptError: an id that the vocabulary does not have.
+        """
+        match = TOKEN_ID.fullmatch(name)
+        if match is None:
+            if name.strip().isdecimal():
+                warnings.warn(
+                    f"{name!r} is taken as text; if a token's id is meant write '#{name.strip()}'",
+                    TokenIdWarning,
+                    stacklevel=2,
+                )
+            return self.tokens(name)[0]
+        number, count = int(match[1]), len(self.tokenizer)
+        if number >= count:
+            raise PromptError(
+                f"there is no token {name.strip()}", expected=f"an id from #0 to #{count - 1}"
+            )
+        return [Token(number, 0, token_name(self.tokenizer, number))]
 
     def words_of(
         self, prompt: str, tokens: Sequence[Token], matches: Sequence[re.Match[str]]

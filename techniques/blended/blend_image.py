@@ -36,7 +36,7 @@ Rounding = Literal["nearest", "up"]
 # The solver that suits the technique: few steps, and smooth ones.  `pare blend` starts from it.
 PREFERRED_SCHEDULER: Mapping[str, object] = {"scheduler": "dpm++2m", "karras": True}
 
-# An inpainting model is told what stays, and was trained to begin with nothing of the rest.
+# An inpainting model is conditioned on what stays, and was trained from pure noise.
 USUAL_STRENGTH: Mapping[Method, float] = {"blend": 0.95, "inpaint": 1.0, "both": 1.0}
 
 MAX_SHRINK = 16  # latent pixels; a dilation by more fills any image
@@ -257,7 +257,7 @@ def errors_outside(
     images: Sequence[Image.Image],
     tile: int | None,
 ) -> tuple[list[Difference] | None, Difference | None]:
-    """Of the images, and of the way through the VAE alone; None if nothing is outside."""
+    """Of the images, and of the VAE's round trip alone; None if nothing is outside."""
     keep = canvas.keep
     if not keep.any():
         return None, None
@@ -277,19 +277,19 @@ def chosen_method(pipe: Pipeline, method: str | None) -> Method:
         ModelError: one that this model cannot do.
     """
     if method not in (None, *get_args(Method)):
-        raise SettingError(f"method is {method!r}", expected=" or ".join(get_args(Method)))
+        raise SettingError(f"`method` is {method!r}", expected=" or ".join(get_args(Method)))
     if pipe.unet.config.inpaints:
         if method == "blend":
             raise ModelError(
                 f"{pipe.source.name} is an inpainting model, whose UNet must be given the mask",
-                expected="the method inpaint or both",
+                expected="`method` inpaint or both",
             )
         return "both" if method == "both" else "inpaint"
     if method in ("inpaint", "both"):
         raise ModelError(
             f"{pipe.source.name} is a text-to-image model, whose UNet reads no mask",
-            expected=f"an inpainting model for the method {method}",
-            fix="leave the method out, and it blends",
+            expected=f"an inpainting model for `method={method}`",
+            fix="leave out `method` to blend",
         )
     return "blend"
 
@@ -301,7 +301,7 @@ def check_choices(background: str, history: str, rounding: str) -> None:
         ("rounding", rounding, get_args(Rounding)),
     ):
         if value not in choices:
-            raise SettingError(f"{name} is {value!r}", expected=" or ".join(choices))
+            raise SettingError(f"`{name}` is {value!r}", expected=" or ".join(choices))
 
 
 def check_numbers(feather: float, shrink: int, decoder_steps: int) -> None:
@@ -312,23 +312,22 @@ def check_numbers(feather: float, shrink: int, decoder_steps: int) -> None:
     ):
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or not 0 <= value <= limit:
-            raise SettingError(f"{name} is {value!r}", expected=f"a whole number, 0 to {limit}")
+            raise SettingError(f"`{name}` is {value!r}", expected=f"a whole number, 0 to {limit}")
 
 
 def check_combination(pipe: Pipeline, method: Method, history: KeepOrDrop, shrink: int) -> None:
-    """Raise a SettingError for what the method or the scheduler leaves no room for."""
+    """Raise a SettingError for what has no effect with the method, or breaks the scheduler."""
     pipe.require_denoising("blending")
-    # Between the steps of the method "inpaint" nothing happens: say so to who asks for it.
     if method == "inpaint" and (history == "drop" or shrink):
-        asked = "history is 'drop'" if history == "drop" else f"shrink is {shrink}"
+        asked = "`history` is 'drop'" if history == "drop" else f"`shrink` is {shrink}"
         raise SettingError(
-            f"{asked}, and the method inpaint blends nothing between the steps",
-            fix="leave it out, or take the method both",
+            f"{asked}, and the method inpaint does not blend between the steps",
+            fix="leave it out, or use `method=both`",
         )
     if history == "drop" and pipe.scheduler.name == "pndm":
         raise SettingError(
-            "pndm cannot do without its history, which holds where a step began",
-            fix="keep it, or take another scheduler",
+            "pndm needs its history, which holds the latents that a step started from",
+            fix="use `history=keep`, or another `scheduler`",
         )
 
 

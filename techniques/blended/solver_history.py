@@ -52,7 +52,7 @@ def measure_history(
     if pipe.scheduler.stochastic or pipe.scheduler.name == "pndm":
         raise SettingError(
             f"{pipe.scheduler.name} cannot be measured: it draws noise, or needs its history",
-            fix="take dpm++2m or lms",
+            fix="use `scheduler=dpm++2m`",
         )
     canvas = Canvas.prepare(image, mask, factor=pipe.vae.config.factor)
     embeddings = pipe.encode_prompts(one_per_seed(prompts, seeds))

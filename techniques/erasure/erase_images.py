@@ -90,11 +90,11 @@ def erase(
     embeddings = pipe.encode_prompts(one_per_seed(prompts, seeds), negative)
     before, source = None, None
     if image is None:
-        timesteps = pipe.scheduler.timesteps(steps)
+        timesteps = pipe.timesteps(steps)
         shape = pipe.latent_shape(height, width)
     else:
         before = as_image(image)
-        timesteps = pipe.scheduler.timesteps(steps, start_index(steps, strength))
+        timesteps = pipe.timesteps(steps, start_index(steps, strength))
         if width is None or height is None:
             worked, restore = fit_to_multiple(before, pipe.vae.config.factor)
         else:

@@ -93,7 +93,7 @@ def guide(
     seeds, shape = validation.seed_list(seeds), pipe.latent_shape(height, width)
     factor = pipe.vae.config.factor
     check_loss(on_device(loss, pipe.device), factor * shape[1], factor * shape[2])
-    timesteps = pipe.scheduler.timesteps(steps)
+    timesteps = pipe.timesteps(steps)
     embeddings = pipe.encode_prompts(one_per_seed(prompts, seeds), negative)
     guided_steps: list[list[GuidedStep]] = [[] for _ in seeds]
 

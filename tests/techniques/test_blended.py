@@ -32,6 +32,7 @@ from techniques.blended import (
     first_step,
     mask_on_grid,
     measure_history,
+    prepare_mask,
     shrunken,
 )
 from techniques.blended.edit_canvas import as_tensor, resampled
@@ -220,7 +221,7 @@ def test_a_solver_of_order_1_has_no_history_to_drop(model: TinyModel) -> None:
 
 
 def test_pndm_cannot_drop_its_history(model: TinyModel) -> None:
-    with pytest.raises(SettingError, match="pndm cannot do without its history"):
+    with pytest.raises(SettingError, match="pndm needs its history"):
         edit(model.pipe("pndm"), history="drop")
 
 
@@ -543,6 +544,17 @@ def test_a_thin_line_can_be_covered(pipe: TinyPipeline) -> None:
     assert not changed[np.arange(32) != 3].any()
 
 
+def test_a_prepared_mask_is_taken_again_as_it_is(pipe: TinyPipeline) -> None:
+    half = MASK.resize((20, 16), Image.Resampling.NEAREST).convert("RGB")
+    with pytest.warns(ImageWarning, match="scaled to the image's 40 x 32"):
+        prepared = prepare_mask(half, SIZE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert prepare_mask(prepared, SIZE) is prepared
+        edited = edit(pipe, mask=prepared)
+    assert edited[0].tobytes() == edit(pipe)[0].tobytes()
+
+
 def test_lost_parts_of_a_mask_are_said(pipe: TinyPipeline) -> None:
     mask = rectangle(SIZE, (8, 12, 24, 24))
     mask.paste(255, (30, 3, 40, 4))
@@ -623,15 +635,15 @@ def test_both_roundings_of_strength(steps: int, strength: float) -> None:
         ({"steps": 0}, "steps is 0"),
         ({"guidance": math.inf}, "guidance is inf"),
         ({"rescale": 2}, "rescale is 2"),
-        ({"background": "blur"}, "background is 'blur'"),
-        ({"history": "forget"}, "history is 'forget'"),
-        ({"rounding": "down"}, "rounding is 'down'"),
+        ({"background": "blur"}, "`background` is 'blur'"),
+        ({"history": "forget"}, "`history` is 'forget'"),
+        ({"rounding": "down"}, "`rounding` is 'down'"),
         ({"feather": -1}, "feather is -1"),
-        ({"shrink": -1}, "shrink is -1"),
-        ({"shrink": 1.5}, "shrink is 1.5"),
-        ({"shrink": 1000}, "shrink is 1000"),
-        ({"decoder_steps": -1}, "decoder_steps is -1"),
-        ({"decoder_steps": 2.0}, "decoder_steps is 2.0"),
+        ({"shrink": -1}, "`shrink` is -1"),
+        ({"shrink": 1.5}, "`shrink` is 1.5"),
+        ({"shrink": 1000}, "`shrink` is 1000"),
+        ({"decoder_steps": -1}, "`decoder_steps` is -1"),
+        ({"decoder_steps": 2.0}, "`decoder_steps` is 2.0"),
         ({"size": (30, 32)}, "the width is 30"),
         ({"batch": 0}, "batch is 0"),
         ({"seeds": []}, "no seeds"),

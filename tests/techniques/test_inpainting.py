@@ -317,9 +317,9 @@ def test_samples_are_drawn_in_the_documented_order(
     ("changes", "error", "problem"),
     [
         ({"method": "blend"}, ModelError, "inpainting model, whose UNet must be given the mask"),
-        ({"method": "paint"}, SettingError, "method is 'paint'"),
-        ({"shrink": 2}, SettingError, "shrink is 2, and the method inpaint blends nothing"),
-        ({"history": "drop"}, SettingError, "history is 'drop', and the method inpaint"),
+        ({"method": "paint"}, SettingError, "`method` is 'paint'"),
+        ({"shrink": 2}, SettingError, "`shrink` is 2, and the method inpaint does not blend"),
+        ({"history": "drop"}, SettingError, "`history` is 'drop', and the method inpaint"),
     ],
 )
 def test_what_an_inpainting_model_cannot_do(

@@ -20,7 +20,7 @@ import techniques.loss_guidance.loss_guided_loop
 from pare.errors import LossError, ModelError, PareError, SettingError
 from pare.pipeline import Pipeline
 from pare.schedulers import SCHEDULERS, build_scheduler
-from techniques.loss_guidance import GuidedStep, check_loss, guide, losses
+from techniques.loss_guidance import GuidedStep, LossWarning, check_loss, guide, losses
 from techniques.loss_guidance.clip_loss import clip_loss
 from techniques.loss_guidance.loss_language import METHODS, USUAL, read_loss
 from tests.random_models import normal
@@ -117,6 +117,21 @@ def test_mistakes_are_noticed(model: TinyModel, tmp_path: Path, old: str, new: s
 # --- what guidance promises ----------------------------------------------------------------
 
 
+def test_a_loss_that_rises_is_said(model: TinyModel) -> None:
+    options: dict[str, Any] = {"steps": 4, "every": 1, "height": 32, "width": 32}
+    with pytest.warns(LossWarning, match=r"the loss did not fall: .* without guidance \(seed 1\)"):
+        led = guide(model.pipe("lms"), PROMPT, losses.blue, [1], scale=-100, **options)
+    assert led.unguided is not None
+    assert led.losses[0] > led.unguided[0]
+    (told,) = led.report()["guidance"]  # type: ignore[misc]
+    assert (told["loss"], told["unguided"]) == (led.losses[0], led.unguided[0])
+    unasked = guide(
+        model.pipe("lms"), PROMPT, losses.blue, [1], scale=-100, compare=False, **options
+    )
+    assert unasked.unguided is None
+    assert unasked.losses == led.losses
+
+
 SOLVERS = sorted(set(SCHEDULERS) - {"ddim-inverse"})
 
 
@@ -130,6 +145,8 @@ def test_the_loss_falls_under_every_scheduler(
     free = guide(pipe, PROMPT, losses.blue, [1], scale=0, **options)
     led = guide(pipe, PROMPT, losses.blue, [1], scale=300, **options)
     assert led.losses[0] < free.losses[0]
+    assert led.unguided == free.losses
+    assert free.unguided is None
     assert free.steps == [[]]
     assert [look.step for look in led.steps[0]][:3] == [0, 2, 4]
 

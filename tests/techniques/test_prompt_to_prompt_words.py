@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pare.verify.published.published_p2p import refinement_mapper, replacement_m
 from techniques.prompt_to_prompt import token_mapper
 from techniques.prompt_to_prompt.attention_edit import cross_schedule, steps_of
 from techniques.prompt_to_prompt.token_mapper import (
+    PairingWarning,
     TokenMap,
     aligned,
     refined,
@@ -349,6 +351,48 @@ def test_the_table_is_told_in_words(tokenizer: Any) -> None:
 
 
 # --- schedules -----------------------------------------------------------------------------
+
+
+def counted(prompt: str) -> Words:
+    return words(*((word, 1) for word in prompt.split()))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "pairs"),
+    [
+        ("a road in the forest", "a road with a car", "with <- in; a <- the; car <- forest"),
+        ("a red car in town", "in town a red car", "in <- a; town <- red"),
+        ("one two", "three four", "three <- one; four <- two"),
+    ],
+)
+def test_words_that_are_paired_by_their_places_alone_are_said(
+    source: str, target: str, pairs: str
+) -> None:
+    before, after = counted(source), counted(target)
+    with pytest.warns(PairingWarning, match=pairs):
+        blind = token_map(before, after)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asked = token_map(before, after, mode="replace")
+    assert torch.equal(blind.matrix, asked.matrix)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "chosen"),
+    [
+        ("a sunny road in the forest", "a snowy road in the city", {}),
+        ("a lion", "a hippo", {}),
+        ("lion", "hippo", {}),
+        ("a road", "a road", {}),
+        ("one two", "three four", {"one": "three", "two": "four"}),
+    ],
+)
+def test_words_that_belong_together_are_paired_in_silence(
+    source: str, target: str, chosen: dict[str, str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        token_map(counted(source), counted(target), words=chosen)
 
 
 def test_schedules_are_shares_of_the_steps() -> None:

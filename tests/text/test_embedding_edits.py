@@ -22,6 +22,7 @@ from pare.text.embedding_edits import (
     MixPrompts,
     Replace,
     TextEdits,
+    TokenIdWarning,
     changed,
     nearest_tokens,
     with_rows,
@@ -343,6 +344,15 @@ def test_only_what_is_at_and_behind_the_word_changes(pipe: Pipeline) -> None:
     assert min(moved[place:]) > 0
 
 
+def test_a_token_can_be_named_by_its_id(pipe: Pipeline) -> None:
+    (road,) = pipe.tokenizer("road", add_special_tokens=False).input_ids
+    by_id = cond(pipe, PROMPT, Replace("car", f"#{road}"))
+    assert torch.equal(by_id, cond(pipe, PROMPT, Replace("car", "road")))
+    assert torch.equal(cond(pipe, PROMPT, Mix("car", f" #{road} ", 1.0)), by_id)
+    with pytest.warns(TokenIdWarning, match=f"'{road}' is taken as text; .*write '#{road}'"):
+        cond(pipe, PROMPT, Replace("car", str(road)))
+
+
 def test_prompts_are_mixed_behind_the_encoder(pipe: Pipeline) -> None:
     mouse, leopard = (pipe.encode_prompts(text).cond for text in ("the car", "a road"))
     mixed = cond(pipe, "the car", prompts=[MixPrompts("a road", 0.65)])
@@ -364,6 +374,7 @@ def test_prompts_are_mixed_behind_the_encoder(pipe: Pipeline) -> None:
         (Mix("car", "road", torch.nan), "share is nan"),
         (Mix("car", "road", 11), "share is 11"),
         (Replace("car", "\ud800"), "not text"),
+        (Replace("car", "#999999"), "there is no token #999999; expected an id from #0 to #"),
     ],
 )
 def test_edits_that_cannot_be_are_a_sentence(
