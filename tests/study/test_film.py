@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pare.study.record.setting_sweep import (
     subtract_noise,
     sweep,
 )
+from tests.conftest import ROOT
 from tests.tiny_model import write_tiny_model
 
 
@@ -307,3 +309,12 @@ def test_subtracting_noise_by_hand(pipe: Pipeline) -> None:
         x = x - 0.75 * under.predict(x, level, prompts, 7.5).eps
     made = subtract_noise(under, "road", seed=2, steps=2, ratio=1.5)
     torch.testing.assert_close(made, x, rtol=1e-5, atol=1e-5)
+
+
+def test_the_page_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "film.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    exec(code.replace("steps=10", "steps=1"), {})
+    with Image.open("noise.gif") as film:
+        assert film.n_frames == 2

@@ -53,7 +53,7 @@ def test_the_page_of_a_model(capsys: Output) -> None:
     for words in (
         "roads   Stable Diffusion 1, folder",
         "128 x 128 pixels, latents 4 x 16 x 16",
-        "down_blocks.1  1 128 4 4    2 ResNet+attention ↓",
+        "down_blocks.1  1 128 4 4    2 ResNet+transformer ↓",
         "── 128 128 128 ──",
         "mid_block  RA R",
         "snowy",

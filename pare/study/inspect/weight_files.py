@@ -262,7 +262,7 @@ def check_place(tensor: StoredTensor, size: int) -> StoredTensor:
     if tensor.problem or tensor.begin is None or tensor.end is None or tensor.end <= size:
         return tensor
     if tensor.begin >= size:
-        return dataclasses.replace(tensor, problem="missing: the file ends before it")
+        return dataclasses.replace(tensor, problem="missing, as the file ends before it")
     there = (size - tensor.begin) / (tensor.end - tensor.begin)
     return dataclasses.replace(tensor, problem=f"cut off after {there:.0%} of it")
 

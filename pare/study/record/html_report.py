@@ -56,13 +56,13 @@ SCRIPTS = ("run.js", "drawing.js", "attention.js", "steps.js", "u.js", "main.js"
 
 MOST_STEPS = 60
 """Of a longer run at most so many steps are recorded, evenly spaced."""
-IMAGES_BUDGET = 18_000_000
+IMAGES_BUDGET = 16_000_000
 """Bytes of layers' images in a page, before compression; `CHOICES` are tried in order."""
 CHOICES = ((64, 4), (32, 4), (32, 2), (32, 0), (16, 0), (8, 0), (4, 0))
 """Largest side of a layer's images, and channels of it that are shown."""
 WORDS_BUDGET = 6_000_000
 """Bytes of cross-attention maps."""
-SELF_BUDGET = 6_000_000
+SELF_BUDGET = 4_000_000
 """Bytes of self-attention matrices: those of the finest resolution stage that fits."""
 DECODED = 256 * 256
 """Pixels up to which the VAE decodes every step; larger images are sketched (`sketches`)."""
