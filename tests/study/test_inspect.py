@@ -55,7 +55,7 @@ def test_the_page_of_a_model(capsys: Output) -> None:
         "128 x 128 pixels, latents 4 x 16 x 16",
         "down_blocks.1  1 128 4 4    2 ResNet+transformer ↓",
         "── 128 128 128 ──",
-        "mid_block  RA R",
+        "mid_block  RT R",
         "snowy",
     ):
         assert words in page

@@ -385,7 +385,6 @@ def test_of_images_that_the_techniques_made(
         (["edit", "photo.png", "--from", "a road", "--to", PROMPT, "--method", "edict"],
          "EDICT walks with two latents"),
         (["p2p", "a sunny road", PROMPT, "--separately"], "looked at one after the other"),
-        (["p2p", "a sunny road", PROMPT, "--method", "replay"], "ran one after the other"),
         (["attention", PROMPT, "--word", "road"], "was made by `pare attention`; expected a"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
