@@ -49,6 +49,7 @@ from pare.loading.model_source import (
 from pare.loading.resolve import ModelFile, ModelFolder, ResolvedModel, resolve_model
 from pare.loading.single_file import tokenizer_files
 from pare.runtime.device import choose_device, choose_dtype, dtype_name
+from pare.runtime.forked import check_forked
 from pare.runtime.numerics import Numbers, PrecisionWarning, is_finite
 from pare.text.text_encoder import TextConfig
 from pare.text.tokenizer import build_tokenizer, read_tokenizer
@@ -341,6 +342,7 @@ def fill(
     rename: Rename = same_name,
 ) -> None:
     """Give a module on the meta device the tensors that `path` holds, every one."""
+    check_forked()
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     keys = own_names(stored, wanted, rename)
     found = {n: squeeze(tuple(stored[key].shape), wanted.get(n)) for n, key in keys.items()}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pare.config import HubConfig, Pin, integer, number, one_of
 from pare.errors import ConfigError, SettingError
+from pare.runtime.forked import check_forked
 from pare.runtime.numerics import check_finite
 from pare.runtime.validation import check_prompt, prompt_list
 
@@ -148,6 +149,7 @@ def encode(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Seque
         PromptError: a prompt that is no text, or far too long.
         NonFiniteError: the embeddings hold NaN or infinities.
     """
+    check_forked()
     length = text_encoder.config.max_position_embeddings
     ids = tokenize(tokenizer, [check_prompt(prompt) for prompt in prompts], length)
     ids = ids.to(text_encoder.device)

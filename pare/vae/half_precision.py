@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pare.runtime.forked import check_forked
 from pare.runtime.numerics import PrecisionWarning, diagnose, is_finite, non_finite_error
 from pare.vae.autoencoder import AutoencoderKL
 
@@ -31,6 +32,7 @@ def run_vae(vae: AutoencoderKL, x: Tensor, work: Work, *, what: str, given: str)
     Raises:
         NonFiniteError: the output holds NaN or infinities in float32 as well.
     """
+    check_forked()
     weight = next(vae.parameters())
     cast = x.to(weight.dtype)
     output = work(vae, cast)
