@@ -104,9 +104,9 @@ def convert(
             nothing has changed at `target`.
     """
     single, drop = target.suffix.lower() in SINGLE_FILES, tuple(drop)
-    from_file = {"--ema": ema is not None, "--prediction": prediction, "--only": only,
-                 "--drop": drop}  # fmt: skip
-    to_folder = {"--tokenizer": tokenizer, "--old-vae-names": old_vae}
+    from_file = {"`ema`": ema is not None, "`prediction`": prediction, "`only`": only,
+                 "`drop`": drop}  # fmt: skip
+    to_folder = {"`tokenizer`": tokenizer, "`old_vae`": old_vae}
     refuse(from_file if source.is_dir() else {}, f"{source} is a folder")
     refuse(to_folder if single else {}, f"{target} is a single file")
     check_target(target, single, force)
@@ -139,7 +139,7 @@ def check(
     """
     drop = tuple(drop)
     if path.is_dir():
-        refuse({"--ema": ema is not None, "--only": only, "--drop": drop}, f"{path} is a folder")
+        refuse({"`ema`": ema is not None, "`only`": only, "`drop`": drop}, f"{path} is a folder")
         return check_folder(path)
     plan = make_plan(open_checkpoint(path), ema=ema, only=only, drop=drop)
     tensors = plan.checkpoint.tensors
@@ -498,7 +498,7 @@ def check_target(target: Path, single: bool, force: bool) -> None:
             f"{target} is a file",
             expected=f"a folder's name, or one that ends in {' or '.join(SINGLE_FILES)}",
         )
-    # --force replaces a model, and never a folder that something else is in.
+    # `force` replaces a model, and never a folder that something else is in.
     if any(place.iterdir()) and not (place / "model_index.json").is_file():
         raise OutputError(f"{target} is a folder with other things in it", fix="choose another")
     if not force:
@@ -506,7 +506,7 @@ def check_target(target: Path, single: bool, force: bool) -> None:
 
 
 def exists(target: Path) -> OutputError:
-    return OutputError(f"{target} exists", fix="pass --force (force=True) to replace it")
+    return OutputError(f"{target} exists", fix="pass `force=True` to replace it")
 
 
 def check_space(target: Path, size: int) -> None:
@@ -514,5 +514,5 @@ def check_space(target: Path, size: int) -> None:
     if free < size:
         raise OutputError(
             f"{target} needs {size / 2**30:.1f} GiB and its disk has {free / 2**30:.1f} GiB",
-            fix="free some space, or choose a smaller --dtype",
+            fix="free some space, or choose a smaller `dtype`",
         )

@@ -63,7 +63,7 @@ def check_kind(
     """Raise, and say what the file is, unless it is a Stable Diffusion 1.x / 2.x model."""
     path, shapes = checkpoint.path, checkpoint.shapes
     if only is not None and only not in ("unet", "vae"):
-        raise SettingError(f"--only is {only!r}", expected="unet or vae")
+        raise SettingError(f"`only` is {only!r}", expected="unet or vae")
     what = name_model([*shapes, *checkpoint.extras])
     embedding = len(shapes) <= 2 and all(len(shape) <= 2 for shape in shapes.values())
     if what is None and embedding and prefixes["unet"] is None and shapes:

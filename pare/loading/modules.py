@@ -255,7 +255,7 @@ def check_subfolder(part: str, subfolder: str) -> None:
 
 def refuse_tokenizer(model: ModelFolder, tokenizer: Path | None) -> None:
     if tokenizer is not None:
-        raise SettingError(f"{model.name} has its own tokenizer", fix="leave out --tokenizer")
+        raise SettingError(f"{model.name} has its own tokenizer", fix="leave out `tokenizer`")
 
 
 def load_tokenizer(
@@ -392,7 +392,7 @@ def in_dtype(key: str, tensor: Tensor, dtype: torch.dtype, path: Path) -> Tensor
     raise WeightsError(
         f"{path} holds {largest:.3g} in {key}, and {dtype_name(dtype)} ends at "
         f"{torch.finfo(dtype).max:.3g}",
-        fix="use --dtype bfloat16 or float32",
+        fix="use `dtype='bfloat16'` or `dtype='float32'`",
     )
 
 

@@ -37,7 +37,7 @@ def choose_prediction(
     """
     if prediction is not None:
         if prediction not in PREDICTIONS:
-            raise SettingError(f"--prediction is {prediction!r}", expected="eps or v")
+            raise SettingError(f"`prediction` is {prediction!r}", expected="eps or v")
         return PREDICTIONS[prediction], "as asked", True
     noted = noted_prediction(checkpoint, kind)
     return (*noted, True) if noted is not None else (*probe_unet(config, tensors), False)

@@ -192,7 +192,7 @@ def make_plan(
         parts["text_encoder"], more = plan_text(checkpoint, prefixes)
         dropped += more
     else:
-        dropped += [(".", f"--only {only}")]
+        dropped += [(".", f"only the {only} is asked for")]
     kind = "SD 2" if prefixes["open_clip"] is not None else "SD 1"
     return FilePlan(checkpoint, kind, parts, tuple(dropped), tuple(notes))
 
@@ -205,7 +205,7 @@ def plan_unet(shapes: Shapes, prefix: str, ema: bool | None, path: Path) -> tupl
     """The UNet, and whose weights are taken: "average", "last", or "only" if there is no choice."""
     averaged = ldm_names.ema_name("input_blocks.0.0.weight") in shapes
     if ema and not averaged:
-        raise WeightsError(f"{path} has no moving average (model_ema.…)", fix="leave out --ema")
+        raise WeightsError(f"{path} has no moving average (model_ema.…)", fix="leave out `ema`")
     use_average = averaged if ema is None else ema
     config = ldm_names.read_unet(without_prefix(shapes, prefix))
     read = UNetConfig.read(config, f"{path} (unet)")
@@ -324,7 +324,7 @@ def check_rows(path: Path, rows: Iterable[TensorCheck]) -> None:
     strange = {row.name.split(".")[0] for row in wrong if row.status == "unexpected"}
     raise WeightsError(
         f"{path} differs from its architecture in {len(wrong)} tensors",
-        fix=f"if you know that they do not matter, --drop {min(strange)}"
+        fix=f"if you know that they do not matter, pass `drop={min(strange)}`"
         if strange and all(row.status == "unexpected" for row in wrong) and not path.is_dir()
         else "",
         table=table,
@@ -379,7 +379,7 @@ def tokenizer_files(kind: str, vocabulary: int, folder: Path | None = None) -> d
     if folder is None and vocabulary != 49_408:
         raise ModelError(
             f"the text encoder knows {vocabulary} tokens and CLIP has 49408",
-            fix="pass the model's own tokenizer: --tokenizer FOLDER",
+            fix="pass the folder of the model's own tokenizer as `tokenizer`",
         )
     place = folder or CLIP_TOKENIZER
     if folder is not None and (folder / "tokenizer").is_dir():

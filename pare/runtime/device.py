@@ -38,7 +38,8 @@ def choose_device(device: str | torch.device) -> torch.device:
     }
     if index >= count[kind]:
         raise DeviceError(
-            f"the device {device!r} is not on this machine", fix="use --device cpu or auto"
+            f"the device {device!r} is not on this machine",
+            fix="use `device='cpu'` or `device='auto'`",
         )
     return torch.device(device)
 

@@ -178,10 +178,10 @@ def plan_run(
     """
     height, width = (vae.factor * side for side in grid)
     need = rows * unet_bytes(unet, *grid, dtype)
-    check_room(f"an image of {width} x {height}", need, device, "make it smaller (--size)")
+    check_room(f"an image of {width} x {height}", need, device, "make it smaller")
     finished = count * image_bytes(height, width)
     many = f"holding {count} images of {width} x {height} until they are written"
-    check_room(many, finished, torch.device("cpu"), "make fewer at once (--count)")
+    check_room(many, finished, torch.device("cpu"), "make fewer at once")
     if batch is None:
         batch = fitting_count(need, free_bytes(device), count)
         if batch < count:

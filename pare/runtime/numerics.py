@@ -121,14 +121,14 @@ def diagnose(module: nn.Module, inputs: Mapping[str, Tensor]) -> Diagnosis:
         if numbers.wrong:
             return Diagnosis(
                 f"{name} held {numbers.wrong_in_words()} already",
-                "lower --guidance if it is far above 20",
+                "lower `guidance` if it is far above 20",
                 overflowed=False,
             )
         if max(-numbers.low, numbers.high) > largest:
             return Diagnosis(
                 f"{name} reached {max(-numbers.low, numbers.high):.3g}, and {dtype_name(dtype)} "
                 f"ends at {largest:.3g}",
-                "lower --guidance if it is far above 20; or use --dtype float32",
+                "lower `guidance` if it is far above 20; or use `dtype='float32'`",
                 overflowed=False,
             )
     return Diagnosis("", type_advice(module, dtype), overflowed=True)
@@ -142,13 +142,13 @@ def non_finite_weights(module: nn.Module) -> list[str]:
 def type_advice(module: nn.Module, dtype: torch.dtype) -> str:
     """What to do when weights and inputs are in order, and the type is what is left."""
     if dtype != torch.float16:
-        return "--find-nan names the layer in which it begins"
-    advice = "use --dtype float32, or bfloat16"
+        return "`find_nan` names the layer in which it begins"
+    advice = "use `dtype='float32'`, or `dtype='bfloat16'`"
     config = getattr(module, "config", None)
     sd2 = config if isinstance(config, UNetConfig) and config.use_linear_projection else None
     if sd2 is not None and not sd2.upcast_attention:
         advice += ', or set "upcast_attention": true in unet/config.json, as SD 2.1 needs it'
-    return f"{advice}; --find-nan names the layer in which it begins"
+    return f"{advice}; `find_nan` names the layer in which it begins"
 
 
 def non_finite_error(

@@ -488,7 +488,7 @@ def test_check_lists_every_tensor_of_a_folder(tmp_path: Path, single: Path, kind
         "unet/conv_out.weight": "wrong type: expected floating-point numbers",
         "unet/more": "unexpected",
     }
-    with pytest.raises(SettingError, match="is a folder, for which --only means nothing"):
+    with pytest.raises(SettingError, match="is a folder, for which `only` means nothing"):
         check(folder, only="vae")
 
 
@@ -685,7 +685,7 @@ def test_what_is_unexpected_can_be_dropped(
     tmp_path: Path, originals: dict[str, dict[str, Tensor]]
 ) -> None:
     torch.save(originals["SD 1"] | {"extra.weight": torch.zeros(1)}, tmp_path / "model.ckpt")
-    with pytest.raises(WeightsError, match="--drop extra"):
+    with pytest.raises(WeightsError, match="pass `drop=extra`"):
         load_single_file(tmp_path / "model.ckpt")
     load_single_file(tmp_path / "model.ckpt", drop=["extra"])
 

@@ -125,7 +125,9 @@ def test_a_nan_that_comes_later_tells_its_step(folder: Path) -> None:
 def test_an_overflow_says_what_to_do(copy: Path) -> None:
     change_weights(copy, "unet", conv_in__weight=lambda w: w * 3e4)
     pipe = load(copy, "float16")
-    with pytest.raises(NonFiniteError, match="in float16; use --dtype float32, or bfloat16; --f"):
+    with pytest.raises(
+        NonFiniteError, match="in float16; use `dtype='float32'`, or `dtype='bfloat16'`; `f"
+    ):
         pipe.generate("a car", [0], steps=1)
     for dtype in ("float32", "bfloat16"):
         assert load(copy, dtype).generate("a car", [0], steps=1).tensor.isfinite().all()
