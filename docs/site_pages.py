@@ -66,6 +66,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "api": [api_navigation(package) for package in PACKAGES] + [api_page("weights_convert")],
     }
     config.nav = filled(config.nav, pages)
+    listed = set(re.findall(r"[\w-]+\.md", repr(config.nav)))
+    new = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name not in listed)
+    if new:  # a page that mkdocs.yml does not place yet is not lost
+        config.nav.append({"More": new})
     return files
 
 
