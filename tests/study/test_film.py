@@ -31,7 +31,9 @@ from pare.study.record.setting_sweep import (
     strength_from,
     subtract_noise,
     sweep,
+    sweep_function,
 )
+from techniques.prompt_to_prompt import Edit, prompt_to_prompt
 from tests.conftest import ROOT
 from tests.tiny_model import write_tiny_model
 
@@ -205,6 +207,33 @@ def test_a_sweep_is_its_runs(pipe: Pipeline) -> None:
     alone = pipe.with_scheduler("euler").generate("snowy road", [4], steps=2, guidance=7.5)
     last = made["scheduler euler\nguidance 7.5"]
     assert np.array_equal(np.asarray(last), np.asarray(alone[0]))
+
+
+def test_a_sweep_of_a_technique_s_settings(pipe: Pipeline) -> None:
+    def make(**given: Any) -> Image.Image:
+        edits = [Edit("a snowy road", **given)]
+        return prompt_to_prompt(pipe, "a sunny road", edits, [3], steps=2).targets[0][0]
+
+    made = sweep_function(make, {"cross_replace": [0.0, 1.0], "self_replace": [0.0, 0.5]})
+    assert list(made) == [
+        f"cross_replace {cross}\nself_replace {own}" for cross in ("0", "1") for own in ("0", "0.5")
+    ]
+    alone = make(cross_replace=1.0, self_replace=0.5)
+    assert np.array_equal(np.asarray(made["cross_replace 1\nself_replace 0.5"]), np.asarray(alone))
+
+
+@pytest.mark.parametrize(
+    ("over", "sentence"),
+    [
+        ({}, "expected one setting or two"),
+        ({"scale": []}, "expected one setting or two, with values"),
+        ({"a": [1], "b": [1], "c": [1]}, "expected one setting or two"),
+        ({"scale": range(101)}, "`over` asks for 101 images; expected at most 100"),
+    ],
+)
+def test_functions_that_cannot_be_swept(over: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingError, match=sentence):
+        sweep_function(lambda **_: Image.new("RGB", (1, 1)), over)
 
 
 def test_an_image_by_the_step_at_which_the_run_begins(

@@ -1,10 +1,10 @@
-"""The pieces of the model by hand, on real numbers: each step's tensor under its name.
+"""Layers computed step by step, with every intermediate tensor under its name.
 
     steps = resnet_steps(block, x, time)       {"x": …, "norm1": …, "SiLU": …, …, "x + hidden": …}
     steps["x + hidden"]                        what `block(x, time)` gives, bit for bit
 
-Nothing here is used by the model.  It is the model's arithmetic once more, spelled out where
-PyTorch has one call, and stopped after every step, so that it can be looked at.
+The model itself does not use these functions.  They repeat its arithmetic, written out where
+PyTorch has one call, and return the tensor after every step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pare.unet.resnet import ResnetBlock
 def group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """`norm(x)` by hand, for x (B, C, h, w): arXiv:1803.08494, eq. 1 and 2.
 
-    A few channels together, over all pixels, are brought to mean 0 and variance 1; then each
+    Each group of channels is normalised over all its pixels to mean 0 and variance 1; then each
     channel gets its learnt scale and shift.
     """
     batch, channels = x.shape[:2]
@@ -39,13 +39,13 @@ def group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 
 def silu(x: Tensor) -> Tensor:
-    """x sigmoid(x) (arXiv:1702.03118): nearly x above 2, nearly 0 below -5, soft between."""
+    """x sigmoid(x) (arXiv:1702.03118): about x above 2, about 0 below -5, smooth between."""
     return x / (1 + (-x).exp())
 
 
 @torch.no_grad()
 def resnet_steps(block: ResnetBlock, x: Tensor, time: Tensor | None = None) -> dict[str, Tensor]:
-    """The block's inner tensors, in order, for x (B, C, h, w) and the timestep's embedding."""
+    """The block's intermediate tensors, in order, for x (B, C, h, w) and the embedded timestep."""
     steps = {"x": x}
     steps["norm1"] = block.norm1(x)
     steps["SiLU"] = F.silu(steps["norm1"])
@@ -65,11 +65,11 @@ def resnet_steps(block: ResnetBlock, x: Tensor, time: Tensor | None = None) -> d
 def attention_steps(
     attention: Attention, hidden: Tensor, context: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The layer's inner tensors, in order: arXiv:1706.03762, eq. 1, a line at a time.
+    """The layer's intermediate tensors, in order: arXiv:1706.03762, eq. 1, one line at a time.
 
     Args:
-        hidden: (B, queries, C), what the pixels are.
-        context: (B, keys, C'), what they look at; None: themselves.
+        hidden: (B, queries, C), the pixels' features.
+        context: (B, keys, C'), the keys' features; None: self-attention.
 
     Returns:
         q, k, v (B, heads, tokens, d); scores and weights (B, heads, queries, keys);
@@ -94,7 +94,7 @@ def attention_steps(
 
 @torch.no_grad()
 def noised(pipe: Pipeline, x0: Tensor, timesteps: Sequence[float], seed: int = 0) -> Tensor:
-    """The latents of one image (1, 4, h, w) under more and more of one noise: (n, 4, h, w)."""
+    """Latents x0 (1, 4, h, w), noised to each timestep with the same noise: (n, 4, h, w)."""
     noise = pipe.noise([seed]).draw(tuple(x0.shape[1:]))
     levels = [pipe.scheduler.schedule.level(t) for t in timesteps]
     return torch.cat([add_noise(x0, noise, level.alpha_bar) for level in levels])

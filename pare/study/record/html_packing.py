@@ -1,11 +1,11 @@
-"""Many arrays in one HTML page: 8 bits a number where that is enough, one compressed block.
+"""Many arrays in one HTML page: 8 bits per value where that is enough, one compressed block.
 
     pack = Pack()
     place = pack.add(array)             # goes into the page's JSON
     text = pack.text()                  # goes into the page
 
-In the browser `atob` and `DecompressionStream` give the block back, and typed arrays are
-views of it, so that nothing is parsed.
+In the browser `atob` and `DecompressionStream` restore the block, and typed arrays are views of it:
+nothing is parsed.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ ALIGNED = 4  # bytes: where a Float32Array may begin
 
 
 class Pack:
-    """A block of bytes that grows."""
+    """A growing block of bytes."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
         self.size = 0
 
     def add(self, array: NDArray[Any]) -> dict[str, Any]:
-        """Put an array of uint8 or float32 in; where it is: {"at", "shape", "type"}."""
+        """Append an array of uint8 or float32; returns its place: {"at", "shape", "type"}."""
         kind = str(array.dtype)
         data = array.astype(TYPES[kind]).tobytes()
         return {"at": self.add_bytes(data), "shape": list(array.shape), "type": kind}
 
     def add_bytes(self, data: bytes) -> int:
-        """Where they begin."""
+        """Append bytes; returns where they begin."""
         at = self.size
         padding = -len(data) % ALIGNED
         self.parts += [data, b"\0" * padding]
@@ -43,7 +43,7 @@ class Pack:
         return at
 
     def text(self) -> str:
-        """The block, gzip's and then base64's."""
+        """The block, compressed by gzip, in base64."""
         whole = b"".join(self.parts)
         # No time stamp: the same numbers make the same page.
         return base64.b64encode(gzip.compress(whole, compresslevel=6, mtime=0)).decode()
@@ -55,7 +55,7 @@ def eight_bit(x: NDArray[Any], axes: int) -> tuple[NDArray[np.uint8], NDArray[np
     Args:
         axes: how many of the last axes are an image's.
 
-    What is no finite number becomes the range's nearest end; NaN its lower end.
+    Infinities become the nearest end of the range, NaN its lower end.
     """
     last = tuple(range(-axes, 0))
     finite = np.isfinite(x)

@@ -12,8 +12,8 @@ GAP, LINE, TEXT = 6, 17, 12  # pixels: between images, of a line of text, of its
 def gallery(images: Mapping[str, Image.Image], columns: int = 6) -> Image.Image:
     """The images row by row, on white, each with its label above it.
 
-    A label may have several lines; what is wider than its image is drawn smaller.  Images
-    of different sizes stand in cells of the largest one's.
+    A label may have several lines; one that is wider than its image is drawn smaller.  The largest
+    image sets the size of the cells.
     """
     width = max(image.width for image in images.values())
     height = max(image.height for image in images.values())

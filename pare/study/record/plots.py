@@ -1,8 +1,8 @@
-"""Curves, by matplotlib (`pip install 'pare[study]'`): figures to show or to save.
+"""Figures by matplotlib (`pip install 'pare[study]'`), to show or to save.
 
     schedule_figure(pipe.scheduler, steps=15).savefig("schedule.png")
 
-Figures are made without pyplot, so that nothing global is touched and no window opens.
+They are made without pyplot: no global state is changed, and no window opens.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def schedule_figure(scheduler: Scheduler, steps: int) -> Figure:
-    """The noise of the training, and the levels at which a run of `steps` looks.
+    """The training's noise schedule, and the noise levels of a run of `steps`.
 
-    Left the two parts of x_t = signal * x0 + noise * eps over the timesteps; right sigma, their
-    ratio, step by step.
+    Left the two coefficients of x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps over the
+    training timesteps; right sigma, their ratio, step by step.
     """
     timesteps = scheduler.timesteps(steps)
     alpha_bar = scheduler.schedule.alpha_bar
-    looks = timesteps.levels[:-1]
+    levels = timesteps.levels[:-1]
     figure = new_figure(9, 3)
     left, right = figure.subplots(1, 2)
     left.plot(alpha_bar.sqrt().numpy(), label="signal, $\\sqrt{\\bar\\alpha}$")
     left.plot((1 - alpha_bar).sqrt().numpy(), label="noise, $\\sqrt{1 - \\bar\\alpha}$")
     left.plot(
-        [level.t for level in looks], [level.noise_rate for level in looks], "k.",
-        label=f"the {len(looks)} looks of {scheduler.name}",
+        [level.t for level in levels], [level.noise_rate for level in levels], "k.",
+        label=f"the {len(levels)} evaluations of {scheduler.name}",
     )  # fmt: skip
     left.set_xlabel("timestep t")
     left.legend(fontsize="small")
@@ -62,14 +62,14 @@ def schedule_figure(scheduler: Scheduler, steps: int) -> Figure:
 
 
 def embedding_figure(embedding: Tensor, names: Sequence[str], most: int = 20) -> Figure:
-    """A prompt's embedding (77, C) as an image: a row a token, a column a channel.
+    """A prompt's embedding (77, C) as an image: one row per token, one column per channel.
 
     Args:
         names: of the tokens (`Words.names`).
         most: rows that are shown.
     """
     rows = embedding.detach().float().cpu()[:most]
-    # A few channels are many times as large as the rest, and would leave it grey.
+    # A few channels are many times larger than the rest, and would set the scale.
     bound = float(rows.abs().quantile(0.98))
     figure = new_figure(10, 0.6 + 0.22 * len(rows))
     axes = figure.subplots()
@@ -83,9 +83,9 @@ def embedding_figure(embedding: Tensor, names: Sequence[str], most: int = 20) ->
 
 
 def difference_figure(one: Tensor, other: Tensor, names: Sequence[str]) -> Figure:
-    """How far two prompts' embeddings (77, C) are apart, token by token.
+    """The relative distance of two prompts' embeddings (77, C), token by token.
 
-    The text encoder looks backwards alone: before the first word that differs nothing does.
+    The text encoder's attention is causal: up to the first token that differs, it is 0.
     """
     apart = torch.linalg.vector_norm((one - other).detach().float().cpu(), dim=1)
     size = torch.linalg.vector_norm(one.detach().float().cpu(), dim=1)

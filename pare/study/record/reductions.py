@@ -1,8 +1,8 @@
-"""What is kept of a layer's answer: less than all of it, computed as it streams by.
+"""Reductions of a layer's output, computed when it arrives, so that less has to be kept.
 
-Every reduction takes what a layer hands on, rows of the batch first, and answers on the
-CPU, rows first.  The same functions run on PyTorch's `meta` device to say beforehand how
-large the answers will be, so that what is announced is what is taken.
+A reduction takes a layer's output, rows of the batch first, and returns a tensor on the CPU, rows
+first.  The same functions run on PyTorch's `meta` device to give the results' sizes beforehand, so
+that the planned memory is exactly what is used.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ STATISTICS = ("mean", "std", "min", "max")
 
 @dataclass(frozen=True)
 class Reduction:
-    """One way to keep less."""
+    """A function of a layer's output, and the names of its result's axes."""
 
     reduce: Callable[[Tensor, Grid | None], Tensor]
-    """x (rows, …) and its grid -> (rows, …).  The grid is the height and width that the tokens
-    of x (rows, h * w, C) were flattened from; None: they are no pixels, or x is an image."""
+    """x (rows, …) and its grid -> (rows, …).  The grid is the height and width that the pixels of x
+    (rows, h * w, C) were flattened from; None if x is an image, or its tokens are not pixels."""
     axes: Callable[[int, Grid | None], tuple[str, ...]]
-    """What the axes of the answer are, but for the rows; by the number of x's axes."""
+    """(x.ndim, grid) -> the names of the result's axes after the rows."""
 
 
 def statistics(x: Tensor, grid: Grid | None) -> Tensor:
-    """(rows, …) -> (rows, 4): mean, standard deviation (of the population), least, largest."""
+    """(rows, …) -> (rows, 4): mean, standard deviation (of the population), minimum, maximum."""
     flat = x.reshape(len(x), -1).float()
     var, mean = torch.var_mean(flat, dim=1, correction=0)
     low, high = torch.aminmax(flat, dim=1)
@@ -38,16 +38,16 @@ def statistics(x: Tensor, grid: Grid | None) -> Tensor:
 
 
 def activations(x: Tensor, grid: Grid | None) -> Tensor:
-    """(rows, …) -> the same, all of it, in its own number type."""
-    # A copy: a layer that works in place would change what was kept.
+    """(rows, …) -> the same, unreduced, in its own dtype."""
+    # A copy: a layer that works in place would change what is kept.
     return x.clone() if x.device.type in ("cpu", "meta") else x.cpu()
 
 
 def strength(x: Tensor, grid: Grid | None) -> Tensor:
     """(rows, …) -> (rows, h, w): the root mean square over the channels of every pixel.
 
-    Tokens that are no pixels become a row, (rows, 1, tokens), and a vector stays as it is,
-    signs included, (rows, 1, C).
+    Tokens that are not pixels become a row, (rows, 1, tokens); a vector keeps its values,
+    (rows, 1, C).
     """
     if x.ndim == 2:
         return to_cpu(x.float()[:, None])

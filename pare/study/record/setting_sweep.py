@@ -127,6 +127,38 @@ def label(chosen: Mapping[str, Value]) -> str:
     return "\n".join(f"{name} {value}" for name, value in shown.items())
 
 
+def sweep_function(
+    make: Callable[..., Image.Image],
+    over: Mapping[str, Sequence[Any]],
+    *,
+    progress: Progress = iter,
+) -> dict[str, Image.Image]:
+    """Label -> `make(**settings)` of each combination, the last setting changing fastest.
+
+        def make(**given):
+            edit = Edit("a snowy road", **given)
+            return prompt_to_prompt(pipe, "a sunny road", [edit], 7).targets[0][0]
+
+        sweep_function(make, {"cross_replace": [0, 0.2, 1], "self_replace": [0, 0.4]})
+
+    For settings of any function, those of a technique included; `make` checks their values.
+
+    Raises:
+        SettingError: no or more than two settings, no values, or more images than fit on a page.
+    """
+    if not 1 <= len(over) <= 2 or not all(over.values()):
+        raise SettingError(f"`over` is {dict(over)}", expected="one setting or two, with values")
+    combinations = [
+        dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())
+    ]
+    if len(combinations) > MOST:
+        raise SettingError(
+            f"`over` asks for {len(combinations)} images", expected=f"at most {MOST}"
+        )
+    return {label(combinations[k]): make(**combinations[k])
+            for k in progress(range(len(combinations)))}  # fmt: skip
+
+
 # --- without a scheduler ------------------------------------------------------------------
 
 

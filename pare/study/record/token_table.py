@@ -1,4 +1,4 @@
-"""A prompt as the text encoder sees it, token by token, and how far an edit of a word reaches.
+"""A prompt's tokens and their embeddings, and which outputs of the text encoder an edit changes.
 
 for row in token_rows(pipe, "a snowy road"):
     print(row.index, row.id, row.text, row.token_norm, row.nearest[0].token)
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One of the 77."""
+    """One of the prompt's 77 tokens."""
 
     index: int
     id: int
-    """At and above the size of the vocabulary: a row of the run's own, learned or mixed."""
+    """From the vocabulary's size on: an embedding of the run's own, learned or mixed."""
     text: str
     """As in the prompt, or `<start>`, `<end>`, `<padding>`."""
     token_norm: float
-    """The length of the token's embedding, (C,) of a table with a row for each token."""
+    """The norm of the token's embedding (C,), a row of the embedding table."""
     position_norm: float
-    """The length of the position's, which is added to it."""
+    """The norm of the position embedding that is added to it."""
     nearest: tuple[Near, ...]
-    """The vocabulary's tokens whose embeddings are most like this one, itself left out."""
+    """The tokens of the vocabulary with the most similar embeddings, itself left out."""
     output_norm: float
-    """The length of what the encoder makes of it: the UNet reads this."""
+    """The norm of the text encoder's output, which the UNet's cross-attention reads."""
     moved: float | None
-    """How far the edits have moved that, over its length before; None without edits."""
+    """The relative change of that output by the edits; None without edits."""
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def token_rows(pipe: Pipeline, prompt: str, near: int = 3) -> list[TokenRow]:
     else:
         after = encode_edited(encoder, edited)
         moved = [None] * len(ids)
-    # One more, as a token of the vocabulary is the nearest to itself.
+    # One more, as a token of the vocabulary is most similar to itself.
     likes = nearest_tokens(pipe.tokenizer, encoder, vectors, near + 1)
     return [
         TokenRow(
