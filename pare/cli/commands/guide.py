@@ -78,7 +78,7 @@ EXAMPLES = examples(
     'pare guide "a road in the forest" --loss blue --out blue.png',
     'pare guide "a road in the forest" --loss "(image[:, 2] - 0.9).abs().mean()" --scale 30',
     'pare guide "a road" --loss style --style photo.jpg --scale 5 --out style.png',
-    'pare guide "a road in the forest" --loss "judge(\'snowy\')" --scale 0.5 --out snowy.png',
+    'pare guide "a road in the forest" --loss "brightness(0.15)" --scale 5 --out dark.png',
 )
 
 
