@@ -1,4 +1,4 @@
-"""Contact sheets: many small images on one page, to look at."""
+"""Contact sheets: many small images on one page."""
 
 from __future__ import annotations
 

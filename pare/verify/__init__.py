@@ -1,8 +1,8 @@
-"""pare beside diffusers on the same weights: the same numbers, and the time they take.
+"""Parity with diffusers on the same weights: equal outputs, and how long both take.
 
-`parity.py` is the list of comparisons.  `reference.py` is diffusers' side, the only file
-of pare that uses diffusers; `layers.py` finds the first layer that departs; `report.py`
-holds the results; `bench.py` measures speed and memory.
+`parity.py` lists the comparisons; the modules `*_parity.py` make them, layer by layer, solver
+by solver and image by image.  `diffusers_side.py` is the only module of pare that uses
+diffusers.  `speed.py` and `loading_speed.py` are the benchmarks of `pare bench`.
 
     from pare.verify import run_verify
 

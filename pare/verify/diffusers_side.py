@@ -1,9 +1,9 @@
-"""diffusers' side of the comparison.  The only file of pare that uses diffusers.
+"""diffusers' side of the comparison: the only module of pare that uses diffusers.
 
-Everything here is diffusers' own classes, loaded from the same folder, and told the same
-things: the same noise, the same begin index.  The loops for img2img and blending are
-written out on diffusers' parts, because its own pipelines start elsewhere (they compute
-the start from `strength` in another way) and encode with random noise.
+These are diffusers' own classes, loaded from the same folder and given the same inputs: the
+same noise, the same begin index.  The loops for img2img and blending are written out with
+diffusers' components, because its own pipelines compute the start from `strength` differently
+and encode with random noise.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def require_diffusers() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no remarks from diffusers and transformers, for as long as it lasts."""
+    """Suppresses progress bars and log messages of diffusers and transformers."""
     diffusers = require_diffusers()
     import transformers
 
@@ -165,7 +165,7 @@ def known_deviation(name: str, config: Mapping[str, Any], *, karras: bool = Fals
 
 
 class SolverRun:
-    """One run of a diffusers scheduler from step index `start`, told all it must be told.
+    """One run of a diffusers scheduler from step index `start`, with all the state that it needs.
 
     x is in the scheduler's own scale between `begin` and `end`: x_t for some solvers,
     x_t / sqrt(alpha_bar) for those that work in sigma.
@@ -211,7 +211,7 @@ class SolverRun:
         output = model(self.scheduler.scale_model_input(x, t), t)
         extra: dict[str, Any] = {}
         if self.name == "lms":
-            # From midway on, it has to be told how many slopes it has.
+            # Midway, diffusers counts derivatives that were never computed.
             extra = {"order": min(k + 1, 4)}
         elif self.name == "euler-ancestral":
             extra = {"generator": generator}

@@ -54,7 +54,7 @@ def generate_rows(models: ModelPair) -> Iterator[Compared]:
 
 
 def img2img_rows(models: ModelPair) -> Iterator[Compared]:
-    """An image repainted from mid-timestep schedule under every solver."""
+    """Image-to-image at strength 0.6 under every solver."""
     strength = 0.6
 
     def theirs(pipeline: Any, name: str, karras: bool) -> Tensor:
@@ -85,7 +85,7 @@ def img2img_rows(models: ModelPair) -> Iterator[Compared]:
 def blend_rows(models: ModelPair) -> Iterator[Compared]:
     """Blended latent diffusion under every solver, its background as the VAE decodes it.
 
-    Both sides hand over finished 8-bit images, so that the errors are whole 255ths.
+    Both sides return finished 8-bit images, so that errors are whole 255ths.
     """
 
     strength = 0.8

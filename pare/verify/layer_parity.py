@@ -1,9 +1,8 @@
-"""Layer by layer: which is the first whose output departs from diffusers'?
+"""Layer by layer: finds the first layer whose output differs from diffusers'.
 
-pare's modules bear the Hub's names, and so do diffusers'; so modules of the same path
-should say the same when both models get the same input.  Their outputs are read off with
-PyTorch's forward hooks, which pare has nowhere else but on copies without weights
-(`pare.study.inspect.layer_table`).
+pare's modules and diffusers' both have the Hub's names, so modules of the same path must give
+the same output for the same input.  Their outputs are read with PyTorch's forward hooks, which
+pare otherwise uses only on copies without weights (`pare.study.inspect.layer_table`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""How long a model takes to be ready for images, and how much memory, beside diffusers.
+"""`pare bench load`: how long loading a model takes, and its peak memory, beside diffusers.
 
-`pare bench load` runs this.  Each loading has a process of its own, which imports
-everything, reads the model's files once so that the system has them in memory, and then
-takes the time until every page of every weight has been touched.  The two sides take
-turns: a machine that is busy with something else slows both, and the processor's time
-hardly depends on it.
+Each loading runs in a process of its own.  It imports all libraries, reads the model's files
+once so that the system caches them, and then measures the time until every page of every
+weight has been touched.  Both sides take turns, so that other load on the machine slows both;
+processor time hardly depends on it.
 """
 
 from __future__ import annotations

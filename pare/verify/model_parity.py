@@ -59,10 +59,10 @@ def unet_rows(models: ModelPair) -> Iterator[Compared]:
 
         def theirs(pipeline: Any, x_t: Tensor = x_t) -> Tensor:
             there = pipeline.dtype
-            answer: Tensor = pipeline.unet(
+            output: Tensor = pipeline.unet(
                 x_t.to(there), t, encoder_hidden_states=text.to(there)
             ).sample
-            return answer
+            return output
 
         yield model_row(models, "unet", f"latents {h} x {w}", "unet", ours, theirs)
 

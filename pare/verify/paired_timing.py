@@ -1,7 +1,7 @@
-"""Fair timing: two runs take turns, and the ratio of each pair counts.
+"""Paired timing: two runs take turns, and the ratio of each pair counts.
 
-A machine that is busy with something else slows both runs of a pair alike, so the median
-of the pairs' ratios stays put where separate measurements would drift apart.
+Other load on the machine slows both runs of a pair alike, so the median of the pairs' ratios
+is stable where separate measurements would drift apart.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class PairedTiming(Generic[Result]):
-    """Two runs in turns: what they gave and how long they took."""
+    """Two runs in turns: their results, and the seconds of each."""
 
     ours: Result
     theirs: Result
@@ -64,7 +64,7 @@ def timed(run: Callable[[], Result], device: torch.device, seconds: list[float])
 
 
 def wait_for(device: torch.device) -> None:
-    """GPUs work on after the call has returned: wait until they are done."""
+    """Wait until a GPU has finished: calls return before it has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

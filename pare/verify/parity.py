@@ -1,14 +1,14 @@
-"""The comparisons of `pare verify`: from single layers to finished images.
+"""The comparisons of `pare verify`, from single layers to finished images.
 
 Bounds:
 
-- text encoder, UNet and VAE: in float32 on the CPU the same bits; on a GPU 1e-5; in half
-  precision no farther from diffusers than diffusers is from its own float32.
-- solvers, rolled out on a denoiser that is known exactly: 1e-5.
-- images: no channel of any pixel off by more than 1 of 255.  In half precision: no
-  farther from diffusers', at that precision or in float32, than those two are apart.
-- techniques that enlarge rounding (gates that decide pixel by pixel, training): by PSNR, and
-  by the loss that is reached (`techniques.py`).
+- text encoder, UNet and VAE: the same bits in float32 on the CPU; 1e-5 on a GPU; in half
+  precision no farther from diffusers than diffusers is from its own float32 run.
+- solvers, rolled out on a denoiser whose exact output is known: 1e-5.
+- images: no 8-bit channel of any pixel differs by more than 1.  In half precision: no
+  farther from diffusers' image, at that precision or in float32, than those two are apart.
+- techniques that amplify rounding (gates with a threshold per pixel, training): a PSNR, and
+  the loss that is reached (`technique_parity.py`).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def run_verify(
         revision: a branch, a tag or a commit's hash of a repository.
         only: some of `GROUPS`; None: all of them.
         steps: of the runs that make images.
-        progress: is told what is compared next, in a few words.
+        progress: called with a few words before each comparison.
 
     Raises:
         MissingExtraError: diffusers is not installed.
@@ -82,7 +82,7 @@ def run_verify(
     rows: list[ParityRow] = []
     skipped: dict[str, str] = {}
     with diffusers_side.quiet(), exact_float32():
-        say("loading the model, twice")
+        say("loading the model with pare and with diffusers")
         kind = "float32" if dtype == "auto" else dtype
         models = load_pair(model, device, kind, steps, revision)
         for group in groups:

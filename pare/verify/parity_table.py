@@ -1,4 +1,4 @@
-"""What a comparison found, as values, as JSON and as a table."""
+"""The results of comparisons: as values, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Distance:
-    """How far pare's tensors are from diffusers'.  NaN anywhere makes it NaN, which passes
-    no bound."""
+    """The largest difference between pare's tensors and diffusers'; NaN, which passes no
+    bound, if either has one."""
 
     absolute: float  # max |difference|
     relative: float  # max |difference| / max |reference|
@@ -46,9 +46,9 @@ def largest(numbers: Iterable[float]) -> float:
 
 @dataclass(frozen=True)
 class Bound:
-    """What a row has to keep: `measure` at most `limit`."""
+    """What a row must satisfy: `measure` at most `limit`."""
 
-    measure: str  # 'absolute' | 'relative' | 'levels' | 'psnr', which has to be at least the limit
+    measure: str  # 'absolute' | 'relative' | 'levels' | 'psnr', which must be at least the limit
     limit: float
 
     def __str__(self) -> str:
@@ -69,21 +69,21 @@ class ParityRow:
     """One comparison."""
 
     group: str
-    """What `--only` chooses by, one of `pare.verify.GROUPS`."""
+    """One of `pare.verify.GROUPS`."""
     name: str
     distance: Distance
     bound: Bound
     levels: int | None = None
-    """Of images: by how much any 8-bit channel of any pixel differs at most."""
+    """Of images: the largest difference of any 8-bit channel of any pixel."""
     time_ratio: float | None = None
-    """pare's time / diffusers', measured in turns; None where there is nothing to time."""
+    """pare's time / diffusers', measured in turns; None where nothing was timed."""
     note: str = ""
     psnr: float | None = None
-    """Of images, in dB, where the technique enlarges rounding; inf if they are equal."""
+    """Of images, in dB, where the technique amplifies rounding; inf if they are equal."""
 
     @property
     def measured(self) -> float:
-        """What the bound bounds."""
+        """The value that the bound is for."""
         if self.bound.measure == "psnr":
             return math.nan if self.psnr is None else self.psnr
         if self.bound.measure == "levels":
@@ -110,7 +110,7 @@ Compared = ParityRow | Skipped
 
 @dataclass(frozen=True)
 class ParityReport:
-    """All comparisons of a run, and what they were made on."""
+    """All comparisons of a run, with the model, device and versions that they were made on."""
 
     model: Mapping[str, Any]
     device: str
@@ -139,7 +139,7 @@ class ParityReport:
         return plain
 
     def table(self) -> str:
-        """The rows as aligned text, what was skipped, and a last line that sums up."""
+        """The rows as aligned text, what was skipped, and a summary line."""
         head = ("", "compared with diffusers", "abs", "rel", "8-bit", "bound", "time", "")
         lines: list[tuple[str, ...]] = [head]
         group = ""

@@ -1,9 +1,9 @@
-"""`pare bench`: how fast pare is, and how much memory it takes, beside diffusers.
+"""`pare bench`: speed and peak memory beside diffusers.
 
-Seconds depend on the machine and on what else it does, ratios much less: both sides run in
-turns, in one process, on the same weights (see `clock.py`).  Memory is measured in a fresh
-process for each side, which loads nothing of the other: it is the whole process's peak,
-Python and the libraries included.  Loading is measured in `loading.py`.
+Seconds depend on the machine and its load, ratios much less: both sides run in turns, in one
+process, on the same weights (`paired_timing.py`).  Memory is measured in a new process for each
+side, which loads nothing of the other: the peak of the whole process, Python and the libraries
+included.  `loading_speed.py` measures loading.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from pare.verify.diffusers_side import load_reference, quiet, require_diffusers,
 from pare.verify.paired_timing import in_turns
 from pare.verify.parity_table import aligned
 
-BATCH = 2  # an image under guidance
+BATCH = 2  # one image under classifier-free guidance
 SPEED_BOUND = 1.03
 MEMORY_BOUND = 1.0
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One thing that both sides did."""
+    """One quantity, measured on both sides."""
 
     name: str
     unit: str  # 's' | 'GiB'
@@ -59,7 +59,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Everything that was measured, and on what."""
+    """All measurements, with the model, device and versions."""
 
     model: str
     device: str

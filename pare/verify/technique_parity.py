@@ -1,8 +1,8 @@
 """The techniques of `pare verify`, each against the published loop on diffusers' components.
 
-Latents are compared, and the images that each side's own VAE makes of them.  A technique
-whose steps are smooth has to give the same image within 1 of 255; one that enlarges rounding
-is held by PSNR, and null-text inversion by the loss that it reaches, too.
+Latents are compared, and the images that each side's VAE decodes from them.  A technique
+whose steps are smooth must give the same image within 1 of 255; one that amplifies rounding
+must reach a PSNR, and null-text inversion also the same losses.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from techniques.erasure import PRESETS, Concept, erase_latents
 from techniques.inversion import ddim_inversion, null_text, sample_latents
 
 ONE_LEVEL = Bound("levels", 1)
-FEW_FLIPS = Bound("psnr", 45)  # dB; a gate that falls on the other side changes its own place
-TRAINED = Bound("psnr", 35)  # dB, between two trainings that Adam has taken apart
+FEW_FLIPS = Bound("psnr", 45)  # dB; where rounding flips a gate, that latent changes
+TRAINED = Bound("psnr", 35)  # dB, between two optimisations that Adam lets diverge
 
 TARGET, LONGER = "a sunny road in the forest", "a snowy road in the forest with a red car"
 CONCEPT = "streetlights"
@@ -96,7 +96,7 @@ def unit(models: ModelPair) -> Tensor:
 
 
 def erase_rows(models: ModelPair) -> Iterator[Compared]:
-    """An image repainted while a concept is pushed away, ungated and with published gates."""
+    """Image-to-image with negative guidance for a concept, ungated and with published gates."""
     reason = not_compared(models)
     if reason:
         yield Skipped("erase", reason)
@@ -163,7 +163,7 @@ def erase_row(
 
 
 def invert_rows(models: ModelPair) -> Iterator[Compared]:
-    """DDIM to the noise and back; null-text by its losses and by the image it gives back."""
+    """DDIM inversion and reconstruction; null-text by its losses and its reconstruction."""
     reason = not_compared(models) or diffusers_side.known_deviation(
         "ddim-inverse", models.pipe.scheduler_config
     )
@@ -239,11 +239,11 @@ def null_text_rows(
 # --- prompt-to-prompt ---------------------------------------------------------------------
 
 Edit = Callable[[Tensor, Tensor], Tensor]
-"""The source's maps and the target's own -> those that are to act."""
+"""The source's and the target's attention weights -> those that are used."""
 
 
 def p2p_rows(models: ModelPair) -> Iterator[Compared]:
-    """Words replaced, refined and reweighted in lockstep; and the tutorial's replay."""
+    """Replacement, refinement and reweighting of words in lockstep; and the tutorial's replay."""
     reason = not_compared(models)
     if reason:
         yield Skipped("p2p", reason)

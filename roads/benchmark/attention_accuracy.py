@@ -1,4 +1,4 @@
-"""Do attention maps lie where things are?  Checked against the masks of the renderer.
+"""How well words' attention maps match the objects, measured on the renderer's masks.
 
     python -m roads.benchmark.attention_accuracy         # the built-in model, as Markdown
     python -m roads.benchmark.attention_accuracy --into docs/attention.md --sheet truth.png
@@ -10,7 +10,7 @@ covers:
 
 - AUC: how likely a cell of the thing is hotter than one beside it; 0.5 is chance.
 - elsewhere: the same map against the same thing of *another* scene.  Clouds are always high
-  up, and a map may have learnt that alone: what it knows of this image is AUC above this.
+  up, and a map may reflect that alone: AUC above this is specific to the image.
 - pointing: how often the hottest cell is one of the thing's.
 - IoU: of the hottest cells, as many as the thing has, with the thing's.
 
@@ -104,7 +104,7 @@ def cells(mask: Cells, grid: tuple[int, int]) -> Cells:
 
 @torch.no_grad()
 def thing_maps(pipe: Pipeline, numbers: Sequence[int], levels: Sequence[int]) -> Iterator[ThingMap]:
-    """Let the model look at some of the held-out scenes, each once at every noise level."""
+    """One forward pass per noise level on some of the held-out scenes."""
     scenes = [draw_scene(FIRST_SCENE + number) for number in numbers]
     images = [render(scene) for scene in scenes]
     unseen = [hidden(image) for image in images]

@@ -27,7 +27,7 @@ STEPS = 25
 STEPS_BACK = 20  # of an inversion, each way
 
 
-# --- the frame: what nobody can beat, and what everybody should -----------------------------
+# --- lower and upper bounds: no edit, the truth, the truth through the VAE -------------------
 
 
 def no_edit(_pipe: Pipeline, task: Task, _seed: int) -> Image.Image:

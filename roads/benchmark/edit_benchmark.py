@@ -1,4 +1,4 @@
-"""The edit benchmark: techniques on tasks whose true answer is known, judged and measured.
+"""The edit benchmark: techniques on tasks whose true result is known, judged and measured.
 
     pare bench edits --split held-out --out edits.png
 

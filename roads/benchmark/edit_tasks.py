@@ -1,4 +1,4 @@
-"""Edit tasks whose true answer is known: the benchmark's questions.
+"""The benchmark's tasks: edits whose true result is known.
 
 A task is one scene before and after one change: other weather, another place, an object
 added, removed or painted another colour, clouds into the sky.  Both are rendered from the
@@ -91,7 +91,7 @@ class Task:
 
     @functools.cached_property
     def hidden(self) -> frozenset[str]:
-        """Objects that cannot be made out before or after the edit: nobody is asked for them."""
+        """Objects that cannot be made out before or after the edit: they are not counted."""
         return unseen(self.source) | unseen(self.target)
 
     @property

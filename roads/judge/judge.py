@@ -1,13 +1,13 @@
-"""The judge: what is in an image of the little world, and where.
+"""The judge: a classifier that finds what is in an image of the little world, and where.
 
     judge = load_judge()
     verdict = judge(images)[0]
     verdict.weather, verdict.car, verdict.has("house"), presence(verdict, "car", region)
 
-One small convolutional network looks at 128 x 128 pixels.  Weather and place come from the
-whole image.  Each object has a map of 16 x 16 cells, "this object covers this cell"; it is
-in the image, or in a region of it, as surely as it is in the best cell there.  So the
-judgement of the whole and that of a region come from the same numbers.
+One small convolutional network takes 128 x 128 pixels.  Weather and place are classified from
+the whole image.  Each object has a map of 16 x 16 probabilities, "this object covers this cell";
+the probability that it is in the image, or in a region, is that of the most probable cell
+there.  So the verdicts on the whole image and on a region come from the same numbers.
 
 `roads/judge/train_judge.py` trains it and reports how often it is right.
 """
@@ -49,7 +49,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What the judge sees in one image."""
+    """What the judge finds in one image."""
 
     weather: str
     place: str
@@ -59,7 +59,7 @@ class Verdict:
     house: bool
     orb: bool  # the sun; by night, the moon
     probability: Mapping[str, float]
-    """Attribute -> how sure the judge is of what it decided."""
+    """Attribute -> the probability of the value that was chosen."""
     cover: Mapping[str, Array]
     """Object -> (16, 16): the probability that the object covers the cell."""
 
@@ -134,7 +134,7 @@ class Logits:
 
     @property
     def present(self) -> Tensor:
-        """(B, 5): an object is there as surely as it covers the best cell."""
+        """(B, 5): the logits of each object's most probable cell."""
         return self.cover.amax(dim=(2, 3))
 
     def calibrated(self, config: JudgeConfig) -> Logits:
@@ -212,14 +212,14 @@ class JudgeNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Judge:
-    """The network with its weights, ready to look at images."""
+    """The network with its weights and calibration."""
 
     network: JudgeNetwork
     config: JudgeConfig
 
     @torch.no_grad()
     def __call__(self, images: Tensor | Sequence[Image.Image]) -> list[Verdict]:
-        """Look at images: (B, 3, H, W) in [-1, 1], or PIL images of any sizes.
+        """Classify images: (B, 3, H, W) in [-1, 1], or PIL images of any sizes.
 
         Other sizes than 128 x 128 are resized, antialiased.
 
@@ -259,7 +259,7 @@ def load_judge(folder: Path | None = None, device: str = "cpu") -> Judge:
 
 
 def prepare(images: Tensor | Sequence[Image.Image]) -> Tensor:
-    """The images as the network wants them: (B, 3, 128, 128) float32 in [-1, 1]."""
+    """The images as the network takes them: (B, 3, 128, 128) float32 in [-1, 1]."""
     if not isinstance(images, Tensor):
         return torch.cat([resized(to_tensor(image)) for image in images])
     if images.ndim != 4 or images.shape[1] != 3:
@@ -270,11 +270,11 @@ def prepare(images: Tensor | Sequence[Image.Image]) -> Tensor:
 def resized(image: Tensor) -> Tensor:
     if image.shape[-2:] != (SIZE, SIZE):
         image = F.interpolate(image, (SIZE, SIZE), mode="bilinear", antialias=True)
-    return image.clamp(-1, 1)  # a VAE's answer may be a little outside
+    return image.clamp(-1, 1)  # a decoder's output may be a little outside
 
 
 def decide(logits: Logits) -> list[Verdict]:
-    """The likeliest value of every attribute; `logits` are calibrated."""
+    """The most probable value of every attribute; `logits` are calibrated."""
     weather = logits.weather.double().softmax(dim=1).cpu()
     place = logits.place.double().softmax(dim=1).cpu()
     colour = logits.colour.double().softmax(dim=1).cpu()

@@ -1,11 +1,11 @@
-"""The judge as a loss: how unlikely it finds something in an image, with a gradient.
+"""The judge as a differentiable loss: -log of the probability that an image shows something.
 
     from techniques.loss_guidance import guide
 
     guide(pipe, "a road in the forest", judge_loss(load_judge(), "snowy"), seeds=[3])
 
-A classifier finds reasons for its answer that no person would: an image that convinces the
-judge need not show the thing (arXiv:2105.05233 trains one on noisy images for that reason).
+A classifier's gradient also finds adversarial patterns: an image with a low loss need not show
+the thing (arXiv:2105.05233 trains its classifier on noisy images for that reason).
 """
 
 from __future__ import annotations

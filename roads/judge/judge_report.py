@@ -2,8 +2,8 @@
 
     python -m roads.judge.train_judge --report
 
-Layouts that nobody trained on; the combinations that the generator never saw are among
-them.  What cannot be seen (`judge_data.py`) is asked of nobody.
+Layouts held out of every training, with the combinations that the generator never saw among
+them.  What cannot be seen (`judge_data.py`) is not counted.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ REGION_SCENES = 256
 
 
 @dataclass(frozen=True)
-class Answer:
+class Judgement:
     """One question about one image."""
 
     attribute: str
     image: int
     truth: str
     said: str
-    sure: float  # the probability that the judge gave its answer
+    sure: float  # the probability that the judge gave its judgement
 
     @property
     def right(self) -> bool:
@@ -77,7 +77,7 @@ def verdicts_of(judge: Judge, images: Data) -> list[Verdict]:
     return verdicts
 
 
-def answers(verdicts: Sequence[Verdict], images: Data) -> list[Answer]:
+def judgements(verdicts: Sequence[Verdict], images: Data) -> list[Judgement]:
     """What the judge said of everything that can be seen, or could be if it were there."""
     found = []
     for k, (verdict, scene, unseen) in enumerate(
@@ -86,19 +86,19 @@ def answers(verdicts: Sequence[Verdict], images: Data) -> list[Answer]:
         for name in ATTRIBUTES:
             if name not in unseen:
                 truth, said = str(getattr(scene, name)), str(getattr(verdict, name))
-                found.append(Answer(name, k, truth, said, verdict.probability[name]))
+                found.append(Judgement(name, k, truth, said, verdict.probability[name]))
     return found
 
 
-def region_answers(
+def region_judgements(
     verdicts: Sequence[Verdict], questions: Sequence[RegionQuestion]
-) -> list[Answer]:
+) -> list[Judgement]:
     """The same of regions: is the object here?"""
     found = []
     for question in questions:
         odds = presence(verdicts[question.image], question.thing, question.region)
         sure, said = max(odds, 1 - odds), str(odds > 0.5)
-        found.append(Answer(question.thing, question.image, str(question.there), said, sure))
+        found.append(Judgement(question.thing, question.image, str(question.there), said, sure))
     return found
 
 
@@ -149,22 +149,22 @@ def enlarged(cells: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return np.kron(cells, np.ones((SIZE // GRID, SIZE // GRID), bool))
 
 
-def accuracy(found: Iterable[Answer], attribute: str) -> float:
+def accuracy(found: Iterable[Judgement], attribute: str) -> float:
     """The share of right answers; nan without any question."""
-    marks = [answer.right for answer in found if answer.attribute == attribute]
+    marks = [judgement.right for judgement in found if judgement.attribute == attribute]
     return float(np.mean(marks)) if marks else float("nan")
 
 
-def calibration_error(found: Sequence[Answer], bins: int = 10) -> float:
+def calibration_error(found: Sequence[Judgement], bins: int = 10) -> float:
     """Expected calibration error (arXiv:1706.04599, eq. 3), bins of equal width."""
-    sure = np.array([answer.sure for answer in found])
-    right = np.array([answer.right for answer in found], dtype=float)
+    sure = np.array([judgement.sure for judgement in found])
+    right = np.array([judgement.right for judgement in found], dtype=float)
     which = np.minimum((sure * bins).astype(int), bins - 1)
     gaps = [abs(sure[which == b].sum() - right[which == b].sum()) for b in range(bins)]
     return float(sum(gaps) / len(found))
 
 
-def confusions(found: Iterable[Answer], most: int = 4) -> dict[str, str]:
+def confusions(found: Iterable[Judgement], most: int = 4) -> dict[str, str]:
     """Attribute -> its commonest mistakes, "truth -> said: how often"."""
     wrong = Counter((a.attribute, a.truth, a.said) for a in found if not a.right)
     words: dict[str, list[str]] = {name: [] for name in ATTRIBUTES}
@@ -188,14 +188,14 @@ def print_report(
     judge = load_judge(folder, str(device))
     columns = report_data(vae, renders, cache)
     verdicts = {name: verdicts_of(judge, images) for name, images in columns.items()}
-    found = {name: answers(verdicts[name], columns[name]) for name in columns}
+    found = {name: judgements(verdicts[name], columns[name]) for name in columns}
     print(f"Right, in %, on {len(columns['renders'].scenes)} held-out images each:\n")
     print_table(found, ATTRIBUTES)
     asked = region_questions(columns["renders"].scenes[:REGION_SCENES])
-    there = {name: region_answers(verdicts[name], asked) for name in columns}
+    there = {name: region_judgements(verdicts[name], asked) for name in columns}
     print("\nThe same in regions: where it is, where it would be, and opposite:\n")
     print_table(there, OBJECTS)
-    everything = [answer for column in found.values() for answer in column]
+    everything = [judgement for column in found.values() for judgement in column]
     print("\nMistakes, all columns:\n")
     for name, words in confusions(everything).items():
         print(f"- {name}: {words}")
@@ -203,9 +203,9 @@ def print_report(
         write_sheet(sheet, columns, found)
 
 
-def print_table(found: Mapping[str, Sequence[Answer]], attributes: Sequence[str]) -> None:
+def print_table(found: Mapping[str, Sequence[Judgement]], attributes: Sequence[str]) -> None:
     """Per attribute the share of right answers in every column, and the calibration error."""
-    everything = [answer for column in found.values() for answer in column]
+    everything = [judgement for column in found.values() for judgement in column]
     print("| | " + " | ".join(found) + " | calibration error |")
     print("|---" * (len(found) + 2) + "|")
     for name in attributes:
@@ -215,16 +215,16 @@ def print_table(found: Mapping[str, Sequence[Answer]], attributes: Sequence[str]
 
 
 def write_sheet(
-    path: Path, columns: Mapping[str, Data], found: Mapping[str, Sequence[Answer]]
+    path: Path, columns: Mapping[str, Data], found: Mapping[str, Sequence[Judgement]]
 ) -> None:
     """The misjudged images on one page, in the order that is printed."""
     images: list[npt.NDArray[np.uint8]] = []
     for name, column in found.items():
-        for answer in column:
-            if not answer.right:
+        for judgement in column:
+            if not judgement.right:
                 place = f"{len(images) // 12 + 1}.{len(images) % 12 + 1}"
-                print(f"{place} {name} {answer}")
-                images.append(np.asarray(columns[name].pixels[answer.image]))
+                print(f"{place} {name} {judgement}")
+                images.append(np.asarray(columns[name].pixels[judgement.image]))
     if images:
         page = contact_sheet(images, columns=12)
         write_whole(path, functools.partial(page.save, format="PNG"), force=True)

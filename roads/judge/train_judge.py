@@ -251,7 +251,7 @@ def known_binary(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def calibration_data(vae: AutoencoderKL, folder: Path, dtype: str) -> Batch:
-    """Renders, round trips, and badly degraded copies of both, of layouts nobody trained on."""
+    """Renders, round trips, and strongly degraded copies of both, with held-out layouts."""
     if worker()[0] == 0:
         load_variants(CALIBRATION_SEEDS, 600, folder)
     wait_for_workers()

@@ -1,4 +1,4 @@
-"""The world's own CLIP tokenizer: byte-pair encoding learnt from its captions.
+"""The world's own CLIP tokenizer: byte-pair encoding trained on its captions.
 
 The same algorithm and files as CLIP's (`vocab.json`, `merges.txt`; byte-level BPE,
 arXiv:1508.07909), with 150 merges in place of 48,894.  No piece is longer than six letters:

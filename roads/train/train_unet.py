@@ -97,7 +97,7 @@ SCHEDULER: dict[str, Any] = {
     "steps_offset": 1,
 }
 CAPTIONS_PER_SCENE = 6
-UNSEEN_STEP = 2**40  # far beyond every training step: its own noise, the same at every look
+UNSEEN_STEP = 2**40  # far beyond every training step: its own noise, the same at every evaluation
 
 # What the progress sheets show, four seeds each.
 SHEET_PROMPTS = (
@@ -305,7 +305,7 @@ def captions(data: Data, each: int) -> list[list[str]]:
 
 def tokenize_captions(texts: Sequence[Sequence[str]], tokenizer: CLIPTokenizer) -> Tensor:
     """Captions, as many of every scene, as token ids (N, each, 77) int16."""
-    # In parts: the tokenizer's own answer takes a hundred times the memory of the numbers.
+    # In parts: the tokenizer's own output takes a hundred times the memory of the numbers.
     parts = [texts[i : i + 1000] for i in range(0, len(texts), 1000)]
     ids = [
         tokenize(tokenizer, [text for row in part for text in row]).to(torch.int16)
@@ -336,7 +336,7 @@ def what_is_said(texts: Sequence[Sequence[str]]) -> Tensor:
 
 
 def naming_loss(hidden: Tensor, tokens: Tensor, said: Tensor) -> Tensor:
-    """How badly the text encoder's answer (B, 77, C) tells what the caption says (B, 7).
+    """Cross-entropy of classifying what a caption says (B, 7) from its embedding (B, 77, C).
 
     SD's text encoder came trained: as a half of CLIP it knew what words mean before a UNet
     listened to it (arXiv:2103.00020, section 2.3).  Ours starts with this one, and a UNet
@@ -390,7 +390,7 @@ def unet_batch(
     index = torch.from_numpy(chooser.integers(len(latents), size=size))
     which = torch.from_numpy(chooser.integers(tokens.shape[1], size=size))
     chosen = tokens[index, which].long()
-    # Classifier-free guidance needs the model's answer to no caption at all: every tenth
+    # Classifier-free guidance needs an unconditional prediction, without a caption: every tenth
     # caption is dropped (arXiv:2207.12598, algorithm 1).
     dropped = torch.from_numpy(chooser.random(size) < settings.caption_dropout)
     chosen = torch.where(dropped[:, None], empty, chosen)

@@ -28,10 +28,10 @@ from roads.judge.judge import (
 )
 from roads.judge.judge_data import UNKNOWN, degrade, four, round_trips, shifted, truth, variants
 from roads.judge.judge_report import (
-    Answer,
+    Judgement,
     accuracy,
-    answers,
     calibration_error,
+    judgements,
     regions,
     verdicts_of,
 )
@@ -79,7 +79,7 @@ def empty_verdict(**cover: np.ndarray) -> Verdict:
 
 
 def share_right(verdicts: list[Verdict], images: Data) -> float:
-    return float(np.mean([answer.right for answer in answers(verdicts, images)]))
+    return float(np.mean([answer.right for answer in judgements(verdicts, images)]))
 
 
 def test_held_out_renders_are_judged_right(verdicts: list[Verdict], unseen: Data) -> None:
@@ -366,8 +366,8 @@ def test_the_temperature_undoes_a_scale() -> None:
 
 
 def test_the_calibration_error_is_the_gap_between_sureness_and_success() -> None:
-    sure = [Answer("house", k, "True", "True" if k < 7 else "False", 0.9) for k in range(10)]
+    sure = [Judgement("house", k, "True", "True" if k < 7 else "False", 0.9) for k in range(10)]
     assert accuracy(sure, "house") == 0.7
     assert calibration_error(sure) == pytest.approx(0.2)
-    unsure = [Answer("house", k, "True", "True" if k < 6 else "False", 0.6) for k in range(10)]
+    unsure = [Judgement("house", k, "True", "True" if k < 6 else "False", 0.6) for k in range(10)]
     assert calibration_error([*sure, *unsure]) == pytest.approx(0.1)

@@ -1,4 +1,4 @@
-"""Edits of images whose true answer is known: every technique, every mode."""
+"""Edits of images whose true result is known: every technique, every mode."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Erasure: is the concept gone, and did everything else stay?
 
 An image is made from words that name every thing of this world.  Then it is made again from
-the same noise, pushed away from one, three or all five of them, although the words ask for them:
-the hardest case.  The judge looks at both images: of the unwanted things that were there, how
+the same noise with negative guidance for one, three or all five, although the prompt names them:
+the hardest case.  The judge compares both images: of the unwanted things that were there, how
 many are gone, and of everything else, how much is as it was?
 """
 
@@ -119,7 +119,7 @@ def scaled(gates: Gates) -> Gates:
 
 
 def erased(pipe: Pipeline, task: Task, seed: int, *, family: str, weight: float) -> Image.Image:
-    """The task's object, pushed away while its image is repainted: the tutorial's setting,
+    """Image-to-image with negative guidance for the task's object: the tutorial's setting,
     deeper into the noise."""
     solver = pipe.with_scheduler("dpm++2m", karras=True)
     made = erase(
