@@ -36,6 +36,23 @@ Trick = Callable[[BaseHTTPRequestHandler], None]
 
 
 @dataclass
+class Message:
+    """An answer, before it is sent."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    content: bytes
+    cut: int | None = None
+    """After how many bytes of the content it breaks off."""
+    reset: bool = False
+    """Whether it breaks off with a reset instead of an orderly end."""
+    pause: float = 0.0
+    """Seconds before the content."""
+    repeat: int = 1
+    """How often the content is sent."""
+
+
+@dataclass
 class Repository:
     """What the server says of one model, and how it misbehaves."""
 
@@ -96,6 +113,7 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.log: list[Request] = []
         self.cdn_log: list[Request] = []
+        self.mutate: Callable[[Message], Message] | None = None
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self, cdn=False))
         self.cdn = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self, cdn=True))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -259,17 +277,31 @@ def handler_of(hub: Hub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
             *,
             reset: bool = False,
         ) -> None:
-            self.send_response(status)
-            for name, value in ({"Content-Length": str(len(content))} | headers).items():
+            whole = {"Content-Length": str(len(content))} | headers
+            message = Message(status, list(whole.items()), content, cut, reset)
+            if hub.mutate is None:
+                self.send_message(message)
+                return
+            self.close_connection = True
+            with contextlib.suppress(OSError):  # the client went away
+                self.send_message(hub.mutate(message))
+
+        def send_message(self, message: Message) -> None:
+            self.send_response(message.status)
+            for name, value in message.headers:
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "HEAD":
                 return
-            self.wfile.write(content[:cut])
-            if cut is not None:
+            if message.pause:
+                self.wfile.flush()
+                time.sleep(message.pause)
+            for _ in range(message.repeat):
+                self.wfile.write(message.content[: message.cut])
+            if message.cut is not None:
                 self.wfile.flush()
                 self.close_connection = True
-                if reset:
+                if message.reset:
                     linger = struct.pack("ii", 1, 0)
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     self.connection.close()

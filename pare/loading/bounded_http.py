@@ -48,6 +48,7 @@ SAID_AFTER = 10.0
 """Seconds without a byte until it is said what is waited for."""
 
 TOKEN = re.compile(r"[A-Za-z0-9_+=-][A-Za-z0-9._+=-]{0,127}")
+CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18}-[0-9]{1,18}|\*)/([0-9]{1,18}|\*)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_HOSTS = ("huggingface.co", "hf.co")
 
@@ -174,6 +175,9 @@ class Connection:
     def check_size(self, response: Any) -> None:
         """Raise if an answer is announced as larger than what is asked for can be."""
         headers = response.headers
+        part = headers.get("Content-Range")
+        if part is not None and not CONTENT_RANGE.fullmatch(part):
+            raise self.broken(f"sends the part {part[:80]!r} of {self.what}")
         own = "" if response.is_redirect else headers.get("Content-Length", "")
         announced = headers.get("X-Linked-Size") or own
         known = re.fullmatch(r"[0-9]{1,30}", announced)

@@ -278,6 +278,10 @@ def fetch(
         if "hf_xet" not in sys.modules:
             raise
         raise went_wrong(name, repo_id, error) from error
+    except PareError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise strange_answer(repo_id) from error  # the client takes headers as they come
     if folder is not None and path != folder / name:
         raise strange_answer(repo_id)
     return path

@@ -812,7 +812,7 @@ def test_a_zip_that_is_no_checkpoint(tmp_path: Path) -> None:
 def test_an_existing_target_is_refused_or_replaced(tmp_path: Path, single: Path, kind: str) -> None:
     for target in (tmp_path / "folder", tmp_path / "file.safetensors"):
         convert(single, target)
-        with pytest.raises(OutputError, match="--force"):
+        with pytest.raises(OutputError, match="pass `force=True`"):
             convert(single, target)
         convert(single, target, force=True)
     (tmp_path / "mine").mkdir()
