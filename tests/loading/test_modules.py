@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pare.errors import ConfigError, ModelError, WeightsError
+from pare.loading import resolve
+from pare.loading.hub_client import Snapshot
 from pare.loading.modules import Components, load_model
 from tests.hub_configs import SD14_UNET
 from tests.tiny_model import SCHEDULER, change_json, write_tiny_model
@@ -522,3 +524,23 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / size)
         env={**os.environ, "OMP_NUM_THREADS": "2"},
     )
     assert 1 < float(done.stdout) <= 1.25
+
+
+def test_short_names_of_repositories(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def fetch(repo_id: str, **_: object) -> Snapshot:
+        asked.append(repo_id)
+        return Snapshot(folder, "0" * 40)
+
+    monkeypatch.setattr(resolve, "fetch_snapshot", fetch)
+    monkeypatch.chdir(tmp_path)
+    found = [resolve.resolve_model(name) for name in resolve.HUB_NAMES]
+    assert asked == [model.name for model in found] == list(resolve.HUB_NAMES.values())
+    assert all("/" in name for name in asked)
+    shutil.copytree(folder, tmp_path / "sd15")
+    assert resolve.resolve_model("sd15").path == Path("sd15")  # what exists goes first
+    with pytest.raises(ModelError, match="sd14, sd15"):
+        resolve.resolve_model("sd1")

@@ -35,7 +35,7 @@ from pare.loading.checkpoint import Checkpoint, open_checkpoint
 from pare.loading.hub_client import looks_like_repository
 from pare.loading.hub_names import POSITION_IDS, RENAMES, own_names
 from pare.loading.prediction import noted_prediction, scheduler_config
-from pare.loading.resolve import BUILT_IN
+from pare.loading.resolve import BUILT_IN, HUB_NAMES
 from pare.schedulers import build_scheduler
 from pare.study.inspect.remote_headers import Weights, find_repository
 from pare.study.inspect.weight_files import (
@@ -172,7 +172,7 @@ def describe(model: str | Path, *, revision: str | None = None) -> ModelSummary:
     name, path = str(model), Path(model)
     if name in architectures.UNETS and not path.exists():
         return describe_architecture(name)
-    if not path.exists() and looks_like_repository(name):
+    if not path.exists() and looks_like_repository(name := HUB_NAMES.get(name, name)):
         summary = describe_folder(name, *find_repository(name, revision))
         return dataclasses.replace(summary, form="repository", place=name)
     if revision is not None:
