@@ -115,11 +115,13 @@ def guide(
             )  # fmt: skip
         return torch.cat(latents)
 
+    unguided = None
+    if compare and scale != 0:  # first: a recording keeps the last run, which is the guided one
+        unguided = losses_of(pipe.decode(run(0.0), sliced=True), loss, pipe.device)
     latents = run(scale)
     decoded = pipe.decode(latents, sliced=True)
-    losses, unguided = losses_of(decoded, loss, pipe.device), None
-    if compare and scale != 0:
-        unguided = losses_of(pipe.decode(run(0.0), sliced=True), loss, pipe.device)
+    losses = losses_of(decoded, loss, pipe.device)
+    if unguided is not None:
         warn_of_rising(losses, unguided, seeds)
     return Guided(
         images=to_pil(decoded),
