@@ -23,15 +23,13 @@ from typing import TYPE_CHECKING, BinaryIO, Self, overload
 from PIL import Image
 
 from pare.errors import OutputError
-from pare.io.images import to_pil, to_tensor
+from pare.io.images import WRITTEN_FORMATS, to_pil, to_tensor
 from pare.io.whole_files import check_output, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pare.recipes.recipe import Recipe
-
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".avif": "AVIF"}
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -109,7 +107,7 @@ class Images(Sequence[Image.Image]):
 
         One image is written to `path`; of several each gets its seed (and label) into its
         name: `snow.png` becomes `snow-7.png`, `snow-8.png`.  The ending says the format: .png,
-        .jpg, .webp or .avif.  A PNG carries the image's recipe where there is one.
+        .jpg, .webp or .avif.  The file carries the image's recipe where there is one.
 
         Raises:
             OutputError: another ending, a path that cannot be written, or one that exists
@@ -125,8 +123,8 @@ class Images(Sequence[Image.Image]):
 
     def paths(self, path: Path) -> list[Path]:
         """The file of each image under the name `path`."""
-        if path.suffix.lower() not in FORMATS:
-            endings = ", ".join(FORMATS)
+        if path.suffix.lower() not in WRITTEN_FORMATS:
+            endings = ", ".join(WRITTEN_FORMATS)
             raise OutputError(f"`path` is {path}", expected=f"a name that ends in {endings}")
         if len(self) == 1:
             return [path]
@@ -137,13 +135,13 @@ class Images(Sequence[Image.Image]):
 
     def write(self, k: int, suffix: str, file: BinaryIO) -> None:
         """Write image `k` into an open file, in the format of the name's ending `suffix`."""
-        kind = FORMATS[suffix.lower()]
-        if kind == "PNG" and self.recipes:
-            from pare.recipes.recipe import save_png
+        if self.recipes:
+            from pare.recipes.recipe import save_image
 
-            save_png(self.images[k], self.recipes[k], file)
+            save_image(self.images[k], self.recipes[k], suffix, file)
         else:
-            self.images[k].save(file, format=kind)
+            kind, settings = WRITTEN_FORMATS[suffix.lower()]
+            self.images[k].save(file, format=kind, **settings)
 
     def caption(self, k: int, seed: str, label: str, between: str) -> str:
         """Image `k`'s seed and label in words, by the patterns `seed` and `label`."""

@@ -1,4 +1,5 @@
-"""What all tests share.  Nothing here sets threads, seeds or environment for good."""
+"""What all tests share.  Nothing here sets threads or seeds for good; of the environment alone
+how OpenMP's threads wait, which torch reads when it is imported: they sleep, as in the command."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).resolve().parent.parent
 ROADS = ROOT / "pare" / "models" / "roads"
 

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from PIL import Image, ImageOps
+
+from pare.results import Images
+
 
 @dataclasses.dataclass
 class FakePipeline:
@@ -14,7 +18,9 @@ class FakePipeline:
 
     device: str = "cpu"
     dtype: str = "torch.float32"
-    source: Any = dataclasses.field(default_factory=lambda: {"name": "fake"})
+    source: Any = dataclasses.field(
+        default_factory=lambda: SimpleNamespace(describe=lambda: {"name": "fake"})
+    )
     scheduler: Any = dataclasses.field(
         default_factory=lambda: SimpleNamespace(describe=lambda: {"name": "ddim"})
     )
@@ -28,12 +34,10 @@ class FakePipeline:
         return SimpleNamespace(batch=batch or count, tile=tile)
 
     def generate(self, prompt: str, seeds: Sequence[int], **given: Any) -> Any:
-        import torch
-
         self.asked = {"prompt": prompt, "seeds": list(seeds), **given}
-        levels = torch.tensor([seed % 256 / 127.5 - 1 for seed in seeds])
-        return levels[:, None, None, None].expand(-1, 3, 16, 24)
+        grey = [Image.new("RGB", (24, 16), (seed % 256,) * 3) for seed in seeds]
+        return Images(images=grey, seeds=seeds)
 
     def img2img(self, image: Any, prompt: str, seeds: Sequence[int], **given: Any) -> Any:
         self.asked = {"image": image, "prompt": prompt, "seeds": list(seeds), **given}
-        return -image.expand(len(seeds), -1, -1, -1)
+        return Images(images=[ImageOps.invert(image)] * len(seeds), seeds=seeds)

@@ -1,4 +1,4 @@
-"""`pare …`: parsing and printing only.
+"""The command `pare`: all of its commands, and the process around them.
 
 Every command reads in the same order: check everything that a user can get wrong, the
 output's name included; load the model; run; write.  torch is imported only when a
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 import click
 
-from pare.cli.commands import completion as completing
 from pare.cli.commands.attention_view import attention
 from pare.cli.commands.bench import bench
 from pare.cli.commands.blend import blend
-from pare.cli.commands.completion import completion
+from pare.cli.commands.completion import VARIABLE, answer, completion
 from pare.cli.commands.convert import convert
 from pare.cli.commands.edit import edit
 from pare.cli.commands.erase import erase
@@ -34,8 +34,9 @@ from pare.cli.commands.sweep import sweep
 from pare.cli.commands.tokens import tokens
 from pare.cli.commands.trace import trace
 from pare.cli.commands.verify import verify
-from pare.cli.options import FIND_NAN
-from pare.cli.terminal import run_in_words
+from pare.cli.grouped_help import PareGroup
+from pare.cli.option_types import FIND_NAN
+from pare.cli.terminal import STARTED, run_in_words
 from pare.errors import NonFiniteError
 from pare.version import __version__
 
@@ -58,11 +59,13 @@ def all_commands() -> dict[str, click.Command]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `pare` with the given arguments (default: the process's); the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    started = time.perf_counter()
 
     def body() -> int:
-        if arguments is None and completing.VARIABLE in os.environ:
-            return completing.answer(cli, os.environ[completing.VARIABLE])
+        if arguments is None and VARIABLE in os.environ:
+            return answer(cli, os.environ[VARIABLE])
         with cli.make_context("pare", given) as context:
+            context.meta[STARTED] = started
             try:
                 cli.invoke(context)
             except NonFiniteError as error:
@@ -75,19 +78,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def print_bad_layer(error: NonFiniteError) -> None:
-    """Run the part that failed once more, and say in which layer a number first goes wrong."""
+    """Run the part that failed once more, and name the layer in which the NaN begins."""
     layer = error.find_layer() if error.find_layer else None
-    found = "every layer answers with numbers now; an edit of attention is not repeated"
+    found = "every layer's output is finite now; an edit of attention is not repeated"
     click.echo(layer.table() if layer else f"pare: {found}", err=True)
 
 
 @click.group(
+    cls=PareGroup,
     commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="pare", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Stable Diffusion with nothing hidden: make images, edit them, check the model.
+    """Stable Diffusion 1.x / 2.x with nothing hidden: generate and edit images, study the model.
 
-    Results go to stdout, everything else to stderr.
+    `pare COMMAND --help` shows the usual options of a command and examples.
     """

@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.cli.printing import plain
-from pare.cli.run_command import ImageCommand, input_files
+from pare.cli.image_run import NOT_IN_RECIPE, ImageCommand, input_files
+from pare.cli.json_output import plain
 from pare.errors import PareError, RecipeError
 from pare.runtime import validation
 
 if TYPE_CHECKING:
     from pare.recipes.recipe import Recipe
-
-# What a recipe is run again without: where its images went, and what was printed.
-NOT_AGAIN = frozenset(("out", "force", "as_json"))
 
 
 def words(command: click.Command, arguments: Mapping[str, Any]) -> list[str]:
@@ -95,16 +92,18 @@ def parse(
 
 
 def check_recipe(command: click.Command, recipe: Recipe, where: str) -> dict[str, Any]:
-    """The recipe's arguments, but for NOT_AGAIN, if the command reads them as what they are.
+    """The recipe's arguments, if the command reads them as what they are.
 
     Raises:
         RecipeError: it does not, or they contradict the recipe's seeds or inputs.
     """
-    arguments = {key: value for key, value in recipe.arguments.items() if key not in NOT_AGAIN}
+    arguments = dict(recipe.arguments)
+    for name in NOT_IN_RECIPE & set(arguments):
+        raise RecipeError(f"the recipe in {where} says where to write ({name})")
     given = plain(parse(command, arguments, where).params)
     odd = [key for key, value in arguments.items() if exact(value) != exact(given[key])]
     inputs = {name: str(path) for name, path in input_files(command, given).items()}
-    if inputs != {name: recorded["path"] for name, recorded in recipe.inputs.items()}:
+    if inputs != {name: recorded["name"] for name, recorded in recipe.inputs.items()}:
         odd.append("inputs")
     try:
         seeds = validation.consecutive_seeds(given["seed"], given["count"])

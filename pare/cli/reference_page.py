@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 import click
 
-from pare.cli.examples import examples_of
+from pare.cli.grouped_help import Option, PareCommand
 from pare.cli.main import all_commands
 from pare.cli.terminal import EXIT_CODES
 
@@ -23,13 +23,13 @@ WIDTH = 100
 HEAD = """
 # Reference
 
-Every command of `pare`, its options and their defaults. The same is in `pare COMMAND --help`.
+Every command of `pare`, its options and their defaults. The same is in `pare COMMAND --help-all`.
 This page is made from the code: `python -m pare.cli.reference_page > docs/reference.md`.
 
 `pare --version` says which version it is. An option stands before or after the arguments, and
-`--` ends the options. What a program could want goes to stdout: the names of the files that
-were written, a table, or JSON. Progress, notes, warnings and errors go to stderr, each error in one
-sentence that says what was wrong, what was expected and what to do.
+`--` ends the options. Results go to stdout: the names of the files that were written, a table, or
+JSON. Progress, notes, warnings and errors go to stderr, each error in one sentence that says what
+was wrong, what was expected and what to do.
 """.strip()
 
 ENVIRONMENT = {
@@ -42,6 +42,8 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "What transformers says; `error` if not set.",
     "CUDA_VISIBLE_DEVICES": "Which GPUs there are for pare, as for any program with CUDA.",
     "OMP_NUM_THREADS": "The threads of the CPU, where `--threads` is not given.",
+    "OMP_WAIT_POLICY": "How these wait for each other; `PASSIVE` (asleep) if neither it nor "
+    "`GOMP_SPINCOUNT` or `KMP_BLOCKTIME` is set, so that a busy machine does not stall.",
 }
 
 
@@ -63,12 +65,15 @@ def command_section(name: str, command: click.Command) -> str:
     """Synopsis, what it does, its options, examples."""
     context = click.Context(command, info_name=f"pare {name}")
     synopsis = " ".join([f"pare {name}", *command.collect_usage_pieces(context)])
-    options = [option for option in command.params if isinstance(option, click.Option)]
     parts = [f"## pare {name}", fenced([synopsis]), *paragraphs(command.help or "")]
-    if options:
-        parts.append("\n".join(option_item(option, context) for option in options))
-    parts += ["For example:", fenced(examples_of(command))]
-    return "\n\n".join(parts)
+    groups: dict[str, list[str]] = {}
+    for option in command.params:
+        if isinstance(option, Option):
+            groups.setdefault(option.title, []).append(option_item(option, context))
+    for title, items in groups.items():
+        parts += [*([f"{title}:"] if len(groups) > 1 else []), "\n".join(items)]
+    examples = command.examples if isinstance(command, PareCommand) else ()
+    return "\n\n".join([*parts, "For example:", fenced(list(examples))])
 
 
 def paragraphs(text: str) -> Iterator[str]:
@@ -80,11 +85,14 @@ def paragraphs(text: str) -> Iterator[str]:
             yield filled(escaped(" ".join(paragraph.split())))
 
 
-def option_item(option: click.Option, context: click.Context) -> str:
+def option_item(option: Option, context: click.Context) -> str:
     """One option as an item of a list: names and value, what it does, its default."""
-    names = " / ".join(f"`{name}{value_of(option, context)}`" for name in option.opts)
+    names = " / ".join(f"`{name}{value_of(option, context)}`" for name in option.listed_names)
     names += "".join(f" / `{name}`" for name in option.secondary_opts)
     words = escaped(option.help or "")
+    aliases = option.opts[len(option.listed_names) :]
+    if aliases:
+        words += f" Also {', '.join(f'`{name}`' for name in aliases)}."
     if option.required:
         words += " Required."
     elif option.show_default and option.default is not None:
@@ -92,7 +100,7 @@ def option_item(option: click.Option, context: click.Context) -> str:
     return filled(f"- {names}: {words}", hanging="  ")
 
 
-def value_of(option: click.Option, context: click.Context) -> str:
+def value_of(option: Option, context: click.Context) -> str:
     """` NAME` of what follows the option; nothing for a flag."""
     if option.is_flag:
         return ""
@@ -112,7 +120,7 @@ def exit_codes() -> str:
 
 def environment() -> str:
     items = [filled(f"- `{name}`: {words}", hanging="  ") for name, words in ENVIRONMENT.items()]
-    head = "## Environment\n\nThe libraries under pare read these; pare itself has none.\n\n"
+    head = "## Environment\n\nVariables that pare or its libraries read.\n\n"
     return head + "\n".join(items)
 
 

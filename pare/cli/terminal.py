@@ -1,4 +1,8 @@
-"""How the command meets the terminal: one line for an error, exit codes, warnings, progress."""
+"""What the command prints where: results, notes, errors and warnings in one line, progress.
+
+Results go to stdout, everything else to stderr.  What only someone who watches wants (a busy
+line, progress bars, a summary) is printed on a terminal alone.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from typing import TextIO
 
 import click
 
+from pare.cli.parameter_names import with_options
 from pare.errors import PareError
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
@@ -26,16 +31,15 @@ TERMINATED = 143  # 128 + SIGTERM
 
 EXIT_CODES = {
     0: "done, with warnings or without",
-    1: "`verify` or `bench` found a broken bound, or `rerun` another image; or a bug in pare, "
-    "which prints its traceback",
-    2: "something that you can mend, said in one sentence; nothing is left half written",
+    1: "`verify` or `bench` found a broken bound, or `rerun` made another image; or a bug in pare, "
+    "with its traceback",
+    2: "an error that you can fix, in one sentence; no file is left half written",
     INTERRUPTED: "Ctrl-C",
-    BROKEN_PIPE: "nobody reads the output any more, as in `pare … | head -1`",
-    TERMINATED: "the system asked the process to end",
+    BROKEN_PIPE: "the reader of the output has ended, as in `pare … | head -1`",
+    TERMINATED: "the process was terminated (SIGTERM)",
 }
 
-# Errors of the operating system that a user can do something about, in words.
-# Any other keeps its traceback.
+# Errors of the operating system that a user can fix. Any other keeps its traceback.
 OS_ERRORS = {
     errno.ENOENT: "no such file or folder",
     errno.EACCES: "permission denied",
@@ -53,13 +57,21 @@ OS_ERRORS = {
     errno.EMFILE: "too many open files",
 }
 
-# How PyTorch's allocators for the CPU and for Apple's GPUs say that there is no more memory.
+# The out-of-memory messages of PyTorch's allocators for the CPU and for Apple's GPUs.
 NO_MEMORY = re.compile(
     r"DefaultCPUAllocator: (can't allocate memory|not enough memory)|MPS backend out of memory"
 )
 
+STARTED = "pare.started"  # where a context's `meta` keeps when the command began
+
 # Read by transformers and huggingface_hub when they are imported.
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+# Read by OpenMP when torch is imported.  By default the threads that wait for others spin, and
+# on a busy machine they take the time from those that they wait for: with two other processes
+# on two cores an image took 182 s, and takes 7 s where threads sleep instead.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+OTHER_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def run_in_words(body: Callable[[], int]) -> int:
@@ -67,7 +79,7 @@ def run_in_words(body: Callable[[], int]) -> int:
 
     Anything else is a bug in pare and is raised.
     """
-    with ended_in_order() as ends, library_noise_off(), warnings_in_words():
+    with ended_in_order() as ends, library_environment(), warnings_in_words():
         try:
             code = body()
             sys.stdout.flush()
@@ -81,7 +93,7 @@ def run_in_words(body: Callable[[], int]) -> int:
         except PareError as error:
             code = complain(error.args[0])
             for row in error.table:
-                click.echo(printable(row), err=True)
+                note(printable(row), prefix="")
         except KeyboardInterrupt:
             code = say_ended(ends)
         except BrokenPipeError:
@@ -119,10 +131,51 @@ def machine_sentence(error: Exception) -> str | None:
 
 
 def complain(sentence: str, prefix: str = "pare: ") -> int:
-    """Print one line on stderr; the exit code for what a user can mend."""
+    """Print one line on stderr; the exit code for an error that the user can fix."""
     with contextlib.suppress(BrokenPipeError):  # nobody reads stderr: the exit code still tells
-        click.echo(prefix + one_line(sentence), err=True)
+        note(one_line(sentence), prefix)
     return 2
+
+
+# --- results, notes, and what only a terminal shows ---------------------------------------
+
+
+def result(value: object) -> None:
+    """Print what the command was asked for."""
+    clear_busy()
+    click.echo(value)
+
+
+def note(words: str, prefix: str = "pare: ") -> None:
+    """Print something about the run on stderr."""
+    clear_busy()
+    click.echo(prefix + words, err=True)
+
+
+def summary(words: str) -> None:
+    """At the end of a run on a terminal: what was made, and how long it took."""
+    if sys.stderr.isatty():
+        note(words)
+
+
+def busy(what: str) -> None:
+    """On a terminal: say what takes a while, on a line that the next output replaces."""
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[Kpare: {printable(what)} …", err=True, nl=False)
+
+
+def clear_busy() -> None:
+    """Take the busy line away; harmless where there is none."""
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def note_on_terminal() -> Callable[[str], None] | None:
+    """What a long command tells of its progress, on a terminal."""
+    return note if sys.stderr.isatty() else None
+
+
+# --- text -----------------------------------------------------------------------------------
 
 
 def one_line(text: str) -> str:
@@ -222,7 +275,11 @@ def warnings_in_words() -> Iterator[None]:
     ) -> None:
         if str(message) not in shown:
             shown.add(str(message))
-            complain(str(message), prefix="pare: warning: ")
+            context = click.get_current_context(silent=True)
+            words = str(message)
+            if context is not None and context.parent is not None:
+                words = with_options(words, context.command)
+            complain(words, prefix="pare: warning: ")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -236,12 +293,14 @@ def warnings_in_words() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def library_noise_off() -> Iterator[None]:
-    """No notes and no progress bars of the libraries while the command runs.
+def library_environment() -> Iterator[None]:
+    """While the command runs: no notes and no progress bars of libraries, threads that sleep.
 
     Whoever sets one of the variables gets what they asked for.
     """
     added = {name: value for name, value in QUIET.items() if name not in os.environ}
+    if not any(name in os.environ for name in OTHER_WAITING):
+        added |= WAITING
     os.environ.update(added)
     try:
         yield
@@ -254,6 +313,7 @@ def progress(what: str = "steps") -> Callable[[Iterable[int]], Iterable[int]]:
     """What to wrap a loop's indices in: a bar on stderr, or nothing if that is no terminal."""
     if not sys.stderr.isatty():
         return iter
+    clear_busy()
     from tqdm import tqdm
 
     return functools.partial(tqdm, desc=what, leave=False)

@@ -13,7 +13,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
@@ -33,7 +33,16 @@ MAX_PIXELS = 50_000_000  # 150 MB as RGB; far more than any model here can work 
 MASK_THRESHOLD = 128  # of 255: from here on a mask's pixel means "edit"
 
 # The formats that Pillow decodes by itself.  (Others start programs: EPS, Ghostscript.)
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+
+WRITTEN_FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".avif": ("AVIF", {"quality": 95}),
+}
+"""The formats that pare writes by the endings of their names, and how; PNG and WebP are exact."""
 
 # What Pillow's decoders raise on damaged files, apart from OSError.
 DECODER_ERRORS = (
@@ -93,7 +102,7 @@ def check_mask(mask: Image.Image, name: str = "the mask") -> Image.Image:
         raise ImageError(
             f"{name} marks nothing to edit (its brightest pixel is {high} of 255)",
             expected="white where the image is to change",
-            fix="invert it if black marks the edit (--invert-mask)",
+            fix="if black marks the edit, pass `invert=True`",
         )
     if low >= MASK_THRESHOLD:
         # Always in the same words: the file's mask and the same one at another size are one.
@@ -195,7 +204,8 @@ def readable(path: Path | str) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{path} is not an image that pare reads", expected="PNG, JPEG, WebP, TIFF, GIF or BMP"
+            f"{path} is not an image that pare reads",
+            expected="PNG, JPEG, WebP, AVIF, TIFF, GIF or BMP",
         ) from error
     except Image.DecompressionBombError as error:
         raise too_large(path, "enormous") from error
@@ -364,7 +374,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     if not images.isfinite().all():
         raise ImageError(
             "the image holds values that are not numbers (the model overflowed)",
-            fix="use --dtype float32, or bfloat16 on a GPU",
+            fix="use `dtype=float32`, or bfloat16 on a GPU",
         )
     pixels = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()  # (B, H, W, 3)
     return [Image.fromarray(image) for image in (pixels * 255).round().astype(np.uint8)]

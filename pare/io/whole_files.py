@@ -196,7 +196,7 @@ def check_output(path: Path, *, force: bool = False) -> Path:
 
 
 def already_exists(path: Path) -> OutputError:
-    return OutputError(f"{path} exists", fix="pass --force (force=True) to overwrite it")
+    return OutputError(f"{path} exists", fix="pass `force=True` to overwrite it")
 
 
 def sha256(path: Path) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -35,19 +35,22 @@ MAX_INPUT = 2**30  # bytes that are hashed because a recipe says so
 # --- finding what an image was made from -----------------------------------------------
 
 
-def find_input(name: str, recorded: Mapping[str, str], image: Path) -> Path:
-    """The file that was the input `name`: where it was, or near the image that it became.
+def find_input(
+    name: str, recorded: Mapping[str, str], image: Path, folders: Sequence[Path] = ()
+) -> Path:
+    """The file that was the input `name`: beside the image that it became, here, or in `folders`.
 
     Args:
-        recorded: its "path", as it was typed then, and its "sha256".
+        recorded: its "name" and its "sha256".  A recipe of the first format may have a path.
         image: the file with the recipe.
 
     Raises:
         RecipeError: no such file, or it has changed.
         OSError: a file of that name cannot be opened.
     """
-    typed = Path(recorded["path"])
-    places = (typed, image.parent / typed, image.parent / typed.name)
+    typed = Path(recorded["name"])
+    places = (typed, image.parent / typed, image.parent / typed.name,
+              *(folder / one for folder in folders for one in (typed, typed.name)))  # fmt: skip
     there = [path for path in dict.fromkeys(places) if worth_hashing(path)]
     for path in there:
         if sha256(path) == recorded["sha256"]:
@@ -55,7 +58,7 @@ def find_input(name: str, recorded: Mapping[str, str], image: Path) -> Path:
     raise RecipeError(
         f"the {name} that {image} was made from, {short(typed, 200)}, "
         + ("has changed since" if there else "is not there"),
-        fix=f"name the file to use: --input {name}=PATH",
+        fix=f"name the file (`inputs={name}=PATH`), or a folder to look in (`folders=FOLDER`)",
     )
 
 
@@ -64,11 +67,12 @@ def worth_hashing(path: Path) -> bool:
     return os.path.isfile(path) and 0 < path.stat().st_size <= MAX_INPUT
 
 
-def find_model(recipe: Recipe, dtype: str) -> ResolvedModel:
+def find_model(recipe: Recipe, dtype: str, folders: Sequence[Path] = ()) -> ResolvedModel:
     """The model that the recipe names, on this machine and unchanged.
 
     Args:
         dtype: of the weights to be, as a repository may have float16 files too.
+        folders: where to look for a file or a folder, beside the current one.
 
     Raises:
         RecipeError: it is not on this machine, or it has changed.
@@ -79,18 +83,24 @@ def find_model(recipe: Recipe, dtype: str) -> ResolvedModel:
     elif name in BUILT_IN:
         folder = BUILT_IN[name]
     else:
-        folder = Path(name)
+        folder = first_there(Path(name), folders)
         if not (folder.is_dir() or folder.is_file()):
-            raise RecipeError(f"the model {name!r} is not here", fix="name it with --model")
+            raise RecipeError(f"the model {name!r} is not here", fix="pass it as `model`")
     changed = changed_files(recipe.model, folder)
     if changed:
         raise RecipeError(
             f"the model {name!r} has changed since ({changed[0]})",
-            fix=f"to run it as it is now, say so: --model {name}",
+            fix=f"to run it as it is now, pass `model={name}`",
         )
     if folder.is_file():
         return resolve_model(folder)  # after its fingerprint: this opens it
     return ModelFolder(name, folder, commit)
+
+
+def first_there(path: Path, folders: Sequence[Path]) -> Path:
+    """The path, or the first of its name in `folders`; as it is if there is none."""
+    places = [path, *(folder / path.name for folder in folders)]
+    return next((place for place in places if place.name and place.exists()), path)
 
 
 def cached_repository(name: str, commit: object, dtype: str) -> Path:
@@ -106,7 +116,7 @@ def cached_repository(name: str, commit: object, dtype: str) -> Path:
     if cached is None:
         raise RecipeError(
             f"the model {name} at commit {str(commit)[:7]} is not in the Hub's cache",
-            fix=f"to download it, say so: --model {name}",
+            fix=f"to download it, pass `model={name}`",
         )
     return cached.folder
 
@@ -117,7 +127,9 @@ def changed_files(model: Mapping[str, Any], folder: Path) -> list[str]:
     Raises:
         RecipeError: the recipe names no files, or files elsewhere.
     """
-    weights, recorded = table(model, "files"), {**table(model, "configs"), **table(model, "files")}
+    weights, configs = table(model, "files"), table(model, "configs")
+    # The recipe has its own scheduler.
+    recorded = {k: v for k, v in configs.items() if not k.startswith("scheduler/")} | dict(weights)
     if not weights:
         raise RecipeError("the recipe does not say which files its model had")
     fingerprint = fingerprint_function(model.get("fingerprint"))
@@ -142,7 +154,7 @@ def table(model: Mapping[str, Any], key: str) -> Mapping[str, str]:
     return found
 
 
-def find_tokenizer(recipe: Recipe) -> Path | None:
+def find_tokenizer(recipe: Recipe, folders: Sequence[Path] = ()) -> Path | None:
     """The folder that a single file's tokenizer came from, unchanged; None if it had its own.
 
     Raises:
@@ -151,12 +163,12 @@ def find_tokenizer(recipe: Recipe) -> Path | None:
     name = recipe.arguments.get("tokenizer")
     if name is None:
         return None
-    folder, recorded = Path(str(name)), table(recipe.model, "configs")
+    folder, recorded = first_there(Path(str(name)), folders), table(recipe.model, "configs")
     fingerprint = fingerprint_function(recipe.model.get("fingerprint"))
     if not folder.is_dir() or dict(tokenizer_fingerprints(folder, fingerprint)) != recorded:
         raise RecipeError(
             f"the tokenizer {name!r} is not here, or has changed since",
-            fix="name the folder to use: --tokenizer FOLDER",
+            fix="pass the folder as `tokenizer`",
         )
     return folder
 
@@ -250,6 +262,9 @@ TOLD_ELSEWHERE = frozenset(
 )
 
 
+DIGESTS = ("model.files.", "model.configs.", "model.fingerprint")
+
+
 @dataclass(frozen=True)
 class Change:
     """A fact about two images' making in which they differ; None where one has none."""
@@ -311,6 +326,10 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def compare_recipes(one: Recipe, other: Recipe) -> list[Change]:
     """The facts in which two recipes differ, in the order of `facts`."""
     ours, theirs = facts(one), facts(other)
+    if one.model.get("fingerprint") != other.model.get("fingerprint"):
+        # Sums over other bytes of the files, which tell nothing; `find_model` compares.
+        ours, theirs = ({k: v for k, v in some.items() if not k.startswith(DIGESTS)}
+                        for some in (ours, theirs))  # fmt: skip
     names = dict.fromkeys([*ours, *theirs])
     return [
         Change(name, ours.get(name), theirs.get(name))

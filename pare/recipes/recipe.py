@@ -1,5 +1,6 @@
-"""An image carries the recipe that made it, as JSON in the PNG's text under "pare".
+"""An image carries the recipe that made it: JSON in a PNG's text, or in the EXIF of other formats.
 
+A recipe names files by their names and SHA-256 sums, and never says in which folders they are.
 Reading one is reading what a stranger wrote: every size and type is checked.  Whether
 the settings make sense is seen by whoever runs them again (`pare.recipes.rebuild`).
 """
@@ -7,11 +8,13 @@ the settings make sense is seen by whoever runs them again (`pare.recipes.rebuil
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
+import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,12 +23,21 @@ from typing import Any, BinaryIO, NoReturn
 from PIL import Image, PngImagePlugin
 
 from pare.errors import RecipeError
-from pare.io.images import open_image, readable
+from pare.io.images import WRITTEN_FORMATS, open_image, readable
 from pare.runtime.validation import MAX_IMAGES, MAX_SEED
 from pare.version import __version__
 
 KEY = "pare"
-FORMAT = 1  # raised when a reader of the old format would misunderstand the new one
+FORMAT = 2  # raised when a reader of the old format would misunderstand the new one
+EXIF_FOLDER, USER_COMMENT = 0x8769, 0x9286  # EXIF 2.32, 4.6.3 and 4.6.5
+ASCII = b"ASCII\0\0\0"  # how a user comment says its character code
+NOT_ARGUMENTS = ("out", "force", "as_json")  # of format 1: where its images went
+NEW_DEFAULTS = {"sweep": {"cell": 0}}  # what commands did before they had an argument for it
+GONE = {  # arguments that commands have no more, and the only value that they run without
+    ("p2p", "method"): "lockstep",
+    ("p2p", "injection_ratio"): None,
+}
+RENAMED = {("attention", "per", "level"): "stage"}  # values that have another name now
 MAX_TEXT = 1_000_000  # characters
 MAX_DEPTH = 16  # objects and lists inside each other; pare writes 4
 MAX_FILE = 500_000_000  # bytes of the image's file; the largest image is 150 MB, unpacked
@@ -47,8 +59,8 @@ class Recipe:
     """
 
     command: str  # the command of `pare`: "generate", "blend", …
-    arguments: Mapping[str, Any]  # all of them, defaults included
-    inputs: Mapping[str, Mapping[str, str]]  # argument -> {"path", "sha256"}
+    arguments: Mapping[str, Any]  # all that decide the image, defaults included
+    inputs: Mapping[str, Mapping[str, str]]  # argument -> {"name", "sha256"}
     model: Mapping[str, Any]  # what was loaded: where from, revision, hashes
     scheduler: Mapping[str, Any]  # what builds it again
     seeds: Sequence[int]
@@ -89,11 +101,35 @@ def current_versions(device: str = "cpu") -> dict[str, str]:
     return versions
 
 
-def save_png(image: Image.Image, recipe: Recipe, file: BinaryIO) -> None:
-    """Write the image with its recipe into an open file (see `pare.io.whole_files.write_whole`)."""
-    text = PngImagePlugin.PngInfo()
-    text.add_text(KEY, recipe.to_json())
-    image.save(file, format="PNG", pnginfo=text)
+def save_image(image: Image.Image, recipe: Recipe, suffix: str, file: BinaryIO) -> None:
+    """Write an image with its recipe into an open file (see `pare.io.whole_files.write_whole`).
+
+    Args:
+        suffix: the ending of the file's name, a key of `WRITTEN_FORMATS`.  A PNG's and a WebP's
+            pixels are exact.
+    """
+    kind, settings = WRITTEN_FORMATS[suffix.lower()]
+    if kind == "PNG":
+        text = PngImagePlugin.PngInfo()
+        text.add_text(KEY, recipe.to_json())
+        image.save(file, format=kind, pnginfo=text)
+    else:
+        exif = Image.Exif()
+        exif.get_ifd(EXIF_FOLDER)[USER_COMMENT] = ASCII + recipe.to_json().encode()
+        image.save(file, format=kind, exif=exif.tobytes(), **settings)
+
+
+def as_stored(image: Image.Image, path: Path) -> Image.Image:
+    """The image as a file in the format of `path` gives it back: JPEG and AVIF change pixels."""
+    with open_image(path) as file:
+        kind = file.format
+    settings = next((how for one, how in WRITTEN_FORMATS.values() if one == kind), {})
+    if kind == "PNG" or not settings or settings.get("lossless"):
+        return image
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **settings)
+    with Image.open(buffer) as stored:
+        return stored.convert("RGB")
 
 
 def read_recipe(path: Path | str) -> Recipe:
@@ -101,18 +137,27 @@ def read_recipe(path: Path | str) -> Recipe:
 
     Raises:
         RecipeError: the image carries none, or one that pare did not write.
-        ImageError: not a PNG.
+        ImageError: not an image of a format that pare writes.
         OSError: the file cannot be opened.
     """
     if Path(path).stat().st_size > MAX_FILE:  # of a text Pillow would read all
         raise RecipeError(f"{path} is larger than any image that pare makes")
-    with open_image(path, formats=("PNG",)) as image, readable(path):
-        text = image.info.get(KEY)
+    kinds = tuple(dict.fromkeys(kind for kind, _ in WRITTEN_FORMATS.values()))
+    with open_image(path, formats=kinds) as image, readable(path):
+        text = image.info.get(KEY) if image.format == "PNG" else user_comment(image)
     if text is None:
         raise RecipeError(
-            f"{path} carries no recipe", expected="a PNG as `pare` wrote it, not re-saved since"
+            f"{path} carries no recipe", expected="an image as `pare` wrote it, not re-saved since"
         )
     return parse_recipe(str(text), str(path))
+
+
+def user_comment(image: Image.Image) -> str | None:
+    """The comment in the image's EXIF, if it is a JSON object, as a recipe is."""
+    comment = image.getexif().get_ifd(EXIF_FOLDER).get(USER_COMMENT)
+    if not isinstance(comment, bytes) or not comment.startswith(ASCII + b"{"):
+        return None
+    return comment.removeprefix(ASCII).decode("ascii", "replace")
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
@@ -130,7 +175,46 @@ def parse_recipe(text: str, where: str) -> Recipe:
     if isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
         raise RecipeError(f"the recipe in {where} is of a newer pare", fix="update pare")
     check_fields(raw, where)
+    if raw["format"] == 1:
+        raw = from_format_1(raw)
+    check_names(raw, where)
     return Recipe(**raw)
+
+
+def from_format_1(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe of the first format, which had paths as they were typed, in today's."""
+    arguments = {key: value for key, value in raw["arguments"].items() if key not in NOT_ARGUMENTS}
+    arguments = {**NEW_DEFAULTS.get(raw["command"], {}), **arguments}
+    for (command, name), usual in GONE.items():
+        if raw["command"] == command and arguments.pop(name, usual) != usual:
+            raise RecipeError(f"this pare has no `pare {command}` with another {name} than {usual}")
+    for (command, name, old), new in RENAMED.items():
+        if raw["command"] == command and arguments.get(name) == old:
+            arguments[name] = new
+    inputs = {
+        name: {"name": recorded["path"], "sha256": recorded["sha256"]}
+        for name, recorded in raw["inputs"].items()
+    }
+    return {**raw, "arguments": arguments, "inputs": inputs, "format": FORMAT}
+
+
+def check_names(raw: Mapping[str, Any], where: str) -> None:
+    """Refuse what cannot be a file's name: text that no file system can hold."""
+    for value in texts_in([raw["arguments"], raw["inputs"], raw["model"]]):
+        try:
+            os.fsencode(value)
+        except UnicodeEncodeError as error:
+            raise broken(where, "it holds half of a character") from error
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """Every text in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        for one in inner:
+            yield from texts_in(one)
 
 
 def check_fields(raw: Mapping[str, Any], where: str) -> None:
@@ -149,8 +233,9 @@ def check_fields(raw: Mapping[str, Any], where: str) -> None:
     for name in ("format", "threads"):
         require(whole(raw[name], 1, 2**20), name, where)
     require(is_text_table(raw["versions"]), "versions", where)
-    inputs = raw["inputs"]
-    require(isinstance(inputs, dict) and all(map(is_input, inputs.values())), "inputs", where)
+    inputs, keys = raw["inputs"], {"path" if raw["format"] == 1 else "name", "sha256"}
+    good = isinstance(inputs, dict) and all(is_input(one, keys) for one in inputs.values())
+    require(good, "inputs", where)
     seeds = raw["seeds"]
     good = isinstance(seeds, list) and 1 <= len(seeds) <= MAX_IMAGES
     require(good and all(whole(seed, 0, MAX_SEED) for seed in seeds), "seeds", where)
@@ -168,8 +253,8 @@ def is_text_table(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
-def is_input(value: object) -> bool:
-    return isinstance(value, dict) and set(value) == {"path", "sha256"} and is_text_table(value)
+def is_input(value: object, keys: set[str]) -> bool:
+    return isinstance(value, dict) and set(value) == keys and is_text_table(value)
 
 
 def are_parts(value: object) -> bool:

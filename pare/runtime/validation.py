@@ -132,11 +132,11 @@ def check_size(width: int, height: int, step: int = SIZE_STEP) -> tuple[int, int
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`512x768` as (width, height) = (512, 768)."""
-    match = re.fullmatch(r"([0-9]{1,6})[x×]([0-9]{1,6})", text.strip().lower())
+    """`512x768` as (width, height) = (512, 768), `512` as (512, 512)."""
+    match = re.fullmatch(r"([0-9]{1,6})(?:[x×]([0-9]{1,6}))?", text.strip().lower())
     if not match:
         raise SettingError(f"the size is {text!r}", expected="WIDTHxHEIGHT, for example 512x512")
-    return check_size(int(match[1]), int(match[2]))
+    return check_size(int(match[1]), int(match[2] or match[1]))
 
 
 def parse_span(name: str, text: str) -> tuple[float, float]:

@@ -78,7 +78,7 @@ def warn_of_unreliable_solver(
     warnings.warn(
         f"{problem}; {own}"
         if fewest is None
-        else f"{problem} with fewer than {fewest} steps; raise `steps`, or {own}",
+        else f"{problem} with fewer than {fewest} steps; raise `steps`",
         UnreliableSolver,
         stacklevel=4,
     )

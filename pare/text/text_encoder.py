@@ -120,6 +120,7 @@ class UnknownWords(UserWarning):
 WORDS_FILE = "tokenizer/words.txt"  # one a line, in a model's folder
 MOST_WORDS = 1_000_000  # bytes of that file
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+WEIGHT = re.compile(r"\(([^():]*):[0-9.]+\)")  # as web interfaces write it: (car:1.3)
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,16 @@ def unknown_words(prompt: str, known: frozenset[str]) -> list[str]:
 
 def warn_of_unknown_words(prompts: Sequence[str], known: frozenset[str], model: str) -> None:
     """Say so if `model` was never taught some of the prompts' words."""
-    unknown = unknown_words(" ".join(prompts), known)
+    text = " ".join(prompts)
+    weighted = WEIGHT.search(text)
+    if weighted:
+        warnings.warn(
+            f"{weighted[0]} is read as words: pare has no weights in prompts; `pare p2p --weight` "
+            "scales the attention to a word",
+            UnknownWords,
+            stacklevel=3,
+        )
+    unknown = unknown_words(WEIGHT.sub(r"\1", text), known)
     if unknown:
         words = ", ".join(map(repr, unknown[:5])) + (", …" if len(unknown) > 5 else "")
         warnings.warn(

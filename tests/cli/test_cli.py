@@ -25,7 +25,8 @@ from PIL import Image
 import pare.cli.main
 import pare.verify
 from pare.cli.main import main
-from pare.cli.options import SCHEDULER_NAMES
+from pare.cli.option_types import SCHEDULER_NAMES
+from pare.cli.terminal import OTHER_WAITING
 from pare.errors import ModelError
 from pare.io.whole_files import sha256
 from pare.pipeline import Pipeline
@@ -107,7 +108,7 @@ def test_the_help_names_the_schedulers_that_there_are() -> None:
         ("generate x --scheduler dream", "not one of 'ddim'"),
         ("generate x --size 100x100", "a multiple of 8"),
         ("generate x --size huge", "WIDTHxHEIGHT"),
-        ("generate x --seed -1", "seed is -1"),
+        ("generate x --seed -2", "--seed is '-2'; expected a whole number"),
         ("generate x --seed 9223372036854775808", "2**63 - 1"),
         ("generate x --seed 7 --seed 7", "given 2 times"),
         ("generate x --seed 7 --seed 8 --count 2", "several seeds, or one seed and a count"),
@@ -162,7 +163,7 @@ def test_file_names_cannot_steer_the_terminal(
         ("--model empty", "empty has no model_index.json"),
         ("--model missing", "'missing' does not exist"),
         ("--device cuda:99", "is not on this machine"),
-        ("--device abacus", "no device 'abacus'"),
+        ("--device abacus", "the device 'abacus'"),
         ("--scheduler euler --eta 0.5", "eta"),
         ("--scheduler ddim --karras", "karras"),
     ],
@@ -230,14 +231,14 @@ def test_no_other_error_is_taken_for_the_user_s(
 
 def test_ctrl_c_while_writing_leaves_nothing_half_written(tmp_path: Path) -> None:
     patch = """
-whole = pare.recipes.recipe.save_png
-def save_png(image, recipe, file):
+whole = pare.recipes.recipe.save_image
+def save_image(image, recipe, suffix, file):
     if recipe.seed == 1:
         file.write(b"half")
         file.flush()
         os.kill(os.getpid(), signal.SIGINT)
-    whole(image, recipe, file)
-pare.recipes.recipe.save_png = save_png
+    whole(image, recipe, suffix, file)
+pare.recipes.recipe.save_image = save_image
 """
     done = run_patched(tmp_path, patch, "generate", "x", "--count", "3")
     assert done.returncode == 130
@@ -274,14 +275,14 @@ def test_a_full_disk_keeps_the_images_that_are_whole(
     fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    whole = pare.recipes.recipe.save_png
+    whole = pare.recipes.recipe.save_image
 
-    def save_png(image: Image.Image, recipe: Any, file: Any) -> None:
+    def save_image(image: Image.Image, recipe: Any, suffix: str, file: Any) -> None:
         if recipe.seed == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        whole(image, recipe, file)
+        whole(image, recipe, suffix, file)
 
-    monkeypatch.setattr(pare.recipes.recipe, "save_png", save_png)
+    monkeypatch.setattr(pare.recipes.recipe, "save_image", save_image)
     assert main(["generate", "x", "--count", "3"]) == 2
     captured = capsys.readouterr()
     assert captured.err == "pare: the disk is full\n"
@@ -334,6 +335,8 @@ def test_warnings_are_one_line_and_no_failure(
 def test_the_process_is_left_as_it_was(fake: FakePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRANSFORMERS_VERBOSITY", raising=False)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
+    for name in OTHER_WAITING:
+        monkeypatch.delenv(name, raising=False)
     before = dict(os.environ), list(warnings.filters), warnings.showwarning, os.getcwd()
     seen = {}
 
@@ -345,6 +348,11 @@ def test_the_process_is_left_as_it_was(fake: FakePipeline, monkeypatch: pytest.M
     assert main(["generate", "x"]) == 2
     assert (dict(os.environ), list(warnings.filters), warnings.showwarning, os.getcwd()) == before
     assert seen["TRANSFORMERS_VERBOSITY"] == "error"
+    assert seen["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    seen.clear()
+    assert main(["generate", "x"]) == 2
+    assert "OMP_WAIT_POLICY" not in seen
     assert seen["HF_HUB_DISABLE_PROGRESS_BARS"] == "0"  # the user's own word
 
 
@@ -372,13 +380,53 @@ def test_names_of_the_images(
 def test_nothing_is_overwritten_without_force(
     fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("a-1.png").write_bytes(b"mine")
+    Path("folder").mkdir()
+    Path("folder/generate-1.png").write_bytes(b"mine")
+    for out, taken in (("a.png", "a-1.png"), ("folder", "folder/generate-1.png")):
+        assert main(["generate", "x", "--count", "2", "--out", out]) == 2
+        assert f"{taken} exists; pass --force to overwrite it" in error_line(capsys)
+        assert names(tmp_path) == ["a-1.png", "folder"]
+        assert names(tmp_path / "folder") == ["generate-1.png"]
+        assert Path(taken).read_bytes() == b"mine"
+        assert main(["generate", "x", "--count", "2", "--out", out, "--force"]) == 0
+        assert Image.open(taken).getpixel((0, 0)) == (1, 1, 1)
+        Path(taken.replace("1", "0")).unlink()
+        capsys.readouterr()
+
+
+def test_without_out_a_second_run_takes_new_names(
+    fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("generate-1.png").write_bytes(b"mine")
-    assert main(["generate", "x", "--count", "2"]) == 2
-    assert "generate-1.png exists" in error_line(capsys)
-    assert names(tmp_path) == ["generate-1.png"]
-    assert Path("generate-1.png").read_bytes() == b"mine"
-    assert main(["generate", "x", "--count", "2", "--force"]) == 0
-    assert Image.open("generate-1.png").getpixel((0, 0)) == (1, 1, 1)
+    for arguments, expected in (
+        ("", ["generate-0.png"]),
+        ("", ["generate-0-2.png"]),
+        ("--count 2", ["generate-0-3.png", "generate-1-3.png"]),
+        ("--count 2 --force", ["generate-0.png", "generate-1.png"]),
+    ):
+        assert main(["generate", "x", *arguments.split()]) == 0
+        assert capsys.readouterr().out.split() == expected
+    Path("outputs").mkdir()
+    for expected in (["outputs/generate-0.png"], ["outputs/generate-0-2.png"]):
+        assert main(["generate", "x"]) == 0
+        assert capsys.readouterr().out.split() == expected
+
+
+def test_a_name_that_another_run_took_meanwhile_is_counted_up(
+    fake: FakePipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    whole = FakePipeline.generate
+
+    def generate(self: FakePipeline, *given: Any, **more: Any) -> Any:
+        Path("generate-0.png").write_bytes(b"another run's")
+        return whole(self, *given, **more)
+
+    monkeypatch.setattr(FakePipeline, "generate", generate)
+    assert main(["generate", "x"]) == 0
+    assert capsys.readouterr().out == "generate-0-2.png\n"
+    assert Path("generate-0.png").read_bytes() == b"another run's"
 
 
 def test_two_seeds_make_two_images_with_their_recipes(fake: FakePipeline, tmp_path: Path) -> None:
@@ -429,15 +477,15 @@ def test_img2img_works_at_multiples_of_8_and_hands_back_the_input_s_size(
     image = image_of(tmp_path / "a.png", 30, 19)
     arguments = ["img2img", "a.png", "x", "--strength", "0.5", "--seed", "3"]
     assert main([*arguments, "--out", "b.png"]) == 0
-    assert fake.asked["image"].shape == (1, 3, 24, 32)
+    assert fake.asked["image"].size == (32, 24)
     assert fake.asked["strength"] == 0.5
     made = Image.open(tmp_path / "b.png")
     assert made.tobytes() == bytes(255 - level for level in image.tobytes())  # the fake inverts
     recipe = read_recipe(tmp_path / "b.png")
-    assert recipe.inputs["image"] == {"path": "a.png", "sha256": sha256(tmp_path / "a.png")}
+    assert recipe.inputs["image"] == {"name": "a.png", "sha256": sha256(tmp_path / "a.png")}
 
     assert main([*arguments, "--size", "64x40", "--out", "c.png"]) == 0
-    assert fake.asked["image"].shape == (1, 3, 40, 64)
+    assert fake.asked["image"].size == (64, 40)
     assert Image.open(tmp_path / "c.png").size == (30, 19)
     assert capsys.readouterr().err == ""
 
@@ -462,7 +510,15 @@ def blended(fake: FakePipeline, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
         exact, changed = blended.Difference(math.inf, 0), blended.Difference(25.0, 91)
         outside = [exact, changed][: len(seeds)]
         latents = torch.zeros(len(seeds), 4, 2, 2)
-        return blended.Blended([image] * len(seeds), latents, outside, changed)
+        plan = SimpleNamespace(batch=len(seeds), tile=None)
+        return blended.Blended(
+            images=[image] * len(seeds),
+            latents=latents,
+            outside=outside,
+            vae_alone=changed,
+            scores=None,
+            plan=plan,
+        )
 
     monkeypatch.setattr(blended, "blend", blend)
     return asked
@@ -483,14 +539,15 @@ def test_blend(blended: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFi
     assert blended["mask"].getpixel((11, 7)) == 0
     captured = capsys.readouterr()
     assert captured.out == "b-0.png\nb-1.png\n"
-    first, second, alone = captured.err.splitlines()
+    scaled, first, second, alone = captured.err.splitlines()
+    assert scaled.startswith("pare: warning: the mask is 12 x 8: scaled to the image's 24 x 16")
     assert first == "b-0.png, outside the mask: IMAGE's pixels, exactly"
     assert second == "b-1.png, outside the mask: 25.0 dB from IMAGE, at most 91 of 255"
     assert "without an edit: 25.0 dB" in alone
     recipe = read_recipe(tmp_path / "b-1.png")
     assert (recipe.command, recipe.index) == ("blend", 1)
     for name, path in (("image", "a.png"), ("mask", "m.png")):
-        assert recipe.inputs[name] == {"path": path, "sha256": sha256(tmp_path / path)}
+        assert recipe.inputs[name] == {"name": path, "sha256": sha256(tmp_path / path)}
 
     more = ["--method", "both", "--size", "32x24", "--strength", "0.5", "--background", "decoder"]
     assert main([*arguments, *more, "--decoder-steps", "9", "--json"]) == 0
@@ -574,7 +631,7 @@ def test_the_built_in_model_end_to_end(run_pare: RunPare, tmp_path: Path) -> Non
         "generate",
         "a snowy road in the forest",
         "--steps",
-        "2",
+        "10",
         "--seed",
         "7",
         "--seed",
@@ -603,11 +660,11 @@ def test_an_image_takes_seconds_from_a_cold_start(run_pare: RunPare) -> None:
 
 def test_img2img_hands_back_the_input_s_size(run_pare: RunPare, tmp_path: Path) -> None:
     Image.linear_gradient("L").resize((100, 75)).convert("RGB").save(tmp_path / "a.jpg")
-    done = run_pare("img2img", "a.jpg", "a road by night", "--steps", "3", "--out", "b.png")
+    done = run_pare("img2img", "a.jpg", "a road by night", "--steps", "20", "--out", "b.png")
     assert (done.returncode, done.stdout, done.stderr) == (0, "b.png\n", "")
     assert Image.open(tmp_path / "b.png").size == (100, 75)
     recipe = read_recipe(tmp_path / "b.png")
-    assert recipe.inputs["image"]["path"] == "a.jpg"
+    assert recipe.inputs["image"]["name"] == "a.jpg"
     assert re.fullmatch("[0-9a-f]{64}", recipe.inputs["image"]["sha256"])
 
 

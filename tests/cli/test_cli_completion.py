@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pare.cli.commands import completion
+from pare.cli.commands.completion import VARIABLE
 from pare.cli.commands.verify import GROUPS
 from pare.cli.main import main
 from pare.verify import parity
@@ -138,6 +138,6 @@ def test_files_devices_and_groups_are_offered(
 def test_a_command_inside_a_program_does_not_complete(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(completion.VARIABLE, "bash_complete")
+    monkeypatch.setenv(VARIABLE, "bash_complete")
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("pare ")

@@ -5,18 +5,24 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
-from pare.cli.examples import examples_of
+from pare.cli.grouped_help import PareCommand
 from pare.cli.main import all_commands, main
 from pare.loading import conversion
 from tests.single_files import UNET1, original_checkpoint
 
 # Diffusers takes long to load; many tasks take long to edit.
 SLOW = ("verify", "bench", "bench load", "bench edits")
+
+
+def examples_of(command: click.Command) -> list[str]:
+    assert isinstance(command, PareCommand)
+    return list(command.examples)
 
 
 def all_examples() -> list[object]:

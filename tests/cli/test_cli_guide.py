@@ -74,7 +74,7 @@ def test_images_are_made_again(
     made = sorted(tiny.glob("a*.png"))
     recipe = read_recipe(made[-1])
     assert recipe.arguments["loss"] == arguments[1]
-    hashed = {"style": {"path": "photo.png", "sha256": sha256(tiny / "photo.png")}}
+    hashed = {"style": {"name": "photo.png", "sha256": sha256(tiny / "photo.png")}}
     assert recipe.inputs == (hashed if "--style" in arguments else {})
     capsys.readouterr()
     assert main(["rerun", str(made[-1]), "--check"]) == 0
@@ -108,7 +108,7 @@ def test_clip_is_named_by_its_folder_and_kept_by_its_weights(
     assert guide(*options) == 0
     recipe = read_recipe("a.png")
     weights = "clip/model.safetensors"
-    assert recipe.inputs == {"clip": {"path": weights, "sha256": sha256(tiny / weights)}}
+    assert recipe.inputs == {"clip": {"name": weights, "sha256": sha256(tiny / weights)}}
     shutil.move("clip", "moved")
     capsys.readouterr()
     assert main(["rerun", "a.png", "--check"]) == 2
@@ -131,7 +131,7 @@ def test_clip_is_named_by_its_folder_and_kept_by_its_weights(
         (["--loss", "style"], "name an image: --style IMAGE"),
         (["--loss", "style", "--style", "none.png"], "none.png: no such file"),
         (["--loss", "style", "--style", "tiny/model_index.json"], "is not an image"),
-        (["--loss", "blue", "--style", "photo.png"], "does not look at it"),
+        (["--loss", "blue", "--style", "photo.png"], "does not use it"),
         (["--loss", "clip"], "name a model's folder: --clip FOLDER"),
         (["--loss", "clip", "--clip", "tiny"], "tiny/model.safetensors: no such file"),
         (["--loss", "judge"], "tells judge nothing"),

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from pare.cli.image_run import check_images
 from pare.cli.main import main
-from pare.cli.run_command import check_images
 from pare.errors import SettingError
 from pare.pipeline import Pipeline
 from pare.recipes.recipe import read_recipe

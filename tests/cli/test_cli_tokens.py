@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pare.cli.embedding_options import LearnedWordFile, parse_mix, parse_mix_prompt, parse_replace
 from pare.cli.main import main
-from pare.cli.text_options import LearnedWordFile, parse_mix, parse_mix_prompt, parse_replace
 from pare.errors import PareError
 from pare.io.whole_files import sha256
 from pare.recipes.recipe import read_recipe
@@ -91,7 +91,7 @@ def test_an_image_under_every_edit_is_made_again(
     assert generate("the road, <cat-toy> car", *edits, "--out", "a.png") == 0
     recipe = read_recipe("a.png")
     assert recipe.inputs == {
-        "embedding": {"path": "toy.bin", "sha256": sha256(tiny.parent / "toy.bin")}
+        "embedding": {"name": "toy.bin", "sha256": sha256(tiny.parent / "toy.bin")}
     }
     assert recipe.arguments["embedding"] == ["toy.bin=<cat-toy>"]
     assert recipe.arguments["mix"] == ["car=the=0.3"]
@@ -111,7 +111,7 @@ def test_several_learned_words_and_files_that_have_moved(
     assert list(read_recipe("a.png").inputs) == ["embedding", "embedding#2"]
     shutil.move("b.bin", "moved.bin")
     assert main(["rerun", "a.png", "--check"]) == 2
-    assert "name the file to use: --input embedding#2=PATH" in capsys.readouterr().err
+    assert "name the file (--input embedding#2=PATH)" in capsys.readouterr().err
     assert main(["rerun", "a.png", "--check", "--input", "embedding#2=moved.bin"]) == 0
     torch.save({"<b>": -9 * TOY[:1]}, "b.bin")  # another one under the old name
     assert main(["rerun", "a.png", "--check"]) == 2

@@ -7,7 +7,6 @@ import re
 import click
 import pytest
 
-from pare.cli.examples import examples_of
 from pare.cli.main import all_commands
 from pare.cli.reference_page import ENVIRONMENT, reference
 from pare.cli.terminal import EXIT_CODES
@@ -29,7 +28,7 @@ def test_it_is_complete() -> None:
             for option in (*parameter.opts, *parameter.secondary_opts):
                 shown = f"`{option}" if isinstance(parameter, click.Option) else "pare " + name
                 assert shown in section, (name, option)
-        assert all(example in section for example in examples_of(command))
+        assert all(example in section for example in command.examples)
     for word in (*EXIT_CODES, *ENVIRONMENT):
         assert f"- `{word}`: " in page
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import pare.cli.main
-from pare.cli.examples import examples_of
+from pare.cli.grouped_help import PareCommand
 from pare.cli.main import all_commands
 from roads import photo
 from roads.judge.comparison import compare
@@ -100,7 +100,7 @@ def help_examples() -> list[object]:
         command: click.Command = all_commands()[name]
         found += [
             pytest.param(line, id=line)
-            for line in examples_of(command)
+            for line in (command.examples if isinstance(command, PareCommand) else ())
             if "photo.jpg" not in line and "--explain" not in line
         ]
     return found

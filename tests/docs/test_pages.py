@@ -28,7 +28,7 @@ def page(request: pytest.FixtureRequest) -> Path:
 
 def options() -> set[str]:
     """Every option of every command, and of the modules of roads that pages call."""
-    found = {"--help", "--version"}
+    found = {"--help", "--help-all", "--version"}
     for command in pare.cli.main.all_commands().values():
         for parameter in command.params:
             if isinstance(parameter, click.Option):

@@ -14,21 +14,26 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from pare.errors import ImageError, RecipeError
+from pare.io.images import load_image
 from pare.io.whole_files import write_whole
 from pare.recipes.recipe import (
+    EXIF_FOLDER,
+    FORMAT,
     MAX_FILE,
     MAX_TEXT,
+    USER_COMMENT,
     Recipe,
+    as_stored,
     current_versions,
     parse_recipe,
     read_recipe,
-    save_png,
+    save_image,
 )
 
 RECIPE = Recipe(
     command="blend",
     arguments={"prompt": "Straße — 雪 \udcff", "mask": "m.png", "steps": 25, "size": None},
-    inputs={"mask": {"path": "m.png", "sha256": "00" * 32}},
+    inputs={"mask": {"name": "m.png", "sha256": "00" * 32}},
     model={"spec": "roads"},
     scheduler={"name": "ddim", "eta": 0.0},
     seeds=[7, 2**63 - 1],
@@ -41,7 +46,7 @@ RECIPE = Recipe(
 
 
 def test_an_image_brings_its_recipe_back(tmp_path: Path, gradient: Image.Image) -> None:
-    write_whole(tmp_path / "a.png", lambda file: save_png(gradient, RECIPE, file))
+    write_whole(tmp_path / "a.png", lambda file: save_image(gradient, RECIPE, ".png", file))
     assert read_recipe(tmp_path / "a.png") == RECIPE
     assert RECIPE.seed == 2**63 - 1
     with Image.open(tmp_path / "a.png") as image:
@@ -51,7 +56,7 @@ def test_an_image_brings_its_recipe_back(tmp_path: Path, gradient: Image.Image) 
 
 def test_a_place_in_a_run_is_a_seed_and_a_part(tmp_path: Path, gradient: Image.Image) -> None:
     target = dataclasses.replace(RECIPE, parts=["source", "target-1"], part="target-1")
-    write_whole(tmp_path / "a.png", lambda file: save_png(gradient, target, file))
+    write_whole(tmp_path / "a.png", lambda file: save_image(gradient, target, ".png", file))
     assert read_recipe(tmp_path / "a.png") == target
     # A run that makes one image a seed says nothing of parts: every pare reads its recipes.
     assert not {"parts", "part"} & set(json.loads(RECIPE.to_json()))
@@ -65,9 +70,52 @@ def test_images_without_a_recipe(tmp_path: Path, gradient: Image.Image) -> None:
     gradient.save(tmp_path / "a.png")
     with pytest.raises(RecipeError, match="carries no recipe"):
         read_recipe(tmp_path / "a.png")
-    gradient.save(tmp_path / "a.jpg")
+    for ending in (".jpg", ".webp", ".avif"):
+        gradient.save(tmp_path / f"a{ending}")
+        with pytest.raises(RecipeError, match="carries no recipe"):
+            read_recipe(tmp_path / f"a{ending}")
+    gradient.save(tmp_path / "a.gif")
     with pytest.raises(ImageError, match="is not an image"):
+        read_recipe(tmp_path / "a.gif")
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".jpeg", ".webp", ".avif"])
+def test_other_formats_carry_the_recipe_in_their_exif(
+    tmp_path: Path, gradient: Image.Image, ending: str
+) -> None:
+    path = tmp_path / f"a{ending}"
+    write_whole(path, lambda file: save_image(gradient, RECIPE, ending, file))
+    assert read_recipe(path) == RECIPE
+    # What is compared with such a file is first stored as it was.
+    stored = as_stored(gradient, path)
+    assert (stored.mode, stored.size) == ("RGB", gradient.size)
+    assert stored.tobytes() == load_image(path).tobytes()
+    assert (load_image(path).tobytes() == gradient.tobytes()) == (ending == ".webp")
+
+
+@pytest.mark.parametrize(
+    "comment", [b"", b"UNICODE\0{}", b"ASCII\0\0\0", b"ASCII\0\0\0a photo", "text", 5]
+)
+def test_another_comment_is_no_recipe(
+    tmp_path: Path, gradient: Image.Image, comment: object
+) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(EXIF_FOLDER)[USER_COMMENT] = comment
+    gradient.save(tmp_path / "a.jpg", exif=exif)
+    with pytest.raises(RecipeError, match="carries no recipe"):
         read_recipe(tmp_path / "a.jpg")
+
+
+def test_a_recipe_of_the_first_format_keeps_its_paths_and_loses_its_outputs() -> None:
+    old = {
+        "format": 1,
+        "inputs": {"mask": {"path": "/home/me/m.png", "sha256": "00" * 32}},
+        "arguments": {"mask": "/home/me/m.png", "out": "a.png", "force": True, "as_json": False},
+    }
+    recipe = parse_recipe(with_changes(**old), "a.png")
+    assert recipe.inputs == {"mask": {"name": "/home/me/m.png", "sha256": "00" * 32}}
+    assert recipe.arguments == {"mask": "/home/me/m.png"}
+    assert recipe.format == FORMAT
 
 
 def save_with_texts(path: Path, text: str, *, times: int = 1, kind: str = "tEXt") -> None:
@@ -139,8 +187,13 @@ def with_changes(**changes: Any) -> str:
         with_changes(model="roads"),
         with_changes(arguments=[]),
         with_changes(inputs={"image": "a.png"}),
-        with_changes(inputs={"image": {"path": "a.png"}}),
-        with_changes(inputs={"image": {"path": "a.png", "sha256": 1}}),
+        with_changes(inputs={"image": {"name": "a.png"}}),
+        with_changes(inputs={"image": {"name": "a.png", "sha256": 1}}),
+        with_changes(inputs={"image": {"path": "a.png", "sha256": "00"}}),
+        with_changes(inputs={"image": {"name": "\ud800.png", "sha256": "00"}}),
+        with_changes(arguments={"prompt": "a", "model": "\ud800"}),
+        with_changes(arguments={"\ud800": "a"}),
+        with_changes(model={"name": ["\udfff"]}),
         with_changes(seeds=[]),
         with_changes(seeds=[-1, 0]),
         with_changes(seeds=[True, False]),
@@ -179,7 +232,7 @@ def test_what_pare_did_not_write_is_refused(text: str) -> None:
 
 def test_a_newer_format_is_told_from_a_broken_one() -> None:
     with pytest.raises(RecipeError, match="newer pare"):
-        parse_recipe(with_changes(format=2, something_new=1), "a.png")
+        parse_recipe(with_changes(format=3, something_new=1), "a.png")
 
 
 JSON = st.recursive(

@@ -22,11 +22,10 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
-from pare.cli.examples import examples_of
+from pare.cli.image_run import ImageCommand
+from pare.cli.json_output import plain
 from pare.cli.main import cli, main
-from pare.cli.printing import plain
 from pare.cli.recipe_arguments import check_recipe, for_a_shell, parse, words
-from pare.cli.run_command import ImageCommand
 from pare.errors import PareError, RecipeError
 from pare.loading.model_source import sampled_fingerprint
 from pare.recipes.rebuild import (
@@ -164,9 +163,17 @@ def test_from_another_working_directory(
     make("blend")
     (work / "elsewhere").mkdir()
     monkeypatch.chdir(work / "elsewhere")
-    # Inputs are found beside the image; a model that was named by a path is not.
-    assert main(["rerun", "../blend-0.png", "--check"]) == 2
-    assert "the model 'model' is not here; name it with --model" in capsys.readouterr().err
+    # Inputs and models are found beside the image, here, and where --inputs says.
+    assert main(["rerun", "../blend-0.png", "--check"]) == 0
+    shutil.copy("../blend-0.png", "copy.png")
+    capsys.readouterr()
+    assert main(["rerun", "copy.png", "--check"]) == 2
+    assert "photo.png, is not there; name the file (--input image=PATH)" in capsys.readouterr().err
+    assert main(["rerun", "copy.png", "--check", "--input", "image=../photo.png",
+                 "--input", "mask=../mask.png"]) == 2  # fmt: skip
+    assert "the model 'model' is not here; pass it as --model" in capsys.readouterr().err
+    assert main(["rerun", "copy.png", "--check", "--inputs", ".."]) == 0
+    Path("copy.png").unlink()
     assert main(["rerun", "../blend-0.png", "--model", "../model"]) == 0
     assert names(work / "elsewhere") == ["rerun-0.png"]
     assert str(work) not in read_recipe("rerun-0.png").to_json()
@@ -240,7 +247,7 @@ def test_an_input_that_has_moved(work: Path, capsys: pytest.CaptureFixture[str])
     assert main(["rerun", "blend-0.png"]) == 2
     line = error_line(capsys)
     assert "the image that blend-0.png was made from, photo.png, is not there" in line
-    assert "--input image=PATH" in line
+    assert "(--input image=PATH)" in line
     assert names(work) == ["blend-0.png", "mask.png", "moved/p.png"]
     assert main(["rerun", "blend-0.png", "--input", "image=moved/p.png", "--check"]) == 0
     assert main(["rerun", "blend-0.png", "--input", "photo=moved/p.png"]) == 2
@@ -315,7 +322,7 @@ def test_a_model_from_the_hub_is_taken_from_the_cache_at_its_commit(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     capsys.readouterr()
     assert main(["rerun", "generate-0.png"]) == 2
-    assert "is not in the Hub's cache; to download it, say so: --model" in error_line(capsys)
+    assert "is not in the Hub's cache; to download it, pass --model" in error_line(capsys)
 
     shutil.move("model", cache / "models--owner--tiny" / "snapshots" / commit)
     assert main(["rerun", "generate-0.png"]) == 0
@@ -385,7 +392,14 @@ def test_it_never_writes_where_the_recipe_says(work: Path, tmp_path: Path) -> No
     (tmp_path / "out").mkdir()
     make("generate", "--out", str(tmp_path / "out"))
     (tmp_path / "out" / "generate-0.png").rename("a.png")
-    change_recipe("a.png", lambda raw: raw["arguments"].update(force=True, as_json=True))
+    for odd in ({"force": True}, {"as_json": True}, {"out": "b.png"}):
+        with Image.open("a.png") as image:
+            image.load()
+        raw = raw_recipe("a.png")
+        raw["arguments"] |= odd
+        save_with_recipe("odd.png", image, json.dumps(raw))
+        assert main(["rerun", "odd.png"]) == 2
+    Path("odd.png").unlink()
     assert main(["rerun", "a.png"]) == 0
     assert names(tmp_path / "out") == []
     assert names(work) == ["a.png", "mask.png", "photo.png", "rerun-0.png"]
@@ -428,8 +442,8 @@ def test_show(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "seed: 8, image 2 of 2" in shown
     line = shown.splitlines()[-1]
     command = ["blend", "photo.png", "the car", "--mask", "mask.png", "--sample", "--steps", "3"]
-    more = ["--negative", "it's", "--batch", "2", "--model", "model", "--seed", "7"]
-    more += ["--seed", "8"]
+    more = ["--negative", "it's", "--model", "model", "--seed", "7", "--seed", "8"]
+    more += ["--batch", "2"]
     assert shlex.split(line) == ["pare", *command, *more]
     # The line does what it says.
     assert main([*shlex.split(line)[1:], "--out", "again.png"]) == 0
@@ -514,7 +528,7 @@ def both(*changes: Callable[[Raw], None]) -> Callable[[Raw], None]:
 
 def image_at(path: str) -> Callable[[Raw], None]:
     def change(raw: Raw) -> None:
-        raw["arguments"]["image"] = raw["inputs"]["image"]["path"] = path
+        raw["arguments"]["image"] = raw["inputs"]["image"]["name"] = path
 
     return change
 
@@ -719,7 +733,8 @@ def test_a_pickle_that_is_what_it_was_is_not_run_either(
         (lambda path: path.mkdir(), "is a folder"),
         (lambda path: os.mkfifo(path), "is not a regular file"),
         (lambda path: Image.new("RGB", (8, 8)).save(path), "carries no recipe"),
-        (lambda path: Image.new("RGB", (8, 8)).save(path, "JPEG"), "is not an image"),
+        (lambda path: Image.new("RGB", (8, 8)).save(path, "JPEG"), "carries no recipe"),
+        (lambda path: Image.new("RGB", (8, 8)).save(path, "GIF"), "is not an image"),
         (lambda path: None, "no such file"),
     ],
 )
@@ -820,7 +835,7 @@ PROMPTS = TEXT | st.sampled_from(
 
 
 def recipe_of(name: str, given: dict[str, Any]) -> Recipe:
-    inputs = {key: {"path": str(given[key]), "sha256": "0"} for key in ("image", "mask")
+    inputs = {key: {"name": str(given[key]), "sha256": "0"} for key in ("image", "mask")
               if key in given}  # fmt: skip
     return Recipe(
         command=name, arguments=given, inputs=inputs, model={}, scheduler={}, seeds=[9], index=0,
@@ -862,7 +877,7 @@ def test_a_shell_reads_the_command_line_as_it_is_meant(prompt: str) -> None:
 def test_every_commands_examples_survive_the_way_through_a_recipe(name: str) -> None:
     """So will whatever a new command takes, if its help ends with an example of it."""
     command = cli.commands[name]
-    for line in examples_of(command):
+    for line in command.examples:
         typed = shlex.split(line)[2:]
         first = plain(command.make_context(name, typed).params)
         again = command.make_context(name, words(command, json.loads(json.dumps(first))))

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pare.cli.commands.sweep import NUMBERS, WHOLE, WORDS, parse_over
+from pare.cli.commands.sweep import NUMBERS, WHOLE, WORDS, parse_axis
 from pare.cli.main import main
 from pare.errors import OutputError, SettingError
 from pare.io.images import to_pil, to_tensor
@@ -262,7 +262,7 @@ def test_every_start_has_its_strength(steps: int) -> None:
     [
         ({}, "0 settings are to change"),
         ({"guidance": [1], "steps": [1], "rescale": [0]}, "3 settings are to change"),
-        ({"seed": [1]}, "'seed' cannot be swept"),
+        ({"eta": [1]}, "'eta' cannot be swept"),
         ({"guidance": []}, "guidance has no values"),
         ({"guidance": [float("nan")]}, "guidance is nan"),
         ({"steps": [0]}, "steps is 0"),
@@ -273,19 +273,19 @@ def test_every_start_has_its_strength(steps: int) -> None:
 )
 def test_what_cannot_be_swept(over: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingError, match=sentence):
-        check_sweep(over, has_image=False)
+        check_sweep(over, "a road", has_image=False)
 
 
 def test_strength_and_start_are_one_setting() -> None:
     with pytest.raises(SettingError, match="strength and start are one setting"):
-        check_sweep({"strength": [0.5], "start": [1]}, has_image=True)
+        check_sweep({"strength": [0.5], "start": [1]}, "a road", has_image=True)
 
 
 def test_the_command_knows_every_setting() -> None:
     assert {*NUMBERS, *WHOLE, *WORDS} == set(SETTINGS)
-    assert parse_over(" guidance = 1, 7.5") == ("guidance", [1.0, 7.5])
-    assert parse_over("steps=3") == ("steps", [3])
-    assert parse_over("scheduler=ddim, lms") == ("scheduler", ["ddim", "lms"])
+    assert parse_axis(" guidance = 1, 7.5") == ("guidance", [1.0, 7.5])
+    assert parse_axis("steps=3") == ("steps", [3])
+    assert parse_axis("scheduler=ddim, lms") == ("scheduler", ["ddim", "lms"])
 
 
 def test_the_sweep_command(
@@ -296,17 +296,39 @@ def test_the_sweep_command(
     asked = ["sweep", "road", "--model", str(folder), "--steps", "2", *photo]
     assert main([*asked, "--over", "strength=0.5,1", "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["over"] == {"strength": [0.5, 1.0]}
-    assert main(["rerun", str(out), "--check"]) == 0
+    assert main(["rerun", str(out), "--check", "--inputs", str(folder.parent)]) == 0
+
+
+def test_a_sweep_over_seeds_and_words(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.png"
+    asked = ["sweep", "a road", "--model", str(folder), "--steps", "2", "--cell", "0"]
+    axes = ["--over", "replace=road,car", "--vary", "seed=3..4"]
+    assert main([*asked, *axes, "--out", str(out)]) == 0
+    # The same images as `generate` makes of the words and seeds, row by row.
+    made = ["generate", "a car", "--model", str(folder), "--steps", "2", "--seed", "4"]
+    assert main([*made, "--out", str(tmp_path / "car.png")]) == 0
+    with Image.open(out) as page, Image.open(tmp_path / "car.png") as car:
+        corner = (page.width - GAP - car.width, page.height - GAP - car.height)
+        box = (*corner, corner[0] + car.width, corner[1] + car.height)
+        assert page.crop(box).tobytes() == car.tobytes()
+
+
+def test_ranges_and_other_names_on_an_axis() -> None:
+    assert parse_axis("steps=1..3,8") == ("steps", [1, 2, 3, 8])
+    assert parse_axis("scheduler=DPM++ 2M Karras,k_euler") == ("scheduler", ["dpm++2m", "euler"])
+    assert parse_axis("replace=sunny road,snowy road") == ("replace", ["sunny road", "snowy road"])
+    with pytest.raises(SettingError, match="empty or too long"):
+        parse_axis("seed=5..1")
 
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (["--over", "guidance"], "expected SETTING=VALUE,VALUE"),
-        (["--over", "colour=red"], "with a setting of guidance, rescale, strength, steps"),
-        (["--over", "guidance=high"], "guidance is to be 'high'; expected numbers"),
-        (["--over", "steps=1.5"], "steps is to be '1.5'; expected whole numbers"),
-        (["--over", "steps=1", "--over", "steps=2"], "a setting is swept twice"),
+        (["--over", "guidance"], "expected AXIS=VALUE,VALUE"),
+        (["--over", "colour=red"], "with an axis of guidance, rescale, strength, steps"),
+        (["--over", "guidance=high"], "the values of guidance are 'high'; expected numbers"),
+        (["--over", "steps=1.5"], "the values of steps are '1.5'; expected whole numbers"),
+        (["--over", "steps=1", "--over", "steps=2"], "an axis is given twice"),
         (["--over", "start=1"], "start needs an image to start from"),
         (["--over", "steps=1", "--strength", "0.5"], "--strength needs an image"),
         ([], "--over"),

@@ -103,8 +103,11 @@ def test_no_file_is_overwritten_before_or_after(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path(name).write_text("mine")
-    assert main(["trace", *BASE]) == 2
+    assert main(["trace", *BASE, "--out", "."]) == 2
     assert f"{name} exists" in capsys.readouterr().err
     assert Path(name).read_text() == "mine"
+    assert main(["trace", *BASE]) == 0  # under other names
+    assert Path(name).read_text() == "mine"
+    assert Path("trace-0-2.safetensors").stat().st_size > 1000
     assert main(["trace", *BASE, "--force"]) == 0
     assert Path("trace-0.safetensors").stat().st_size > 1000

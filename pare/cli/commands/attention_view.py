@@ -7,20 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.cli.commands.generate import generate_options
-from pare.cli.examples import examples
-from pare.cli.options import (
-    checked,
-    model_options,
-    options,
-    output_options,
-    prompt_argument,
-    revision_option,
-    sampling_options,
-    scheduler_options,
-    tokenizer_option,
-)
-from pare.cli.run_command import ImageCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.cli.grouped_help import option, options
+from pare.cli.image_run import ImageRun, image_command
+from pare.cli.option_types import as_typed
+from pare.cli.options import prompt_argument, run_options, size_option
 from pare.cli.terminal import progress
 from pare.errors import SettingError
 
@@ -40,78 +30,61 @@ def point_of(text: str) -> tuple[float, float]:
         x = y = -1.0
     if not (0 <= x <= 1 and 0 <= y <= 1):
         raise SettingError(
-            f"the pixel is {text!r}",
+            f"`pixels` is {text!r}",
             expected="X,Y from 0,0 (upper left) to 1,1 (lower right), for example 0.5,0.7",
         )
     return x, y
 
 
-def check_points(texts: Sequence[str]) -> tuple[str, ...]:
-    """Points as they were written, which is what a recipe keeps."""
-    for text in texts:
-        point_of(text)
-    return tuple(texts)
-
-
 attention_options = options(
-    click.option("--word", "words", multiple=True, metavar="WORD",
-                 help="A word whose cross-attention map is shown: how strongly each pixel attends "
-                      "to it. Several words in a row are one; road#2 is the second road; <start>, "
-                      "<end> and <padding> are allowed. All of PROMPT's words if neither --pixel "
-                      "nor --components is given."),
-    click.option("--pixel", "pixels", multiple=True, metavar="X,Y",
-                 callback=checked(check_points),
-                 help="A pixel whose self-attention map is shown: how strongly it attends to each "
-                      "pixel. 0,0 is the upper left corner and 1,1 the lower right one."),
-    click.option("--components", is_flag=True,
-                 help="Show the first three principal components of self-attention at each "
-                      "resolution stage as red, green and blue."),
-    click.option("--per", type=click.Choice(["stage", "layer", "head", "step"]),
-                 help="A map for each resolution stage, layer, head or step; without it their "
-                      "mean (DAAM)."),
-    click.option("--at", multiple=True, metavar="GLOB",
-                 help="Layers to record, as `pare inspect` lists them: unet.mid_block, "
-                      "'unet.up_blocks.*'; all if not given."),
-    click.option("--among", type=click.Choice(["all", "words"]), default="words",
-                 show_default=True,
-                 help="Renormalise each pixel's weights over the words of the prompt, or take them "
-                      "among all 77 tokens, start, end and padding included."),
-    click.option("--branch", type=click.Choice(["cond", "uncond"]), default="cond",
-                 show_default=True,
-                 help="The branch of classifier-free guidance: cond reads PROMPT, uncond "
-                      "--negative."),
+    "Attention maps",
+    option("--word", "words", multiple=True, metavar="WORD", usual=True,
+           help="Cross-attention: how strongly each pixel attends to this word. Several words in a "
+                "row are one; road#2 is the second road; <start>, <end> and <padding> are words, "
+                "too. Default: all of PROMPT's."),
+    option("--pixel", "pixels", multiple=True, metavar="X,Y", callback=as_typed(point_of),
+           usual=True,
+           help="Self-attention: how strongly this pixel attends to each pixel. 0,0 is the upper "
+                "left corner, 1,1 the lower right."),
+    option("--components", is_flag=True, usual=True,
+           help="Self-attention of each resolution: its first three principal components as red, "
+                "green and blue."),
+    option("--per", type=click.Choice(["stage", "layer", "head", "step"]), usual=True,
+           help="A map for each resolution stage, layer, head or step. Default: their mean (DAAM, "
+                "arXiv:2210.04885)."),
+    option("--at", multiple=True, metavar="GLOB",
+           help="Layers, as `pare inspect` lists them: unet.mid_block, 'unet.up_blocks.*'. "
+                "Default: all."),
+    option("--among", type=click.Choice(["all", "words"]), default="words", show_default=True,
+           help="Normalise attention weights over the words, or over all tokens, with start, end "
+                "and padding."),
+    option("--branch", type=click.Choice(["cond", "uncond"]), default="cond", show_default=True,
+           help="Branch of the guidance: conditional (PROMPT) or unconditional (--negative)."),
 )  # fmt: skip
 
-EXAMPLES = examples(
+EXAMPLES = (
     'pare attention "a snowy road in the forest with a red car" --word car --word forest',
     'pare attention "a road in the city with a house" --word house --per layer --out layers.png',
     'pare attention "a road with a car" --pixel 0.5,0.7 --components --out pixels.png',
 )
 
 
-@click.command(cls=ImageCommand, epilog=EXAMPLES)
+@image_command(section="study", examples=EXAMPLES)
 @prompt_argument
 @attention_options
-@generate_options
-@sampling_options
-@scheduler_options
-@model_options
-@revision_option
-@tokenizer_option
-@output_options
-def attention(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
-    """Make an image from PROMPT, and show the attention maps of its words.
+@size_option
+@run_options
+def attention(prompt: str, **given: Any) -> None:
+    """Show attention maps: generate PROMPT, and draw where the pixels attend to each word.
 
-    In cross-attention pixels (queries) attend to the prompt's tokens (keys): a word's map is bright
-    where the pixels attend to it. Writes one page per seed: the image, and the maps laid over it.
-    Colours run from each map's lowest attention weight to its highest, which are printed above it.
-    Recording changes no bit of the image.
+    In cross-attention pixels (queries) attend to the prompt's tokens (keys). Writes one page per
+    seed: the image, and the maps laid over it, in colours from each map's lowest attention weight
+    to its highest, which stand above it. Recording changes no bit of the image.
     """
 
-    run = Run.plan()
-    pipe = load_pipeline(given)
-    width, height = size or pipe.trained_size
-    warn_of_size(pipe, (width, height), "take a smaller --size")
+    run = ImageRun.start()
+    pipe = run.load_pipeline()
+    width, height = run.size(pipe)
     sites = sites_of(pipe, given)
     pages, found = [], []
     for seed in run.seeds:
@@ -119,7 +92,7 @@ def attention(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
         watch.check_memory(run, height, width)
         images = pipe.generate(
             prompt, [seed], width=width, height=height, control=watch.control,
-            progress=progress(), **sampling(given),
+            progress=progress(), **run.sampling,
         )  # fmt: skip
         page, maps = watch.page(images[0])
         pages.append(page)
@@ -158,7 +131,7 @@ class Watch:
         branch = given["branch"]
         if branch == "uncond" and given["guidance"] == 1:
             raise SettingError(
-                "`guidance` is 1: there is no uncond branch", fix="record the branch cond"
+                "`guidance` is 1: there is no uncond branch", fix="pass `branch=cond`"
             )
         chosen = set(sites)
         apart = {"each_step": given["per"] == "step", "each_head": given["per"] == "head"}
@@ -196,7 +169,7 @@ class Watch:
         ]
         self.control = maps.Observers([*watched, *self.matrices])
 
-    def check_memory(self, run: Run, height: int, width: int) -> None:
+    def check_memory(self, run: ImageRun, height: int, width: int) -> None:
         """Say how much memory the maps will take.
 
         Raises:

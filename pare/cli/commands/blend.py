@@ -1,4 +1,4 @@
-"""`pare blend`: what a mask marks, painted anew."""
+"""`pare blend`: blended latent diffusion, and inpainting models."""
 
 from __future__ import annotations
 
@@ -7,32 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.cli.examples import examples
+from pare.cli.embedding_options import embedding_options
+from pare.cli.grouped_help import option, options
+from pare.cli.image_run import ImageRun, image_command
+from pare.cli.option_types import InputFile, checked, not_in_recipe, noted, number
 from pare.cli.options import (
-    InputFile,
-    aside,
-    checked,
     image_argument,
     memory_options,
-    model_options,
-    noted,
-    options,
-    output_options,
     prompt_argument,
-    revision_option,
-    sampling_options,
-    scheduler_options,
-    tokenizer_option,
-)
-from pare.cli.run_command import (
-    ImageCommand,
-    Run,
-    load_pipeline,
-    sampling,
-    warn_of_size,
+    run_options,
+    size_option,
 )
 from pare.cli.terminal import progress
-from pare.cli.text_options import noting_words, read_edits, text_options, under_edits
 from pare.runtime import validation
 
 if TYPE_CHECKING:
@@ -40,50 +26,56 @@ if TYPE_CHECKING:
 
     from techniques.blended import Difference, Rank
 
-blend_options = options(
-    click.option("--mask", required=True, type=InputFile(),
-                 help="White is edited, black is kept; of IMAGE's shape, in any size and mode."),
-    click.option("--invert-mask", is_flag=True, help="Black is edited, white is kept."),
-    click.option("--method", type=click.Choice(["blend", "inpaint", "both"]),
-                 help="Put IMAGE back before each step (blend), or give an inpainting model the "
-                      "mask and the masked IMAGE (inpaint), or both; as the model is if not "
-                      "given."),
-    click.option("--strength", type=float, callback=checked(validation.check_strength),
-                 help="How much of the timestep schedule runs: 1 forgets what was under the mask. "
-                      "0.95 if not given; 1 with an inpainting model."),
-    click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
-                 help="Work at this size (multiples of 8); IMAGE's own if not given."),
-    click.option("--background", type=click.Choice(["paste", "poisson", "decoder", "latent"]),
-                 default="paste", show_default=True,
-                 help="Outside the mask: IMAGE's pixels, exactly, with a soft seam inside it "
-                      "(paste) or with the edit's gradients (poisson); what a decoder gives that "
-                      "is tuned to IMAGE (decoder); or what the VAE makes of them (latent)."),
-    click.option("--decoder-steps", type=click.IntRange(0, 10_000), default=75,
-                 show_default=True, help="How long the decoder is tuned."),
-    click.option("--feather", type=float, default=4.0, show_default=True,
-                 callback=checked(lambda width: validation.check_number("feather", width, 0, 1000)),
-                 help="Width of paste's seam in pixels; 0: hard."),
-    click.option("--shrink", type=click.IntRange(0, 16), default=0, show_default=True,
-                 help="For thin masks: begin with one that is larger by so many latent pixels."),
-    click.option("--cover", is_flag=True, help="Edit every latent pixel that the mask touches."),
-    click.option("--history", type=click.Choice(["keep", "drop"]), default="keep",
-                 show_default=True, help="Whether a multistep solver remembers across a blend."),
-    click.option("--rounding", type=click.Choice(["nearest", "up"]), default="nearest",
-                 show_default=True, help="Of steps x strength to whole steps."),
-    click.option("--sample", is_flag=True, help="Draw IMAGE's latents from the VAE's posterior."),
-    click.option("--rank", metavar="judge|FOLDER", expose_value=False, callback=aside("rank"),
-                 help="With several seeds: say which image shows PROMPT best, by the built-in "
-                      "world's judge, or by the CLIP model in FOLDER, which sees the rectangle "
-                      "around the mask."),
+background_options = options(
+    "Outside the mask",
+    option("--background", type=click.Choice(["paste", "poisson", "decoder", "latent"]),
+           default="paste", show_default=True,
+           help="IMAGE's pixels, with a soft seam inside the mask (paste) or with the edit's "
+                "gradients (poisson); the output of a decoder fine-tuned to IMAGE (decoder); or of "
+                "the VAE (latent)."),
+    option("--decoder-steps", type=click.IntRange(0, 10_000), default=75, show_default=True,
+           help="Fine-tuning steps of --background decoder."),
+    option("--feather", type=float, default=4.0, show_default=True,
+           callback=number("feather", 0.0, 1000.0),
+           help="Width in pixels of paste's seam; 0: hard."),
+    option("--cover", is_flag=True,
+           help="Edit every latent that the mask touches. Default: those at whose centre it is."),
 )  # fmt: skip
 
-# What `blend` calls as the options are called.
-KNOBS = (
+blend_options = options(
+    "Blending",
+    option("--mask", required=True, type=InputFile(), usual=True,
+           help="An image of IMAGE's shape, of any size and mode: white is edited, black is kept."),
+    option("--invert-mask", is_flag=True, usual=True, help="Black is edited, white is kept."),
+    option("--strength", type=float, callback=checked(validation.check_strength), usual=True,
+           aliases=("--denoising-strength",),
+           help="How much of the schedule runs, above 0 to 1. Default: 0.95; 1 with an inpainting "
+                "model."),
+    option("--method", type=click.Choice(["blend", "inpaint", "both"]),
+           help="Replace the background with the noised IMAGE before each step (blend), give an "
+                "inpainting model the mask and the masked IMAGE (inpaint), or both. Default: what "
+                "the model is made for."),
+    option("--shrink", type=click.IntRange(0, 16), default=0, show_default=True,
+           help="For thin masks: start with a mask that is larger by this many latents, and shrink "
+                "it over the schedule."),
+    option("--history", type=click.Choice(["keep", "drop"]), default="keep", show_default=True,
+           help="Whether a multistep solver keeps its earlier predictions across a blend."),
+    option("--rounding", type=click.Choice(["nearest", "up"]), default="nearest",
+           show_default=True, help="How steps x strength becomes a whole number."),
+    option("--sample", is_flag=True,
+           help="Encode IMAGE as a sample of the VAE's posterior. Default: its mode."),
+    option("--rank", metavar="judge|FOLDER", **not_in_recipe("rank"),
+           help="Of several seeds name the image that shows PROMPT best: by the judge of the "
+                "built-in world, or by the CLIP model in FOLDER within the mask's rectangle."),
+)  # fmt: skip
+
+# The arguments that the technique has under the same names.
+SETTINGS = (
     "method", "strength", "size", "background", "decoder_steps", "feather", "shrink", "cover",
     "history", "rounding", "sample",
 )  # fmt: skip
 
-EXAMPLES = examples(
+EXAMPLES = (
     'pare blend photo.jpg "a red car" --mask mask.png --out car.png',
     'pare blend photo.jpg "a tree" --mask mask.png --count 4 --background poisson --out trees.png',
     'pare blend photo.jpg "a road with clouds" --mask mask.png --count 4 --rank judge',
@@ -91,45 +83,39 @@ EXAMPLES = examples(
 )
 
 
-@click.command(cls=ImageCommand, epilog=EXAMPLES)
+@image_command(section="edit", examples=EXAMPLES)
 @image_argument
 @prompt_argument
 @blend_options
-@sampling_options
-@text_options
+@background_options
+@size_option
+@run_options
+@embedding_options
 @memory_options
-@scheduler_options
-@model_options
-@revision_option
-@tokenizer_option
-@output_options
 def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any) -> None:
-    """Repaint what the mask marks in IMAGE as PROMPT says; keep the rest.
+    """Blended latent diffusion: paint PROMPT into the masked part of IMAGE, keep the rest.
 
-    The scheduler is dpm++2m with Karras sigmas if none is given.
+    With an inpainting model the UNet also reads the mask and the masked IMAGE. The default
+    scheduler is dpm++2m with Karras noise levels (arXiv:2206.02779).
     """
     from pare.io.images import fit, load_image, load_mask
     from techniques.blended import prepare_mask
 
-    run, edits = Run.plan(), read_edits(given)
+    run = ImageRun.start()
     input_image = load_image(image)
     marked = prepare_mask(load_mask(mask, invert_mask), input_image.size)
-    rank = None if run.again else ranking(prompt, marked)
+    rank = None if run.rerun else ranking(prompt, marked)
 
     from techniques import blended
 
-    pipe = under_edits(
-        load_pipeline(given, blended.PREFERRED_SCHEDULER), edits, [prompt, given["negative"]]
-    )
-    width, height = fit(input_image, given["size"])[0].size
-    warn_of_size(pipe, (width, height), "--size works smaller")
+    pipe = run.load_pipeline(blended.PREFERRED_SCHEDULER, [prompt, given["negative"]])
+    run.size(pipe, fit(input_image, given["size"])[0].size)
     result = blended.blend(
         pipe, input_image, marked, prompt, run.seeds,
-        rank=rank, progress=progress(), batch=given["batch"], tile=given["tile"],
-        **sampling(given), **{name: given[name] for name in KNOBS},
+        rank=rank, progress=progress(), batch=given["batch"], tile=given["tile"], **run.sampling,
+        **{name: given[name] for name in SETTINGS},
     )  # fmt: skip
-    chosen = {"batch": result.plan.batch, "tile": result.plan.tile}
-    run = noting_words(run.noting(**chosen), given, edits)
+    run.note(batch=result.plan.batch, tile=result.plan.tile)
     run.write(pipe, result.images, **result.report())
     if result.outside and result.vae_alone:
         for path, difference in zip(run.paths, result.outside, strict=True):
@@ -144,7 +130,7 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
 
 
 def ranking(prompt: str, mask: Image.Image) -> Rank | None:
-    """What is to judge the images, if anything; ready, so that it fails before the model loads.
+    """What ranks the images, if --rank is given; loaded here, so that it fails before the model.
 
     Raises:
         LossError: a prompt that says nothing that the judge knows.

@@ -10,50 +10,53 @@ from typing import Any
 
 import click
 
-from pare.cli.examples import examples
-from pare.cli.options import DTYPE_NAMES, json_option, options
-from pare.cli.printing import plain
+from pare.cli import terminal
+from pare.cli.grouped_help import command, option, options
+from pare.cli.json_output import plain
+from pare.cli.option_types import DTYPE_NAMES
+from pare.cli.options import json_option
 
 convert_options = options(
-    click.option("--check", "check_only", is_flag=True,
-                 help="List every tensor of SOURCE, a single file or a folder; write nothing."),
-    click.option("--ema/--no-ema", default=None,
-                 help="The UNet's moving average, or its last step; the average if there is one."),
-    click.option("--prediction", type=click.Choice(("eps", "v")),
-                 help="What the UNet predicts; guessed, and said how, if not given."),
-    click.option("--dtype", default="keep", show_default=True,
-                 type=click.Choice(("keep", *DTYPE_NAMES[1:])), help="The weights' type."),
-    click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
-                 help="vocab.json and merges.txt of a model that has not CLIP's own."),
-    click.option("--only", type=click.Choice(("unet", "vae")),
-                 help="Of a file that need not have more than this."),
-    click.option("--drop", multiple=True, metavar="BEGINNING",
-                 help="Pass over tensors whose names begin so."),
-    click.option("--old-vae-names", "old_vae", is_flag=True,
-                 help="In a folder: the VAE's attention as programs before 2023 want it."),
-    click.option("--force", is_flag=True, help="Replace TARGET."),
+    "Conversion",
+    option("--check", "check_only", is_flag=True,
+           help="List every tensor of SOURCE, a single file or a folder; write nothing."),
+    option("--ema/--no-ema", default=None,
+           help="Take the UNet's moving average, or its last step. Default: the average, if there "
+                "is one."),
+    option("--prediction", type=click.Choice(("eps", "v")),
+           help="What the UNet predicts. Default: found out from the weights, and said how."),
+    option("--dtype", default="keep", show_default=True,
+           type=click.Choice(("keep", *DTYPE_NAMES[1:])), help="Number type of the weights."),
+    option("--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
+           help="vocab.json and merges.txt of a model that does not use CLIP's own."),
+    option("--only", type=click.Choice(("unet", "vae")),
+           help="Convert this part alone; the file need not hold the others."),
+    option("--drop", multiple=True, metavar="BEGINNING",
+           help="Leave out tensors whose names begin so. May be repeated."),
+    option("--old-vae-names", "old_vae", is_flag=True,
+           help="Write a folder whose VAE attention has its names from before 2023."),
+    option("--force", is_flag=True, help="Replace TARGET."),
+    json_option,
 )  # fmt: skip
 
-
-EXAMPLES = examples(
+EXAMPLES = (
     "pare convert --check model.ckpt",
     "pare convert model.ckpt converted",
     "pare convert model single.safetensors --dtype float16",
 )
 
 
-@click.command(epilog=EXAMPLES)
+@command(section="check", examples=EXAMPLES)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path), required=False)
 @convert_options
-@json_option
 def convert(
     source: Path, target: Path | None, check_only: bool, dtype: str, as_json: bool, **given: Any
 ) -> None:
-    """Convert SOURCE to TARGET: a single file to the Hub's folder layout, or back.
+    """Convert weights: a single file SOURCE to a folder TARGET in the Hub's layout, or back.
 
-    TARGET is a single file if its name ends in .safetensors or .ckpt, else a folder. Nothing
-    in a .ckpt is run. --check exits with code 2 if the file would not load.
+    TARGET is a single file if its name ends in .safetensors or .ckpt, else a folder. No code in a
+    .ckpt is run. --check exits with code 2 if the file would not load.
     """
     import torch
 
@@ -63,7 +66,7 @@ def convert(
     if check_only:
         looked_at = {name: given[name] for name in ("ema", "only", "drop")}
         rows = conversion.check(source, **looked_at)
-        print_rows([dataclasses.asdict(row) for row in rows], as_json)
+        print_tensors([dataclasses.asdict(row) for row in rows], as_json)
         check_rows(source, rows)
         return
     if target is None:
@@ -72,15 +75,15 @@ def convert(
         source, target, dtype=None if dtype == "keep" else getattr(torch, dtype), **given
     )
     for note in done.notes:
-        click.echo(f"pare: {note}", err=True)
-    click.echo(json.dumps(plain(done), indent=2) if as_json else target)
+        terminal.note(note)
+    terminal.result(json.dumps(plain(done), indent=2) if as_json else target)
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+def print_tensors(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     """A checkpoint's tensors, one a line: status, type, shape, name."""
     if as_json:
-        click.echo(json.dumps(plain(rows), indent=2))
+        terminal.result(json.dumps(plain(rows), indent=2))
         return
     for row in rows:
         shape = " ".join(map(str, row["shape"]))
-        click.echo(f"{row['name']}  {shape}  {row['dtype']}  {row['status']}")
+        terminal.result(f"{row['name']}  {shape}  {row['dtype']}  {row['status']}")

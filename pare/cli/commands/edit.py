@@ -8,33 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pare.cli.commands.blend import background_options, difference_in_words
 from pare.cli.commands.erase import PRESETS, check_concept, parse_concept
-from pare.cli.commands.invert import METHODS
+from pare.cli.commands.invert import METHODS, likeness_in_words
 from pare.cli.commands.p2p import (
-    blend_options,
     explain,
-    load_shape,
+    load_edit_mask,
     local_blend,
+    local_blend_options,
     pair,
     pairing_options,
     schedule_options,
     sites,
 )
-from pare.cli.examples import examples
+from pare.cli.grouped_help import option, options
+from pare.cli.image_run import ImageRun, image_command
+from pare.cli.option_types import InputFile, as_typed, checked, noted
 from pare.cli.options import (
-    InputFile,
-    checked,
-    each,
     image_argument,
     model_options,
-    noted,
-    options,
     output_options,
-    revision_option,
     scheduler_options,
-    tokenizer_option,
 )
-from pare.cli.run_command import ImageCommand, Run, load_pipeline, warn_of_size
 from pare.cli.terminal import progress
 from pare.errors import SettingError
 from pare.runtime import validation
@@ -42,58 +37,46 @@ from pare.runtime import validation
 if TYPE_CHECKING:
     from techniques.erasure import Concept
     from techniques.inversion import Edited, Inverted, Method
-    from techniques.inversion.report_card import Likeness
     from techniques.prompt_to_prompt import Edit
 
 KINDS = ("p2p", "resample", "blend", "erase")
 
 
 edit_options = options(
-    click.option("--from", "source", metavar="SOURCE", callback=checked(validation.check_prompt),
-                 help="What IMAGE shows, as well as can be said."),
-    click.option("--to", "target", metavar="TARGET", callback=checked(validation.check_prompt),
-                 help="What it is to show; SOURCE again if not given, for erase."),
-    click.option("--edit", "kind", type=click.Choice(KINDS), default="p2p", show_default=True,
-                 help="With SOURCE's attention (p2p); by TARGET's words alone (resample); only in "
-                      "the --mask (blend); pushed away from every --concept (erase)."),
-    click.option("--method", type=click.Choice(METHODS),
-                 help="The inversion; what suits the edit if not given: docs/edits.md compares "
-                      "them."),
-    click.option("--inversion", type=InputFile(),
-                 help="What `pare invert` wrote for IMAGE: nothing is inverted again."),
-    click.option("--steps", type=int, callback=checked(validation.check_steps),
-                 help="Steps each way, 1 to 1000; 50 if not given."),
-    click.option("--guidance", type=float, callback=checked(validation.check_guidance),
-                 help="Of the edit; the method's usual if not given."),
-    click.option("--strength", type=float, callback=checked(validation.check_strength),
-                 help="How much of the way back is walked anew: less keeps more. 1 if not given, "
-                      "less with edit-friendly."),
-    click.option("--reconstruction/--no-reconstruction", "reconstruct", default=True,
-                 show_default=True,
-                 help="Also make IMAGE again from SOURCE, and say how near that is."),
+    "Editing",
+    option("--from", "source", metavar="SOURCE", callback=checked(validation.check_prompt),
+           usual=True, help="A prompt that describes IMAGE, as completely as you can."),
+    option("--to", "target", metavar="TARGET", callback=checked(validation.check_prompt),
+           usual=True, help="The prompt of the result. Default, for erase: SOURCE."),
+    option("--edit", "kind", type=click.Choice(KINDS), default="p2p", show_default=True, usual=True,
+           help="Prompt-to-Prompt (p2p); sample TARGET from IMAGE's latents (resample); only in "
+                "the --mask (blend); guided away from every --concept (erase)."),
+    option("--method", type=click.Choice(METHODS), usual=True,
+           help="The inversion. Default: what suits the edit; docs/edits.md compares them."),
+    option("--inversion", type=InputFile(),
+           help="A file that `pare invert` wrote for IMAGE; nothing is inverted again."),
+    option("--steps", type=int, callback=checked(validation.check_steps), usual=True,
+           aliases=("--num-inference-steps",), help="Steps each way, 1 to 1000. Default: 50."),
+    option("--guidance", type=float, callback=checked(validation.check_guidance), usual=True,
+           aliases=("--cfg", "--cfg-scale", "--guidance-scale"),
+           help="Guidance scale of the edit. Default: the method's."),
+    option("--strength", type=float, callback=checked(validation.check_strength), usual=True,
+           aliases=("--denoising-strength",),
+           help="How much of the schedule is sampled anew: less keeps more. Default: 1; less with "
+                "edit-friendly."),
+    option("--reconstruction/--no-reconstruction", "reconstruct", default=True, show_default=True,
+           help="Also reconstruct IMAGE from SOURCE, and say how near the result is."),
 )  # fmt: skip
 
 concept_options = options(
-    click.option("--concept", multiple=True, metavar="WORDS[=WEIGHT]", callback=each(check_concept),
-                 help="What is to be pushed away, and how hard, as for `pare erase`."),
-    click.option("--preset", type=click.Choice(PRESETS), default="sega", show_default=True,
-                 help="Where and when a push acts, as for `pare erase`."),
+    "Erasing",
+    option("--concept", multiple=True, metavar="WORDS[=WEIGHT]", callback=as_typed(check_concept),
+           usual=True, help="What to guide away from, and with which weight, as in `pare erase`."),
+    option("--preset", type=click.Choice(PRESETS), default="sega", show_default=True,
+           help="Where and when a concept acts, as in `pare erase`."),
 )  # fmt: skip
 
-background_options = options(
-    click.option("--background", type=click.Choice(["paste", "poisson", "decoder", "latent"]),
-                 default="paste", show_default=True,
-                 help="What stands outside the mask in the end, as for `pare blend`."),
-    click.option("--feather", type=float, default=4.0, show_default=True,
-                 callback=checked(lambda x: validation.check_number("feather", x, 0.0, 1000.0)),
-                 help="Width in pixels of the soft seam of paste, inside the mask."),
-    click.option("--decoder-steps", type=click.IntRange(0, 10_000), default=75, show_default=True,
-                 help="How long decoder is trained for the image."),
-    click.option("--cover", is_flag=True,
-                 help="Every latent that the mask touches may change."),
-)  # fmt: skip
-
-# What only one kind of edit has a use for, by the options' names here.
+# Parameters that only one kind of edit uses.
 OF_P2P = (
     "mode", "word_map", "weight", "normalised", "cross_replace", "cross_replace_word",
     "self_replace", "self_grid", "self_blocks", "cross_grid", "cross_blocks", "blend", "subtract",
@@ -102,45 +85,42 @@ OF_P2P = (
 OF_ERASE = ("concept", "preset")
 OF_A_MASK = ("invert_mask", "background", "feather", "decoder_steps", "cover")
 
-EXAMPLES = examples(
+EXAMPLES = (
     'pare edit photo.jpg --from "a sunny road" --to "a snowy road" --out snowy.png',
     'pare edit photo.jpg --from "a road" --to "a red car" --edit blend --mask mask.png',
     'pare edit photo.jpg --from "a road at night" --edit erase --concept streetlights=5',
 )
 
 
-@click.command(cls=ImageCommand, epilog=EXAMPLES)
+@image_command(section="edit", examples=EXAMPLES)
 @image_argument
 @edit_options
 @pairing_options
 @schedule_options
-@blend_options
+@local_blend_options
 @background_options
 @concept_options
 @scheduler_options
 @model_options
-@revision_option
-@tokenizer_option
 @output_options
 def edit(image: Path, **given: Any) -> None:
-    """Invert IMAGE, which shows SOURCE, and come back to TARGET.
+    """Edit a real image by a prompt: invert IMAGE, described by SOURCE, and sample TARGET.
 
-    Says how near IMAGE the inversion comes by itself: what that loses, the edit loses, too.
-    Options about words and attention belong to p2p, --concept and --preset to erase. Of the
-    methods edit-friendly alone draws noise (--seed). The scheduler is ddim, which can be
-    inverted.
+    Also says how well the inversion reconstructs IMAGE: what it loses, the edit loses, too. The
+    scheduler is ddim, which can be inverted; only edit-friendly draws noise (--seed). Options
+    about words and attention belong to p2p, --concept and --preset to erase.
     """
     check_use(given)
     if noted("explain"):
         explain(required(given, "source"), [required(given, "target")], given)
         return
-    run = Run.plan()
+    run = ImageRun.start()
 
     from pare.io.images import load_image
     from techniques import inversion as technique
     from techniques.blended import prepare_mask
 
-    input_image, mask = load_image(image), load_shape(given)
+    input_image, mask = load_image(image), load_edit_mask(given)
     if mask is not None:
         mask = prepare_mask(mask, input_image.size)
 
@@ -148,9 +128,9 @@ def edit(image: Path, **given: Any) -> None:
     method = technique.check_kind(given["kind"], given["method"], inverted)
     if method != "edit-friendly" and len(run.seeds) > 1:
         raise SettingError(
-            f"{len(run.seeds)} seeds are given, and {method} draws no noise: its results would "
-            "all be one",
-            fix="give one seed, or take edit-friendly",
+            f"{len(run.seeds)} seeds are given, and {method} draws no noise: all results would be "
+            "equal",
+            fix="give one seed, or pass `method=edit-friendly`",
         )
     source, words, concepts = asked_for(given, method, inverted)
     target: str | Edit = words
@@ -163,8 +143,8 @@ def edit(image: Path, **given: Any) -> None:
 
         of_kind |= {"gates": erasure.PRESETS[given["preset"]]}
 
-    pipe = load_pipeline(given, technique.PREFERRED_SCHEDULER)
-    warn_of_size(pipe, input_image.size, "scale it down first")
+    pipe = run.load_pipeline(technique.PREFERRED_SCHEDULER)
+    run.size(pipe, input_image.size)
     if given["kind"] == "p2p":
         of_kind |= {"local_blend": local_blend(given, None)}
     names = ("kind", "guidance", "strength", "background", "feather", "decoder_steps", "cover",
@@ -185,7 +165,7 @@ def edit(image: Path, **given: Any) -> None:
         report=[result.report() for result in results],
     )
     for path, result in zip(run.paths, results, strict=True):
-        run.say(f"{path}: {in_words(result)}")
+        run.say(f"{path}: {edit_in_words(result)}")
 
 
 # --- what was given -----------------------------------------------------------------------
@@ -256,20 +236,14 @@ def asked_for(
 # --- what came of it ----------------------------------------------------------------------
 
 
-def in_words(result: Edited) -> str:
+def edit_in_words(result: Edited) -> str:
     parts = []
     if result.outside is not None:
-        from pare.cli.commands.blend import difference_in_words
-
         parts.append(f"outside the mask: {difference_in_words(result.outside)}")
     if result.reconstructed is not None:
         parts.append(
             f"the {result.inverted.method} inversion by itself gives IMAGE back at "
-            f"{decibels(result.reconstructed)}"
+            f"{likeness_in_words(result.reconstructed)}"
         )
-    parts.append(f"the VAE alone at {decibels(result.vae_alone)}")
+    parts.append(f"the VAE alone at {likeness_in_words(result.vae_alone)}")
     return "; ".join(parts)
-
-
-def decibels(found: Likeness) -> str:
-    return f"{found.psnr:.1f} dB, SSIM {found.ssim:.3f}"

@@ -1,4 +1,4 @@
-"""`pare erase`: an image without what nobody asked for."""
+"""`pare erase`: concept erasure by negative guidance."""
 
 from __future__ import annotations
 
@@ -10,44 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.cli.examples import examples
-from pare.cli.options import (
+from pare.cli.grouped_help import option, options
+from pare.cli.image_run import ImageRun, image_command
+from pare.cli.option_types import (
     InputFile,
-    aside,
+    as_typed,
     checked,
-    each,
-    memory_options,
-    model_options,
+    not_in_recipe,
     noted,
-    options,
-    output_options,
-    prompt_argument,
-    revision_option,
-    sampling_options,
-    scheduler_options,
-    tokenizer_option,
+    number,
 )
-from pare.cli.run_command import (
-    ImageCommand,
-    Run,
-    load_pipeline,
-    output_paths,
-    sampling,
-    warn_of_size,
-)
+from pare.cli.options import memory_options, prompt_argument, run_options, size_option
+from pare.cli.output_files import output_paths
 from pare.cli.terminal import progress
 from pare.errors import PromptError
-from pare.io.whole_files import check_output, write_whole
+from pare.io.whole_files import write_whole
 from pare.runtime import validation
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from pare.pipeline import Pipeline
     from techniques.erasure import Concept, Erased, Gates
 
-# techniques.erasure imports torch, so its presets' names stand here too; a test holds them
-# together.
+# techniques.erasure imports torch, so its presets' names stand here too; a test compares them.
 PRESETS = ("ungated", "safe-medium", "safe-strong", "safe-max", "sega", "ledits++")
 IMAGE_NAMES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 
@@ -68,92 +55,84 @@ def parse_concept(text: str) -> tuple[str, float | None]:
     return words, validation.parse_number("concept", weight, text, "WORDS or WORDS=WEIGHT")
 
 
-def bounded(name: str, low: float, high: float) -> Any:
-    return checked(lambda value: validation.check_number(name, value, low, high))
-
-
-def check_concept(text: str) -> str:
-    """What was typed: a recipe holds it as it is, now that it is known to be good."""
+def check_concept(text: str) -> None:
     words, _ = parse_concept(validation.check_prompt(text))
     if not words.strip():
         raise PromptError("a concept is empty", expected="words, for example 'streetlights'")
-    return text
 
 
-concept_options = options(
-    click.option("--concept", "concepts", multiple=True, required=True,
-                 metavar="WORDS[=WEIGHT]", callback=each(check_concept),
-                 help="What is to be pushed away, and how hard; pulled, below 0. Several if "
-                      "repeated."),
-    click.option("--weight", type=float, callback=bounded("weight", -1000.0, 1000.0),
-                 help="Of the concepts without their own; what the preset's source takes if not "
-                      "given: 10 ungated, 5 for sega and ledits++, the guidance for safe-*."),
-    click.option("--preset", type=click.Choice(PRESETS), default="sega", show_default=True,
-                 help="Where and when a push acts: published settings of the gates below."),
-    click.option("--warm-up", type=click.IntRange(0, 1000), help="Steps before the first push."),
-    click.option("--quantile", type=float, callback=bounded("quantile", 0.0, 1.0),
-                 help="Push where a channel's push is above this quantile of its places."),
-    click.option("--attention", type=float, callback=bounded("attention", 0.0, 1.0),
-                 help="Push where the concept's words are looked at more than at this quantile of "
-                      "all places; with --quantile, where both let it."),
-    click.option("--push-threshold", "threshold", type=float,
-                 callback=bounded("push-threshold", -1000.0, 1000.0),
-                 help="Push where PROMPT does not lead away from the concept by this much."),
-    click.option("--sensitivity", type=float, callback=bounded("sensitivity", 0.0, 1e6),
-                 help="Weigh each push by so many times how far PROMPT and concept are apart, up "
-                      "to 1."),
-    click.option("--momentum", type=float, callback=bounded("momentum", 0.0, 1.0),
-                 help="How much of earlier pushes is added."),
-    click.option("--momentum-memory", "memory", type=float,
-                 callback=bounded("momentum-memory", 0.0, 1.0),
-                 help="How much of them stays from step to step."),
-    click.option("--cap", type=float, callback=bounded("cap", 0.0, 1000.0),
-                 help="All pushes together are at most so many times as long as PROMPT's pull."),
+concept_option = option(
+    "--concept", "concepts", multiple=True, required=True, metavar="WORDS[=WEIGHT]", usual=True,
+    callback=as_typed(check_concept),
+    help="What to guide away from, and with which weight; a negative weight guides towards it. "
+         "May be repeated.",
 )  # fmt: skip
 
-place_options = options(
-    click.option("--strength", type=float, callback=checked(validation.check_strength),
-                 help="How much of the timestep schedule is run on IMAGE; 0.3 if not given."),
-    click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
-                 help="Work at this size (multiples of 8); IMAGE's own, or the one that the model "
-                      "was trained at, if not given."),
-    click.option("--maps", type=click.Path(path_type=Path), metavar="PATH", expose_value=False,
-                 callback=aside("maps"),
-                 help="Draw where each concept was pushed, step by step: NAME.png, or a folder; "
-                      "the numbers go beside it, as NAME.safetensors."),
+gate_options = options(
+    "Weights and gates",
+    option("--weight", type=float, callback=number("weight", -1000.0, 1000.0), usual=True,
+           help="Of concepts without their own. Default: the preset's, 10 (ungated), 5 (sega, "
+                "ledits++) or the guidance scale (safe-*)."),
+    option("--preset", type=click.Choice(PRESETS), default="sega", show_default=True, usual=True,
+           help="Published settings of the gates, which choose where and when a concept acts."),
+    option("--warm-up", type=click.IntRange(0, 1000), help="Steps before the first push."),
+    option("--quantile", type=float, callback=number("quantile", 0.0, 1.0),
+           help="Push where the push of a channel exceeds this quantile over the image (SEGA)."),
+    option("--attention", type=float, callback=number("attention", 0.0, 1.0),
+           help="Push where the attention to the concept's words exceeds this quantile; with "
+                "--quantile, in the intersection (LEDITS++)."),
+    option("--push-threshold", "threshold", type=float,
+           callback=number("threshold", -1000.0, 1000.0),
+           help="Push where PROMPT's prediction minus the concept's is below this (Safe Latent "
+                "Diffusion's lambda)."),
+    option("--sensitivity", type=float, callback=number("sensitivity", 0.0, 1e6),
+           help="Scale each push by this times the distance of PROMPT's and the concept's "
+                "predictions, at most 1 (Safe Latent Diffusion's s_S)."),
+    option("--momentum", type=float, callback=number("momentum", 0.0, 1.0),
+           help="How much of the earlier pushes is added."),
+    option("--momentum-memory", "memory", type=float, callback=number("memory", 0.0, 1.0),
+           help="How slowly the momentum forgets (beta)."),
+    option("--cap", type=float, callback=number("cap", 0.0, 1000.0),
+           help="Limit of all pushes together, relative to the norm of the guidance of PROMPT."),
+)  # fmt: skip
+
+image_options = options(
+    "Image",
+    option("--strength", type=float, callback=checked(validation.check_strength), usual=True,
+           help="With IMAGE: how much of the schedule runs, above 0 to 1. Default: 0.3."),
+    option("--maps", type=click.Path(path_type=Path), metavar="PATH", **not_in_recipe("maps"),
+           help="Draw where each concept was pushed at each step, NAME.png or a folder; the "
+                "numbers are written beside it, NAME.safetensors."),
 )  # fmt: skip
 
 
-EXAMPLES = examples(
+EXAMPLES = (
     'pare erase "a road in the city at night" --concept streetlights --out dark.png',
     'pare erase "a road at night" --concept "the moon=8" --concept clouds=-2 --preset ledits++',
     'pare erase photo.jpg "a road" --concept "a car" --strength 0.5 --maps maps.png --out gone.png',
 )
 
 
-@click.command(cls=ImageCommand, epilog=EXAMPLES)
+@image_command(section="edit", examples=EXAMPLES)
 @click.argument("image", metavar="[IMAGE]", nargs=-1, type=InputFile(), callback=at_most_one)
 @prompt_argument
-@concept_options
-@place_options
-@sampling_options
+@concept_option
+@gate_options
+@image_options
+@size_option
+@run_options
 @memory_options
-@scheduler_options
-@model_options
-@revision_option
-@tokenizer_option
-@output_options
 def erase(image: Path | None, prompt: str, concepts: Sequence[str], **given: Any) -> None:
-    """Make an image of PROMPT, or IMAGE over, pushing away from what it should not show.
+    """Concept erasure: generate PROMPT, or re-generate IMAGE, guided away from each --concept.
 
-    Unlike --negative, which replaces what guidance starts from, each concept has its own weight,
-    and gates choose where and when it acts. The scheduler is dpm++2m with Karras sigmas if none
-    is given.
+    Unlike --negative, which replaces the unconditional prediction, each concept has its own
+    weight, and gates choose where and when it acts. The default scheduler is dpm++2m with Karras
+    noise levels.
     """
     from pare.io.images import load_image
 
     check_arguments(image, prompt, given)
-    run = Run.plan()
+    run = ImageRun.start()
     maps = plan_maps(run)
     input_image = None if image is None else load_image(image)
 
@@ -166,17 +145,16 @@ def erase(image: Path | None, prompt: str, concepts: Sequence[str], **given: Any
         for words, weight in map(parse_concept, concepts)
     ]
     erasure.check_concepts(listed)
-    pipe = load_pipeline(given, erasure.PREFERRED_SCHEDULER)
-    shape = working_size(pipe, input_image, given["size"])
-    warn_of_size(pipe, shape, "--size works smaller")
+    pipe = run.load_pipeline(erasure.PREFERRED_SCHEDULER)
+    shape = run.size(pipe, fitted_size(pipe, input_image))
     width, height = (None, None) if input_image and given["size"] is None else shape
     strength = erasure.STRENGTH if given["strength"] is None else given["strength"]
     made = erasure.erase(
         pipe, prompt, listed, run.seeds, image=input_image, strength=strength, gates=gates,
         width=width, height=height, batch=given["batch"], tile=given["tile"], progress=progress(),
-        **sampling(given),
+        **run.sampling,
     )  # fmt: skip
-    run = run.noting(batch=made.plan.batch, tile=made.plan.tile)
+    run.note(batch=made.plan.batch, tile=made.plan.tile)
     report = [
         [pushed(concept, made.term_norms[:, k, row]) for k, concept in enumerate(listed)]
         for row in range(len(run.seeds))
@@ -184,8 +162,8 @@ def erase(image: Path | None, prompt: str, concepts: Sequence[str], **given: Any
     run.write(pipe, made.images, pushed=report, maps=[str(path) for path in maps])
     for path, rows in zip(run.paths, report, strict=True):
         for row in rows:
-            run.say(f"{path}: {in_words(row)}")
-    if run.again is None:
+            run.say(f"{path}: {push_in_words(row)}")
+    if run.rerun is None:
         write_maps(
             maps, made, listed, start_index(given["steps"], strength) if input_image else 0, run
         )
@@ -221,18 +199,11 @@ def usual(weight: float | None, given: Mapping[str, Any]) -> float:
     return usual_weight(given["preset"], given["guidance"])
 
 
-def working_size(
-    pipe: Any, image: Image.Image | None, size: tuple[int, int] | None
-) -> tuple[int, int]:
-    """Width and height of what goes through the model."""
+def fitted_size(pipe: Pipeline, image: Image.Image | None) -> tuple[int, int] | None:
+    """Width and height of IMAGE at the next multiples of the VAE's factor."""
     from pare.io.images import fit_to_multiple
 
-    if size is not None:
-        return size
-    if image is None:
-        trained: tuple[int, int] = pipe.trained_size
-        return trained
-    return fit_to_multiple(image, pipe.vae.config.factor)[0].size
+    return None if image is None else fit_to_multiple(image, pipe.vae.config.factor)[0].size
 
 
 # --- what was pushed ----------------------------------------------------------------------
@@ -250,7 +221,7 @@ def pushed(concept: Concept, pushes: Tensor) -> dict[str, Any]:
     }
 
 
-def in_words(row: Mapping[str, Any]) -> str:
+def push_in_words(row: Mapping[str, Any]) -> str:
     away = "away" if row["weight"] >= 0 else "towards"
     if not row["steps"]:
         return f"{row['concept']!r} was never pushed"
@@ -260,25 +231,27 @@ def in_words(row: Mapping[str, Any]) -> str:
     )
 
 
-def plan_maps(run: Run) -> list[Path]:
+def plan_maps(run: ImageRun) -> list[Path]:
     """The pages to draw, one an image, checked; none if none are asked for.
 
     Raises:
         OutputError: one of them, or its numbers' file, cannot or must not be written.
     """
     out = noted("maps")
-    if out is None or run.again is not None:
+    if out is None or run.rerun is not None:
         return []
-    pages = output_paths(out, "erase-maps", run.seeds, option="--maps")
-    for path in (*pages, *(page.with_suffix(".safetensors") for page in pages)):
-        if path in run.paths:
-            raise click.UsageError(f"--maps and --out both name {path}.")
-        check_output(path, force=run.force)
+    pages = output_paths(
+        out, "erase-maps", run.seeds, endings=[".png"], beside=[".safetensors"], force=run.force,
+        option="--maps",
+    )  # fmt: skip
+    for page in pages:
+        if page in run.paths:
+            raise click.UsageError(f"--maps and --out both name {page}.")
     return pages
 
 
 def write_maps(
-    pages: Sequence[Path], made: Erased, concepts: Sequence[Concept], first: int, run: Run
+    pages: Sequence[Path], made: Erased, concepts: Sequence[Concept], first: int, run: ImageRun
 ) -> None:
     """Draw each image's pushes, and keep their numbers beside the page.
 

@@ -1,68 +1,33 @@
-"""`pare generate`: images from words."""
+"""`pare generate`: text-to-image."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import click
-
-from pare.cli.examples import examples
-from pare.cli.options import (
-    checked,
-    memory_options,
-    model_options,
-    output_options,
-    prompt_argument,
-    revision_option,
-    sampling_options,
-    scheduler_options,
-    tokenizer_option,
-)
-from pare.cli.run_command import (
-    ImageCommand,
-    Run,
-    fit_memory,
-    load_pipeline,
-    sampling,
-    warn_of_size,
-)
+from pare.cli.embedding_options import embedding_options
+from pare.cli.image_run import ImageRun, image_command
+from pare.cli.options import memory_options, prompt_argument, run_options, size_option
 from pare.cli.terminal import progress
-from pare.cli.text_options import noting_words, read_edits, text_options, under_edits
-from pare.runtime import validation
 
-generate_options = click.option(
-    "--size", metavar="WxH", callback=checked(validation.parse_size),
-    help="Multiples of 8; the size that the model was trained at if not given.",
-)  # fmt: skip
-
-
-EXAMPLES = examples(
+EXAMPLES = (
     'pare generate "a snowy road in the forest" --seed 7',
-    'pare generate "a red car by the sea" --count 4 --scheduler ddim --out cars.png',
+    'pare generate "a red car by the sea" --count 4 --scheduler ddim --out cars.png --grid',
 )
 
 
-@click.command(cls=ImageCommand, epilog=EXAMPLES)
+@image_command(section="make", examples=EXAMPLES)
 @prompt_argument
-@generate_options
-@sampling_options
-@text_options
+@size_option
+@run_options
+@embedding_options
 @memory_options
-@scheduler_options
-@model_options
-@revision_option
-@tokenizer_option
-@output_options
-def generate(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
-    """Make images from PROMPT."""
-    run, edits = Run.plan(), read_edits(given)
-    pipe = under_edits(load_pipeline(given), edits, [prompt, given["negative"]])
-    width, height = size or pipe.trained_size
-    warn_of_size(pipe, (width, height), "take a smaller --size")
-    fitted = fit_memory(pipe, run, given, height, width)
-    run = noting_words(run.noting(**fitted), given, edits)
+def generate(prompt: str, **given: Any) -> None:
+    """Text-to-image: generate images from PROMPT."""
+    run = ImageRun.start()
+    pipe = run.load_pipeline(texts=[prompt, given["negative"]])
+    width, height = run.size(pipe)
+    fitted = run.fit_memory(pipe, width, height)
     images = pipe.generate(
-        prompt, run.seeds, width=width, height=height, progress=progress(), **fitted,
-        **sampling(given),
-    )  # fmt: skip
+        prompt, run.seeds, width=width, height=height, progress=progress(), **fitted, **run.sampling
+    )
     run.write(pipe, images)

@@ -1,4 +1,4 @@
-"""`pare guide`: images that a loss steers."""
+"""`pare guide`: loss guidance."""
 
 from __future__ import annotations
 
@@ -8,22 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.cli.examples import examples
-from pare.cli.options import (
-    InputFile,
-    checked,
-    model_options,
-    options,
-    output_options,
-    prompt_argument,
-    revision_option,
-    sampling_options,
-    scheduler_options,
-    tokenizer_option,
-)
-from pare.cli.run_command import ImageCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.cli.embedding_options import embedding_options
+from pare.cli.grouped_help import option, options
+from pare.cli.image_run import ImageRun, image_command
+from pare.cli.option_types import InputFile, number
+from pare.cli.options import prompt_argument, run_options, size_option
 from pare.cli.terminal import progress
-from pare.cli.text_options import noting_words, read_edits, text_options, under_edits
 from pare.errors import LossError
 from pare.runtime import validation
 
@@ -46,35 +36,36 @@ class ClipFolder(InputFile):
     def with_file(self, value: Any, path: str) -> str:
         return str(Path(path).parent)
 
+    def bare_name(self, path: Path) -> Path:
+        return Path(path.resolve().parent.name, path.name)
+
 
 guide_options = options(
-    click.option("--loss", required=True, metavar="LINE",
-                 help="What is to become small: blue, symmetry, style, brightness(0.8), "
-                      "colour('orange'), judge('snowy'), clip('a painting'), or arithmetic on the "
-                      "image and on these, as '(image[:, 2] - 0.9).abs().mean()'."),
-    click.option("--scale", type=float, default=20.0, show_default=True,
-                 callback=checked(lambda scale: validation.check_number("scale", scale, -1e9, 1e9)),
-                 help="How much the loss counts; more for larger images."),
-    click.option("--every", type=click.IntRange(1, validation.MAX_STEPS), default=5,
-                 show_default=True, help="Guide at each such step."),
-    click.option("--through-unet", is_flag=True,
-                 help="Take the gradient through the UNet as well: exact, slow, and large."),
-    click.option("--style", type=InputFile(), metavar="IMAGE",
-                 help="Whose statistics the loss `style` asks for."),
-    click.option("--style-of", type=click.Choice(["vae", "unet"]), default="vae",
-                 show_default=True, help="Whose layers' statistics."),
-    click.option("--style-by", type=click.Choice(["gram", "moments"]), default="gram",
-                 show_default=True,
-                 help="Products of all channels, or each one's mean and deviation."),
-    click.option("--clip", type=ClipFolder(), metavar="FOLDER",
-                 help="A CLIP model for the loss `clip`, of PROMPT, or clip('another text')."),
-    click.option("--size", metavar="WxH", callback=checked(validation.parse_size),
-                 help="Multiples of 8; the size that the model was trained at if not given."),
-    click.option("--batch", type=click.IntRange(1, validation.MAX_IMAGES), default=1,
-                 show_default=True, help="Images that go through the UNet together."),
+    "Loss guidance",
+    option("--loss", required=True, metavar="LINE", usual=True,
+           help="What to minimise: blue, symmetry, style, brightness(0.8), colour('orange'), "
+                "judge('snowy'), clip('a painting'), or arithmetic on the image and on these, as "
+                "'(image[:, 2] - 0.9).abs().mean()'."),
+    option("--scale", type=float, default=20.0, show_default=True, usual=True,
+           callback=number("scale", -1e9, 1e9),
+           help="Weight of the loss; larger for larger images."),
+    option("--every", type=click.IntRange(1, validation.MAX_STEPS), default=5, show_default=True,
+           usual=True, help="Guide at every N-th step."),
+    option("--through-unet", is_flag=True,
+           help="Take the gradient through the UNet, too: exact, slow, much memory."),
+    option("--style", type=InputFile(), metavar="IMAGE",
+           help="The image whose statistics the loss `style` compares."),
+    option("--style-of", type=click.Choice(["vae", "unet"]), default="vae", show_default=True,
+           help="Whose layers' statistics."),
+    option("--style-by", type=click.Choice(["gram", "moments"]), default="gram", show_default=True,
+           help="Gram matrices, or means and deviations of the channels."),
+    option("--clip", type=ClipFolder(), metavar="FOLDER",
+           help="A CLIP model for the loss `clip`, of PROMPT or of clip('another text')."),
+    option("--batch", type=click.IntRange(1, validation.MAX_IMAGES), default=1, show_default=True,
+           help="Images that go through the UNet together."),
 )  # fmt: skip
 
-EXAMPLES = examples(
+EXAMPLES = (
     'pare guide "a road in the forest" --loss blue --out blue.png',
     'pare guide "a road in the forest" --loss "(image[:, 2] - 0.9).abs().mean()" --scale 30',
     'pare guide "a road" --loss style --style photo.jpg --scale 5 --out style.png',
@@ -82,45 +73,39 @@ EXAMPLES = examples(
 )
 
 
-@click.command(cls=ImageCommand, epilog=EXAMPLES)
+@image_command(section="edit", examples=EXAMPLES)
 @prompt_argument
 @guide_options
-@sampling_options
-@text_options
-@scheduler_options
-@model_options
-@revision_option
-@tokenizer_option
-@output_options
-def guide(prompt: str, size: tuple[int, int] | None, **given: Any) -> None:
-    """Make images from PROMPT, steered at every few steps to where a loss is small.
+@size_option
+@run_options
+@embedding_options
+def guide(prompt: str, **given: Any) -> None:
+    """Loss guidance: generate PROMPT, guided at some of the steps by the gradient of a loss.
 
-    The loss is a line of arithmetic over `image`, of shape (1, 3, height, width), red, green
-    and blue from 0 to 1; docs/guide.md has its grammar. It is computed, never run as code, so
-    that a stranger's image may be run again.
+    The loss is a line of arithmetic over `image`, of shape (1, 3, height, width), red, green and
+    blue from 0 to 1; docs/guide.md has its grammar. It is interpreted, never run as code, so that
+    an image from someone else may be run again.
     """
-    run, edits = Run.plan(), read_edits(given)
+    run = ImageRun.start()
 
     from techniques import loss_guidance
     from techniques.loss_guidance.loss_language import read_loss
 
     check_loss(prompt, given)
-    pipe = under_edits(load_pipeline(given), edits, [prompt, given["negative"]])
-    width, height = size or pipe.trained_size
-    warn_of_size(pipe, (width, height), "take a smaller --size")
-    run = noting_words(run, given, edits)
+    pipe = run.load_pipeline(texts=[prompt, given["negative"]])
+    width, height = run.size(pipe)
     result = loss_guidance.guide(
         pipe, prompt, read_loss(given["loss"], vocabulary(prompt, given, pipe)), run.seeds,
         scale=given["scale"], every=given["every"], through_unet=given["through_unet"],
-        width=width, height=height, batch=given["batch"], progress=progress(), **sampling(given),
+        width=width, height=height, batch=given["batch"], progress=progress(), **run.sampling,
     )  # fmt: skip
     run.write(pipe, result.images, **result.report())
     for k, path in enumerate(run.paths):
         unguided = None if result.unguided is None else result.unguided[k]
-        run.say(f"{path}: {in_words(result.steps[k], result.losses[k], unguided)}")
+        run.say(f"{path}: {losses_in_words(result.steps[k], result.losses[k], unguided)}")
 
 
-def in_words(steps: Sequence[GuidedStep], loss: float, unguided: float | None) -> str:
+def losses_in_words(steps: Sequence[GuidedStep], loss: float, unguided: float | None) -> str:
     if not steps:
         return f"the loss is {loss:.4g}; no step was guided"
     seen = ", ".join(f"{step.loss:.4g}" for step in steps[:12])
@@ -130,7 +115,7 @@ def in_words(steps: Sequence[GuidedStep], loss: float, unguided: float | None) -
 
 
 def vocabulary(prompt: str, given: Mapping[str, Any], pipe: Pipeline | None = None) -> Makers:
-    """What `--loss` may name; without the model its line can be checked, but not computed."""
+    """What --loss may name; without the model a line can be checked, but not computed."""
     from techniques.loss_guidance.loss_language import USUAL
 
     def style() -> Loss:
@@ -138,7 +123,7 @@ def vocabulary(prompt: str, given: Mapping[str, Any], pipe: Pipeline | None = No
         from techniques.loss_guidance import losses
 
         if given["style"] is None:
-            raise LossError("the loss asks for a style", fix="name an image: --style IMAGE")
+            raise LossError("the loss asks for a style", fix="name an image: `style=IMAGE`")
         image = load_image(given["style"])
         if pipe is None:
             return losses.symmetry
@@ -150,7 +135,7 @@ def vocabulary(prompt: str, given: Mapping[str, Any], pipe: Pipeline | None = No
         from techniques.loss_guidance.clip_loss import clip_loss
 
         if given["clip"] is None:
-            raise LossError("the loss asks for CLIP", fix="name a model's folder: --clip FOLDER")
+            raise LossError("the loss asks for CLIP", fix="name a model's folder: `clip=FOLDER`")
         return clip_loss(Path(given["clip"]), text, "cpu" if pipe is None else pipe.device)
 
     def judge(wanted: str) -> Loss:
@@ -164,10 +149,10 @@ def vocabulary(prompt: str, given: Mapping[str, Any], pipe: Pipeline | None = No
 
 
 def check_loss(prompt: str, given: Mapping[str, Any]) -> None:
-    """Refuse a loss that cannot be read, before a model is loaded for it.
+    """Check the loss before a model is loaded for it.
 
     Raises:
-        LossError: and also for a file that the loss does not look at.
+        LossError: the loss cannot be read, or does not use a file that is given.
     """
     from techniques.loss_guidance.loss_language import read_loss
 
@@ -185,6 +170,6 @@ def check_loss(prompt: str, given: Mapping[str, Any]) -> None:
     for name in ("style", "clip"):
         if given[name] is not None and name not in used:
             raise LossError(
-                f"--{name} is given, and the loss {given['loss']!r} does not look at it",
-                fix=f"name {name} in --loss",
+                f"`{name}` is given, and the loss {given['loss']!r} does not use it",
+                fix=f"write {name} into `loss`",
             )

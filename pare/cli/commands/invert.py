@@ -1,4 +1,4 @@
-"""`pare invert`: the noise that an image would have come from."""
+"""`pare invert`: the latents from which an image would be sampled."""
 
 from __future__ import annotations
 
@@ -7,75 +7,69 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.cli.examples import examples
+from pare.cli.grouped_help import option, options
+from pare.cli.image_run import ImageRun, image_command
+from pare.cli.option_types import checked
 from pare.cli.options import (
-    checked,
     image_argument,
     model_options,
-    options,
     output_options,
     prompt_argument,
-    revision_option,
     scheduler_options,
-    tokenizer_option,
 )
-from pare.cli.run_command import ImageCommand, Run, load_pipeline, warn_of_size
 from pare.cli.terminal import progress
-from pare.io.whole_files import check_output
 from pare.runtime import validation
 
 if TYPE_CHECKING:
     from techniques.inversion import ReportCard
+    from techniques.inversion.report_card import Likeness
 
 METHODS = (
     "ddim", "fixed-point", "null-text", "negative", "proximal", "direct", "edit-friendly", "edict",
 )  # fmt: skip
 
 invert_options = options(
-    click.option("--method", type=click.Choice(METHODS), default="ddim", show_default=True,
-                 help="Plain DDIM, or one that mends it: docs/inversion.md compares them."),
-    click.option("--steps", type=int, default=50, show_default=True,
-                 callback=checked(validation.check_steps), help="Steps each way, 1 to 1000."),
-    click.option("--guidance", type=float, callback=checked(validation.check_guidance),
-                 help="At which PROMPT is to give IMAGE back; the method's usual if not given."),
+    "Inversion",
+    option("--method", type=click.Choice(METHODS), default="ddim", show_default=True, usual=True,
+           help="DDIM inversion, or a method that corrects it: docs/inversion.md compares them."),
+    option("--steps", type=int, default=50, show_default=True, usual=True,
+           aliases=("--num-inference-steps",), callback=checked(validation.check_steps),
+           help="Steps each way, 1 to 1000."),
+    option("--guidance", type=float, callback=checked(validation.check_guidance), usual=True,
+           aliases=("--cfg", "--cfg-scale", "--guidance-scale"),
+           help="Guidance scale at which PROMPT is to reconstruct IMAGE. Default: the method's."),
 )  # fmt: skip
 
-EXAMPLES = examples(
+EXAMPLES = (
     'pare invert photo.jpg "a road in the mountains" --out again.png',
     'pare invert photo.jpg "a road in the mountains" --method edict --guidance 3 --out again.png',
 )
 
 
-@click.command(cls=ImageCommand, epilog=EXAMPLES)
+@image_command(section="edit", examples=EXAMPLES)
 @image_argument
 @prompt_argument
 @invert_options
 @scheduler_options
 @model_options
-@revision_option
-@tokenizer_option
 @output_options
 def invert(image: Path, prompt: str, **given: Any) -> None:
-    """Find the noise that IMAGE, which shows PROMPT, would have come from.
+    """Inversion: find the noise from which PROMPT, which describes IMAGE, samples IMAGE.
 
-    Writes the image that it gives back, and beside it NAME.safetensors with the latents of
-    every step, for `techniques.inversion.sample` and another prompt. Says how near the
-    image is, and whether the noise is noise. Of the methods edit-friendly alone draws noise
-    (--seed). The scheduler is ddim, which can be inverted.
+    Writes the reconstruction, and beside it NAME.safetensors with the latents of every step, for
+    `techniques.inversion.sample` and other prompts. Says how near the reconstruction is, and
+    whether the noise is Gaussian. The scheduler is ddim, which can be inverted; only edit-friendly
+    draws noise (--seed).
     """
     from pare.io.images import load_image
 
-    run = Run.plan()
-    files = [path.with_suffix(".safetensors") for path in run.paths]
-    if run.again is None:
-        for file in files:
-            check_output(file, force=run.force)
+    run = ImageRun.start(beside=[".safetensors"])
     input_image = load_image(image)
 
     from techniques import inversion
 
-    pipe = load_pipeline(given, inversion.PREFERRED_SCHEDULER)
-    warn_of_size(pipe, input_image.size, "scale it down first")
+    pipe = run.load_pipeline(inversion.PREFERRED_SCHEDULER)
+    run.size(pipe, input_image.size)
     results = [
         inversion.invert_and_report(
             pipe, input_image, prompt, method=given["method"], steps=given["steps"],
@@ -83,7 +77,8 @@ def invert(image: Path, prompt: str, **given: Any) -> None:
         )
         for seed in run.seeds
     ]  # fmt: skip
-    if run.again is None:
+    files = [path.with_suffix(".safetensors") for path in run.paths]
+    if run.rerun is None:
         for file, (inverted, _, _) in zip(files, results, strict=True):
             inverted.save(file, force=run.force)
     cards = [card for _, _, card in results]
@@ -94,15 +89,19 @@ def invert(image: Path, prompt: str, **given: Any) -> None:
         report=[card.report() for card in cards],
     )
     for path, file, card in zip(run.paths, files, cards, strict=True):
-        run.say(f"{path}: {in_words(card)}")
+        run.say(f"{path}: {card_in_words(card)}")
         run.say(f"{file}: the inversion")
 
 
-def in_words(card: ReportCard) -> str:
-    found, noise = card.reconstruction, card.noise
+def card_in_words(card: ReportCard) -> str:
+    noise = card.noise
     return (
-        f"{found.psnr:.1f} dB from IMAGE, SSIM {found.ssim:.3f} (through the VAE alone "
-        f"{card.vae_alone.psnr:.1f} dB, {card.vae_alone.ssim:.3f}); the noise has mean "
-        f"{noise.mean:.2f}, std {noise.std:.2f}, autocorrelation {noise.autocorrelation:.2f}; "
+        f"the reconstruction is at {likeness_in_words(card.reconstruction)} (the VAE alone at "
+        f"{likeness_in_words(card.vae_alone)}); the noise has mean {noise.mean:.2f}, std "
+        f"{noise.std:.2f}, autocorrelation {noise.autocorrelation:.2f} (Gaussian: 0, 1, 0); "
         f"{card.inverting.evaluations + card.sampling.evaluations} UNet evaluations"
     )
+
+
+def likeness_in_words(found: Likeness) -> str:
+    return f"{found.psnr:.1f} dB, SSIM {found.ssim:.3f}"

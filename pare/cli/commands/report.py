@@ -1,4 +1,4 @@
-"""`pare report`: one run as a page to look at in a browser."""
+"""`pare report`: one run as a page for a browser."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.cli.commands.generate import generate_options
+from pare.cli import terminal
 from pare.cli.commands.rerun import command_of, run_again
-from pare.cli.examples import examples
+from pare.cli.grouped_help import command, option, options
+from pare.cli.image_run import load_pipeline, recipe_arguments, sampling, warn_of_size
+from pare.cli.option_types import SeedRange, flat_seeds
 from pare.cli.options import (
     json_option,
     model_options,
-    options,
-    revision_option,
     sampling_options,
     scheduler_options,
-    tokenizer_option,
+    size_option,
 )
-from pare.cli.printing import plain
-from pare.cli.recipe_arguments import NOT_AGAIN, check_recipe, for_a_shell
-from pare.cli.run_command import load_pipeline, sampling, warn_of_size
+from pare.cli.output_files import output_paths
+from pare.cli.recipe_arguments import check_recipe, for_a_shell
 from pare.cli.terminal import one_line, progress
-from pare.errors import OutputError, RecipeError
-from pare.io.whole_files import check_output
+from pare.errors import RecipeError, SettingError
 from pare.runtime import validation
 
 if TYPE_CHECKING:
@@ -44,72 +42,63 @@ REPORTED = (
 """The commands whose images can be reported on; `attention` and `sweep` make pages of them."""
 
 report_options = options(
-    click.option("--seed", type=int, default=0, show_default=True,
-                 callback=lambda _, __, value: validation.check_seed(value),
-                 help="The noise to start from."),
-    click.option("--out", type=click.Path(path_type=Path),
-                 help="NAME.html, or a folder; report-SEED.html, or that of the image, in the "
-                      "current folder if not given."),
-    click.option("--force", is_flag=True, help="Overwrite an existing file."),
+    "Report",
+    option("--seed", "-s", type=SeedRange(), multiple=True, callback=flat_seeds, usual=True,
+           metavar="SEED", help="Seed of the initial noise. Default: 0."),
+    option("--out", "-o", type=click.Path(path_type=Path), usual=True,
+           help="NAME.html, or a folder. Default: a new report-SEED.html, or one of IMAGE's name, "
+                "in the folder `outputs`, if there is one, or here."),
+    option("--force", is_flag=True, usual=True, help="Overwrite an existing file."),
     json_option,
 )  # fmt: skip
 
-EXAMPLES = examples(
+EXAMPLES = (
     'pare report "a red car on a snowy road" --seed 7 --steps 30 --out car.html',
     "pare report road.png",
 )
 
 
-@click.command(epilog=EXAMPLES)
+@command(section="study", examples=EXAMPLES)
 @click.argument("prompt", metavar="PROMPT|IMAGE")
-@generate_options
+@report_options
+@size_option
 @sampling_options
 @scheduler_options
 @model_options
-@revision_option
-@tokenizer_option
-@report_options
 def report(prompt: str, **given: Any) -> None:
-    """Make an image from PROMPT, and a page that shows how it came about.
+    """Explain a run on one page for a browser: generate PROMPT, or run the recipe of IMAGE again.
 
-    With the name of a IMAGE that pare made, that image is made again from its recipe and the
-    page is about it; then only --out and --force count. Of an edit it shows the way back from the
-    noise to the image, of `p2p` the row of this image, with the attention that the edit met.
-    The page is one file, needs no network, and opens in any browser: where every word looks,
-    x_t and x0 step by step, what guidance changed, and every layer of the U with its shape, its
-    cost, its code and its answers.
+    For an IMAGE that pare made only --out and --force count. Of an edit the page shows the
+    sampling from the inverted latents; of p2p the prompts of this image, with the attention after
+    the edit. It is one file and needs no network: attention maps of every word, x_t and x0 step
+    by step, the effect of guidance, and every layer of the UNet with its shape, cost, code and
+    output.
     """
-    started = time.perf_counter()
     path = Path(prompt)
-    from_image = path.suffix.lower() == ".png"
-    seed = given["seed"]
-    out = output_path(given["out"], path.stem if from_image else f"report-{seed}")
-    check_output(out, force=given["force"])
+    from_image = path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".avif")
+    if len(given["seed"]) > 1:
+        raise SettingError(f"{len(given['seed'])} seeds are given", expected="one a report")
+    seed = given["seed"][0]
+    name, seeds = (path.stem, []) if from_image else ("report", [seed])
+    (out,) = output_paths(given["out"], name, seeds, endings=[".html", ".htm"],
+                          force=given["force"])  # fmt: skip
     if from_image:
         reported, image, about = from_recipe(path)
     else:
-        reported, image, about = from_prompt(validation.check_prompt(prompt), given)
+        reported, image, about = from_prompt(validation.check_prompt(prompt), seed, given)
     size = reported.write(out, image, about, force=given["force"])
+    started = click.get_current_context().meta[terminal.STARTED]
     seconds = time.perf_counter() - started
     if given["as_json"]:
         result = {"command": "report", "path": str(out), "bytes": size}
-        click.echo(json.dumps(result | {"seconds": round(seconds, 3)}, indent=2))
+        terminal.result(json.dumps(result | {"seconds": round(seconds, 3)}, indent=2))
     else:
-        click.echo(out)
-
-
-def output_path(out: Path | None, name: str) -> Path:
-    if out is None or out.is_dir():
-        return (out or Path()) / f"{name}.html"
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise OutputError(
-            f"--out is {out}", expected="a name that ends in .html, or a folder that exists"
-        )
-    return out
+        terminal.result(out)
+    terminal.summary(f"{out}: {seconds:.1f} s")
 
 
 def from_prompt(
-    prompt: str, given: dict[str, Any]
+    prompt: str, seed: int, given: dict[str, Any]
 ) -> tuple[RunReport, Image.Image, dict[str, Any]]:
     """The run that the options ask for."""
     from pare.recipes.recipe import current_versions
@@ -117,17 +106,17 @@ def from_prompt(
 
     pipe = load_pipeline(given)
     width, height = given["size"] or pipe.trained_size
-    warn_of_size(pipe, (width, height), "take a smaller --size")
+    warn_of_size(pipe, (width, height), given)
     texts = [words_of(pipe, prompt)]
     reported = RunReport(pipe, texts, steps=given["steps"], size=(width, height))
     announce(reported, given["steps"], given["guidance"])
     with reported as watched:
         images = watched.generate(
-            prompt, [given["seed"]], width=width, height=height, batch=1, progress=progress(),
+            prompt, [seed], width=width, height=height, batch=1, progress=progress(),
             **sampling(given),
         )  # fmt: skip
     context = click.get_current_context()
-    arguments = {k: v for k, v in plain(context.params).items() if k not in NOT_AGAIN}
+    arguments = recipe_arguments(context.command, context.params)
     about = {
         "command": for_a_shell(context.command, arguments),
         **{name: value for name, value in arguments.items() if value is not None},
@@ -166,12 +155,18 @@ def from_recipe(path: Path) -> tuple[RunReport, Image.Image, dict[str, Any]]:
             return stack.enter_context(found[0])
 
         instead = dict.fromkeys(("device", "dtype", "threads", "model", "revision", "tokenizer"))
-        how: dict[str, Any] = {**instead, "inputs": {}, "alone": True, "watch": watch}
-        if recipe.command == "edit":  # or its last walk were that of the reconstruction
+        how: dict[str, Any] = {
+            **instead,
+            "inputs": {},
+            "folders": (),
+            "alone": True,
+            "watch": watch,
+        }
+        if recipe.command == "edit":  # or its last sampling were the reconstruction's
             how["otherwise"] = {"reconstruct": False}
         image, remade, _ = run_again(path, recipe, how)
     if found[0].recording.repeated:
-        raise not_followed(path, "its run asks the model several times a step")
+        raise not_followed(path, "its run evaluates the model several times a step")
     arguments = check_recipe(command_of(recipe, path), recipe, str(path))
     about = {
         "prompt": texts[which],
@@ -189,7 +184,7 @@ def from_recipe(path: Path) -> tuple[RunReport, Image.Image, dict[str, Any]]:
 
 
 def require_followed(image: Path, recipe: Recipe) -> None:
-    """Raise a RecipeError for an image whose run is not one look of the model a step."""
+    """Raise a RecipeError for a run that is not one forward pass of the model a step."""
     if recipe.command not in REPORTED:
         raise RecipeError(
             f"{image} was made by `pare {one_line(recipe.command[:40])}`",
@@ -199,14 +194,15 @@ def require_followed(image: Path, recipe: Recipe) -> None:
     if given.get("method") == "replay":
         raise not_followed(image, "its source and target ran one after the other (replay)")
     if given.get("method") == "edict":
-        raise not_followed(image, "EDICT walks with two latents")
+        raise not_followed(image, "EDICT samples two coupled latents")
     if given.get("separately") or (given.get("batch") == 1 and recipe.command == "p2p"):
-        raise not_followed(image, "its rows were looked at one after the other (--separately)")
+        raise not_followed(image, "its prompts ran one after the other (--separately)")
 
 
 def not_followed(image: Path, why: str) -> RecipeError:
     return RecipeError(
-        f"{image} cannot be reported on: {why}", expected="one look of the model at each step"
+        f"{image} cannot be reported on: {why}",
+        expected="one forward pass of the model at each step",
     )
 
 
@@ -251,4 +247,4 @@ def announce(reported: RunReport, steps: int, guidance: float) -> None:
     from pare.study.inspect.text_tables import size
 
     need = reported.check_memory(steps, guidance)
-    click.echo(f"pare: recording takes {size(need)} of memory", err=True)
+    terminal.note(f"recording takes {size(need)} of memory")

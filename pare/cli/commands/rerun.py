@@ -1,29 +1,36 @@
-"""`pare rerun`: an image made again from the recipe in it, and recipes looked at."""
+"""`pare rerun`: an image made again from its recipe; recipes shown and compared."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.cli.examples import examples
-from pare.cli.options import DTYPE_NAMES, json_option, options, revision_option
-from pare.cli.printing import plain
-from pare.cli.run_command import Again, ImageCommand, output_paths, with_files
+from pare.cli import terminal
+from pare.cli.grouped_help import command as pare_command
+from pare.cli.grouped_help import option, options
+from pare.cli.image_run import ImageCommand, Rerun, with_files
+from pare.cli.json_output import plain
+from pare.cli.option_types import DTYPE_NAMES
+from pare.cli.options import force_option, json_option
+from pare.cli.output_files import output_paths
 from pare.cli.terminal import one_line
 from pare.errors import RecipeError
-from pare.io.whole_files import check_output, sha256, write_whole
+from pare.io.whole_files import sha256, write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from pare.recipes.rebuild import Change, PixelDifference
     from pare.recipes.recipe import Recipe
+
+
+LARGE = 50 * 768 * 768  # pixels x steps x images: more is said before the run
 
 
 def named_paths(
@@ -38,55 +45,58 @@ def named_paths(
 
 
 look_options = options(
-    click.option("--show", is_flag=True,
-                 help="Print the recipe, and a command line to copy; run nothing."),
-    click.option("--compare", type=click.Path(path_type=Path), metavar="OTHER",
-                 help="Print where the recipes and pixels of IMAGE and OTHER differ; run "
-                      "nothing."),
-    click.option("--check", is_flag=True, help="Make it again and compare, but write nothing."),
-    click.option("--alone", is_flag=True,
-                 help="Make it without the other images of its batch: quicker, but the last "
-                      "bits may differ."),
+    "Looking",
+    option("--show", is_flag=True, usual=True,
+           help="Print the recipe, and a command line to copy; run nothing."),
+    option("--compare", type=click.Path(path_type=Path), metavar="OTHER", usual=True,
+           help="Print where the recipes and pixels of IMAGE and OTHER differ; run nothing."),
+    option("--check", is_flag=True, usual=True, help="Run and compare, but write nothing."),
+    option("--alone", is_flag=True, usual=True,
+           help="Run without the other images of its batch: quicker, but rounding may differ."),
 )  # fmt: skip
 
 instead_options = options(
-    click.option("--input", "inputs", multiple=True, metavar="NAME=PATH", callback=named_paths,
-                 help="Where an input (image, mask) is now, or another one to take."),
-    click.option("--model", help="Where the model is now, or another one to take."),
-    revision_option,
-    click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
-                 help="Where the tokenizer of a single file is now."),
-    click.option("--device", help="As recorded, if this machine has it."),
-    click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="As recorded."),
-    click.option("--threads", type=click.IntRange(1, 1024),
-                 help="As recorded, if this machine has so many processors."),
+    "Files and machine",
+    option("--input", "inputs", multiple=True, metavar="NAME=PATH", callback=named_paths,
+           usual=True, help="The file of an input (image, mask), or another one to take."),
+    option("--inputs", "folders", multiple=True, metavar="FOLDER", usual=True,
+           type=click.Path(path_type=Path, exists=True, file_okay=False),
+           help="Look for inputs and models here, too. Default: beside IMAGE, and here."),
+    option("--model", "-m", usual=True, help="The model, or another one to take."),
+    option("--revision", metavar="NAME", help="With --model: branch, tag or commit on the Hub."),
+    option("--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
+           help="The tokenizer of a single file."),
+    option("--device", help="Default: as recorded, if this machine has it."),
+    option("--dtype", type=click.Choice(DTYPE_NAMES), help="Default: as recorded."),
+    option("--threads", type=click.IntRange(1, 1024),
+           help="Default: as recorded, if this machine has as many processors."),
 )  # fmt: skip
 
-rerun_output_options = options(
-    click.option("--out", type=click.Path(path_type=Path), default=Path(),
-                 help="NAME.png, or a folder (rerun-SEED.png in it); the current folder if not "
-                      "given. Never what the recipe says."),
-    click.option("--force", is_flag=True, help="Overwrite existing files."),
+output_options = options(
+    "Output",
+    option("--out", "-o", type=click.Path(path_type=Path), usual=True,
+           help="NAME.png, .jpg, .webp or .avif, or a folder; never what the recipe says. Default: "
+                "a new rerun-SEED.png in the folder `outputs`, if there is one, or here."),
+    force_option,
     json_option,
 )  # fmt: skip
 
-
-EXAMPLES = examples(
+EXAMPLES = (
     "pare rerun road.png --check",
     "pare rerun road.png --show",
 )
 
 
-@click.command(epilog=EXAMPLES)
+@pare_command(section="check", examples=EXAMPLES)
 @click.argument("image", type=click.Path(path_type=Path))
 @look_options
 @instead_options
-@rerun_output_options
+@output_options
 def rerun(image: Path, **given: Any) -> None:
     """Make IMAGE again from the recipe in it, and compare the two.
 
-    Exit code 0 if they are the same to the pixel, 1 if not. What the recipe names must be
-    unchanged, and nothing is downloaded for it; what you name instead is taken as it is.
+    Exit code 0 if they are the same to the pixel, 1 if not. Files and models that the recipe names
+    must be unchanged, and nothing is downloaded for it; what you name instead is taken as it is.
     """
     from pare.recipes.recipe import read_recipe
 
@@ -128,7 +138,7 @@ def show(image: Path, recipe: Recipe, as_json: bool) -> None:
         rows["seed"] = f"{recipe.seed}, number {recipe.index + 1} of {len(recipe.seeds)}"
         rows["part"] = f"{recipe.part}, of {', '.join(recipe.parts)}"
     for name, recorded in recipe.inputs.items():
-        rows[name] = f"{recorded['path']}, SHA-256 {recorded['sha256']}"
+        rows[name] = f"{recorded['name']}, SHA-256 {recorded['sha256']}"
     for key in ("device", "dtype", "threads", "model", "scheduler", "versions"):
         rows[key] = content[key]
     print_rows(rows)
@@ -193,31 +203,53 @@ def make_again(path: Path, recipe: Recipe, given: Mapping[str, Any]) -> None:
     """Run the recipe's command, write the image, say how the two differ."""
     from pare.io.images import load_image
     from pare.recipes.rebuild import compare_pixels, compare_recipes
-    from pare.recipes.recipe import save_png
+    from pare.recipes.recipe import as_stored, save_image
 
     out = None
     if not given["check"]:
-        out = output_paths(given["out"], "rerun", [recipe.seed], [recipe.part])[0]
-        check_output(out, force=given["force"])
+        part = [recipe.part] if recipe.part else []
+        (out,) = output_paths(given["out"], "rerun", [recipe.seed], part, force=given["force"])
     original = load_image(path)
     image, remade, notes = run_again(path, recipe, given)
     if out is not None:
-        write_whole(out, functools.partial(save_png, image, remade), force=given["force"])
+        write = functools.partial(save_image, image, remade, out.suffix)
+        write_whole(out, write, force=given["force"])
+    image = as_stored(image, path)
     pixels, changes = compare_pixels(original, image), compare_recipes(recipe, remade)
     if given["as_json"]:
         place = {"image": str(path), "path": None if out is None else str(out)}
         result = {"command": "rerun", **place, **report(pixels, changes), "notes": notes}
-        click.echo(json.dumps(result, indent=2))
+        terminal.result(json.dumps(result, indent=2))
     else:
         if out is not None:
-            click.echo(out)
-        for line in (f"{path}, made again, is {pixels.in_words()}", *in_words(pixels, changes)):
-            click.echo(one_line(line), err=out is not None)
+            terminal.result(out)
+        for line in (
+            f"{path}, made again, is {pixels.in_words()}",
+            *differences_in_words(pixels, changes),
+        ):
+            (terminal.result if out is None else said)(one_line(line))
     if not pixels.same:
         click.get_current_context().exit(1)
 
 
-def in_words(pixels: PixelDifference, changes: list[Change]) -> list[str]:
+def said(words: str) -> None:
+    terminal.note(words, prefix="")
+
+
+def announce(recipe: Recipe) -> None:
+    """Say what a large run costs before it starts: a stranger may have asked for it."""
+    size, steps = recipe.arguments.get("size"), recipe.arguments.get("steps") or 50
+    images = len(recipe.seeds) * max(1, len(recipe.parts))
+    width, height = size if isinstance(size, list) and len(size) == 2 else (0, 0)
+    if steps * images * max(width * height, 64 * 64) > LARGE:
+        sized = f" of {width} x {height}" if width else ""
+        terminal.note(
+            f"the recipe asks for {images} image{'s' if images > 1 else ''}{sized} in {steps} "
+            "steps, which may take minutes; Ctrl-C ends it"
+        )
+
+
+def differences_in_words(pixels: PixelDifference, changes: list[Change]) -> list[str]:
     """What differs between then and now, one sentence each."""
     if changes or pixels.same:
         return [change.in_words() for change in changes]
@@ -240,13 +272,15 @@ def run_again(
     command = command_of(recipe, path)
     arguments = check_recipe(command, recipe, str(path))
     scheduler = find_scheduler(recipe.scheduler)
-    paths, notes = find_inputs(path, recipe, given["inputs"])
+    paths, notes = find_inputs(path, recipe, given["inputs"], given["folders"])
     machine = find_machine(recipe, given["device"], given["dtype"], given["threads"])
     notes += machine.notes
     arguments = with_files(command, arguments, paths)
     arguments |= {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
     arguments |= given.get("otherwise", {})
-    arguments["tokenizer"] = plain(given["tokenizer"] or find_tokenizer(recipe))
+    arguments["tokenizer"] = plain(
+        given["tokenizer"] or find_tokenizer(recipe, [path.parent, *given["folders"]])
+    )
     if given["model"] is not None:
         same = given["model"] == recipe.arguments.get("model")
         commit = given["revision"] or (recipe.model.get("revision") if same else None)
@@ -255,14 +289,15 @@ def run_again(
     elif given["revision"] is not None:
         raise click.UsageError("--revision needs --model.")
     else:
-        found = find_model(recipe, machine.dtype)
+        found = find_model(recipe, machine.dtype, [path.parent, *given["folders"]])
+    announce(recipe)
     seeds = [recipe.seed] if given["alone"] else batch_of(recipe)
     if seeds != list(recipe.seeds):
         arguments |= {"seed": seeds, "count": 1}
     for note in notes:
-        click.echo(one_line(f"pare: {note}"), err=True)
+        terminal.note(one_line(note))
 
-    again = Again(scheduler, found, watch=given.get("watch"))
+    again = Rerun(scheduler, found, watch=given.get("watch"))
     with parse(command, arguments, str(path), again) as context:
         command.invoke(context)
     place = recipe.seed, recipe.part
@@ -288,7 +323,7 @@ def command_of(recipe: Recipe, image: Path) -> click.Command:
 
 
 def find_inputs(
-    image: Path, recipe: Recipe, given: Mapping[str, Path]
+    image: Path, recipe: Recipe, given: Mapping[str, Path], folders: Sequence[Path]
 ) -> tuple[dict[str, str], list[str]]:
     """Input -> the path to read it from; and a sentence for each that has changed."""
     from pare.recipes.rebuild import find_input
@@ -299,7 +334,7 @@ def find_inputs(
             raise click.UsageError(f"{image} has no input {name!r}; its inputs: {named}.")
     paths, notes = {}, []
     for name, recorded in recipe.inputs.items():
-        path = given.get(name) or find_input(name, recorded, image)
+        path = given.get(name) or find_input(name, recorded, image, folders)
         if sha256(path) != recorded["sha256"]:
             notes.append(f"{path} is not the {name} that {image} was made from")
         paths[name] = str(path)

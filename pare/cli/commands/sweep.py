@@ -1,131 +1,151 @@
-"""`pare sweep`: one prompt under many settings, on one page."""
+"""`pare sweep`: one prompt under many settings, on one page (an X/Y plot)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.cli.commands.generate import generate_options
-from pare.cli.examples import examples
-from pare.cli.options import (
-    InputFile,
-    checked,
-    model_options,
-    options,
-    output_options,
-    prompt_argument,
-    revision_option,
-    sampling_options,
-    scheduler_options,
-    tokenizer_option,
-)
-from pare.cli.run_command import ImageCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.cli.grouped_help import option, options
+from pare.cli.image_run import ImageRun, image_command, load_pipeline
+from pare.cli.option_types import InputFile, checked, scheduler_of
+from pare.cli.options import prompt_argument, run_options, size_option
 from pare.cli.terminal import progress
 from pare.errors import SettingError
 
-WORDS = ("scheduler",)  # settings whose values are words
-WHOLE = ("steps", "start")
+if TYPE_CHECKING:
+    from PIL import Image
+
+WORDS = ("scheduler", "replace", "model")  # axes whose values are text
+WHOLE = ("steps", "start", "seed")
 NUMBERS = ("guidance", "rescale", "strength")
+MOST = 100  # values
+LEGIBLE = 192  # pixels: the width below which an image on the page is enlarged
 
 
-def parse_over(text: str) -> tuple[str, list[float | int | str]]:
-    """`guidance=1,3,7.5` as ("guidance", [1.0, 3.0, 7.5])."""
+def parse_axis(text: str) -> tuple[str, list[float | int | str]]:
+    """`guidance=1,3,7.5` as ("guidance", [1.0, 3.0, 7.5]); `steps=5..8` as 5 to 8."""
     name, equals, values = text.partition("=")
     name = name.strip()
     if not equals or name not in (*NUMBERS, *WHOLE, *WORDS):
         raise SettingError(
-            f"--over is {text!r}",
-            expected="SETTING=VALUE,VALUE,… with a setting of "
-            f"{', '.join((*NUMBERS, *WHOLE, *WORDS))}",
+            f"`over` is {text!r}",
+            expected=f"AXIS=VALUE,VALUE,… with an axis of {', '.join((*NUMBERS, *WHOLE, *WORDS))}",
         )
     listed = [value.strip() for value in values.split(",")]
+    if name == "scheduler":
+        return name, [scheduler_of(value)[0] for value in listed]
     if name in WORDS:
         return name, list(listed)
+    spread = [number for value in listed for number in numbers_of(value)]
     try:
-        return name, [int(v) if name in WHOLE else float(v) for v in listed]
+        return name, [int(v) if name in WHOLE else float(v) for v in spread]
     except ValueError as error:
         kind = "whole numbers" if name in WHOLE else "numbers"
         raise SettingError(
-            f"{name} is to be {values!r}", expected=f"{kind}, as in 1,2,3"
+            f"the values of {name} are {values!r}", expected=f"{kind}, as in 1,2,3 or 1..5"
         ) from error
 
 
-def check_over(texts: Sequence[str]) -> tuple[str, ...]:
-    """Sweeps as they were written, which is what a recipe keeps."""
-    names = [parse_over(text)[0] for text in texts]
+def numbers_of(text: str) -> list[str]:
+    """`1..5` as the whole numbers from 1 to 5; anything else as it is."""
+    first, dots, last = text.partition("..")
+    if not dots:
+        return [text]
+    low, high = (int(end) if end.isdecimal() else -1 for end in (first, last))
+    if low < 0 or not 0 <= high - low < MOST:
+        raise SettingError(f"the range {text!r} is empty or too long", expected="as in 1..5")
+    return [str(value) for value in range(low, high + 1)]
+
+
+def check_axes(texts: Sequence[str]) -> tuple[str, ...]:
+    """The axes as they were typed, which is what a recipe keeps."""
+    names = [parse_axis(text)[0] for text in texts]
     if len(set(names)) < len(names):
-        raise SettingError("a setting is swept twice", fix="give all its values together")
+        raise SettingError("an axis is given twice", fix="give all its values together")
     return tuple(texts)
 
 
 sweep_options = options(
-    click.option("--over", "over", multiple=True, required=True, metavar="SETTING=VALUE,…",
-                 callback=checked(check_over),
-                 help="The setting that changes and its values: guidance, rescale, steps, "
-                      "scheduler; with --image also strength, or start, the step at which the run "
-                      "begins. Given twice, all values of the one meet all of the other."),
-    click.option("--image", type=InputFile(), metavar="FILE",
-                 help="An image to start from, as `pare img2img` does."),
-    click.option("--strength", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
-                 help="With --image, where it is not swept: how much of the run is run; 0.8 if "
-                      "not given."),
+    "Sweep",
+    option("--over", "--vary", "over", multiple=True, required=True, metavar="AXIS=VALUE,…",
+           callback=checked(check_axes), usual=True,
+           help="What changes, and its values: guidance, rescale, steps, seed, scheduler, model, "
+                "or replace=OLD,NEW,… (each NEW in place of OLD in PROMPT); with --image also "
+                "strength, or start, the step at which the run begins. 1..5 is 1,2,3,4,5. Given "
+                "twice, all values of the one meet all of the other."),
+    option("--image", type=InputFile(), metavar="FILE", usual=True,
+           help="An image to start from, as in `pare img2img`."),
+    option("--strength", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
+           help="With --image: how much of the schedule runs. Default: 0.8."),
+    option("--cell", type=click.IntRange(0, 2048), metavar="PIXELS",
+           help="Width of each image on the page; 0: its own. Default: its own, at least 192."),
 )  # fmt: skip
 
-EXAMPLES = examples(
+EXAMPLES = (
     'pare sweep "a snowy road with a red car" --over guidance=1,7.5,15 --out guidance.png',
     'pare sweep "a road at night" --over scheduler=ddim,dpm++2m --over steps=2,6',
+    'pare sweep "a sunny road" --over replace=sunny,snowy,rainy --over seed=1..3 --out seasons.png',
     'pare sweep "a snowy road" --image photo.jpg --over start=0,1 --out start.png',
 )
 
 
-@click.command(cls=ImageCommand, epilog=EXAMPLES)
+@image_command(section="study", examples=EXAMPLES)
 @prompt_argument
 @sweep_options
-@generate_options
-@sampling_options
-@scheduler_options
-@model_options
-@revision_option
-@tokenizer_option
-@output_options
+@size_option
+@run_options
 def sweep(
-    prompt: str, over: tuple[str, ...], image: Path | None, size: tuple[int, int] | None,
-    strength: float | None, **given: Any,
+    prompt: str, over: tuple[str, ...], image: Path | None, strength: float | None,
+    cell: int | None, **given: Any,
 ) -> None:  # fmt: skip
-    """Make PROMPT's image again and again while one setting changes, or two.
+    """Compare settings: generate PROMPT under each value of one setting or two, on one page.
 
-    Writes one page a seed, with an image for every value, all from the same noise.
+    Writes one page a seed, all of its images from the same initial noise.
     """
     from pare.io.images import fit, load_image, to_tensor
     from pare.study.record.image_grid import gallery
     from pare.study.record.setting_sweep import check_sweep
     from pare.study.record.setting_sweep import sweep as run_sweep
 
-    run = Run.plan()
-    axes = dict(map(parse_over, over))
-    check_sweep(axes, image is not None)
+    run = ImageRun.start()
+    axes = dict(map(parse_axis, over))
+    check_sweep(axes, prompt, image is not None)
     if strength is not None and image is None:
-        raise SettingError("--strength needs a input_image to start from", fix="give one (--image)")
-    input_image = None if image is None else load_image(image)
-    pipe = load_pipeline(given)
-    width, height = size or (input_image.size if input_image else pipe.trained_size)
-    warn_of_size(pipe, (width, height), "take a smaller --size")
-    fixed = {name: value for name, value in sampling(given).items() if name not in axes}
-    if input_image is not None:
-        input_image = fit(input_image, size)[0]
-        width, height = input_image.size
-        if not {"strength", "start"} & set(axes):
-            fixed["strength"] = 0.8 if strength is None else strength
+        raise SettingError("`strength` needs an image to start from", fix="pass `image`")
+    input_image = None if image is None else fit(load_image(image), given["size"])[0]
+    pipe = run.load_pipeline()
+    width, height = run.size(pipe, None if input_image is None else input_image.size)
+    fixed = {name: value for name, value in run.sampling.items() if name not in axes}
+    if input_image is not None and not {"strength", "start"} & set(axes):
+        fixed["strength"] = 0.8 if strength is None else strength
     pages = []
     for seed in run.seeds:
         results = run_sweep(
             pipe, prompt, axes, seed=seed, height=height, width=width,
             image=None if input_image is None else to_tensor(input_image),
+            load=lambda model: load_pipeline({**given, "model": model}),
             progress=progress("images"), **fixed,
         )  # fmt: skip
         columns = len(list(axes.values())[-1]) if len(axes) > 1 else 8
-        pages.append(gallery(results, columns))
+        pages.append(gallery(enlarged(results, cell), columns))
     run.write(pipe, pages, over=axes)
+
+
+def enlarged(images: dict[str, Image.Image], cell: int | None) -> dict[str, Image.Image]:
+    """The images at the width of a cell; small ones at a whole multiple of their size."""
+    from PIL import Image as Pillow
+
+    def fitted(image: Image.Image) -> Image.Image:
+        if cell == 0:
+            return image
+        if cell is None:
+            times = max(1, -(-LEGIBLE // image.width))
+            size = image.width * times, image.height * times
+            return image.resize(size, Pillow.Resampling.NEAREST)
+        size = cell, max(1, round(image.height * cell / image.width))
+        return image.resize(size, Pillow.Resampling.LANCZOS)
+
+    return {label: fitted(image) for label, image in images.items()}

@@ -1,4 +1,4 @@
-"""`pare tokens`: a prompt as the text encoder sees it."""
+"""`pare tokens`: a prompt's tokens and embeddings."""
 
 from __future__ import annotations
 
@@ -9,69 +9,53 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.cli.examples import examples
-from pare.cli.options import (
-    json_option,
-    model_options,
-    options,
-    prompt_argument,
-    revision_option,
-    tokenizer_option,
-)
-from pare.cli.run_command import use_threads
+from pare.cli import terminal
+from pare.cli.embedding_options import embedding_options, read_edits, with_edits
+from pare.cli.grouped_help import command, option
+from pare.cli.image_run import load_pipeline
+from pare.cli.options import json_option, model_options, prompt_argument
 from pare.cli.terminal import one_line
-from pare.cli.text_options import read_edits, text_options, under_edits
 
 if TYPE_CHECKING:
     from pare.study.record.token_table import TokenRow
 
-tokens_options = options(
-    click.option("--near", type=click.IntRange(0, 20), default=3, show_default=True,
-                 help="So many of the vocabulary's tokens that are most like each."),
-)  # fmt: skip
-
-EXAMPLES = examples(
+EXAMPLES = (
     'pare tokens "a snowy road in the forest"',
     'pare tokens "a sunny road in the forest" --replace sunny=rainy',
     'pare tokens "a road in the forest" --mix forest=desert=0.3 --json',
 )
 
 
-@click.command(epilog=EXAMPLES)
+@command(section="study", examples=EXAMPLES)
 @prompt_argument
-@tokens_options
-@text_options
+@option("--near", type=click.IntRange(0, 20), default=3, show_default=True, usual=True,
+        help="How many of the vocabulary's nearest tokens to list for each.")  # fmt: skip
+@embedding_options
 @model_options
-@revision_option
-@tokenizer_option
 @json_option
 def tokens(prompt: str, near: int, as_json: bool, **given: Any) -> None:
-    """Show what the text encoder sees of PROMPT: its tokens and their embeddings.
+    """Show the tokens of PROMPT, their embeddings, and the text encoder's output for each.
 
-    For each its id, the lengths of its embedding and of its position's, the tokens that are
-    most like it, and the length of what the encoder makes of it. With an edit also how far
-    that has moved: nothing before the edited word changes, and everything behind it does.
+    For each token: its id, the norms of its token and position embeddings, the nearest tokens
+    (cosine), and the norm of the encoder's output. With an edit also how far the output moves:
+    attention is causal, so that nothing before the edited word changes.
     """
     edits = read_edits(given)
+    terminal.busy(f"loading {given['model']}")
 
-    from pare.pipeline import Pipeline
     from pare.study.record.token_table import token_rows
 
-    use_threads(given)
-    pipe = Pipeline.from_pretrained(
-        given["model"], device=given["device"], dtype=given["dtype"],
-        revision=given["revision"], tokenizer=given["tokenizer"],
-    )  # fmt: skip
-    rows = token_rows(under_edits(pipe, edits, [prompt]), prompt, near)
+    pipe = load_pipeline({"scheduler": None, "karras": None, "eta": None, **given})
+    rows = token_rows(with_edits(pipe, edits, [prompt]) if edits else pipe, prompt, near)
     vocabulary = len(pipe.tokenizer)
     if as_json:
         listed = [dataclasses.asdict(row) for row in rows]
-        click.echo(json.dumps({"prompt": prompt, "vocabulary": vocabulary, "tokens": listed}))
+        terminal.result(json.dumps({"prompt": prompt, "vocabulary": vocabulary, "tokens": listed}))
         return
     for line in table(rows, vocabulary):
-        click.echo(line)
+        terminal.result(line)
     if edits:
-        click.echo(f"\n{reach_in_words(rows)}")
+        terminal.result(f"\n{reach_in_words(rows)}")
 
 
 def table(rows: Sequence[TokenRow], vocabulary: int) -> Iterator[str]:

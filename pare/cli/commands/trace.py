@@ -1,4 +1,4 @@
-"""`pare trace`: what happens inside while an image is made, as files to look into."""
+"""`pare trace`: latents, activations and attention maps of a run, as files."""
 
 from __future__ import annotations
 
@@ -8,22 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.cli.commands.generate import generate_options
-from pare.cli.examples import examples
-from pare.cli.options import (
-    model_options,
-    options,
-    output_options,
-    prompt_argument,
-    revision_option,
-    sampling_options,
-    scheduler_options,
-    tokenizer_option,
-)
-from pare.cli.printing import plain
-from pare.cli.run_command import ImageCommand, Run, load_pipeline, sampling, warn_of_size
+from pare.cli import terminal
+from pare.cli.grouped_help import option, options
+from pare.cli.image_run import ImageRun, image_command
+from pare.cli.json_output import plain
+from pare.cli.options import prompt_argument, run_options, size_option
 from pare.cli.terminal import progress
-from pare.io.whole_files import check_output
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,27 +24,28 @@ if TYPE_CHECKING:
 KINDS = ("statistics", "activations", "map", "channels")
 
 trace_options = options(
-    click.option("--at", multiple=True, metavar="GLOB",
-                 help="Layers to record, as `pare inspect` lists them: unet.mid_block, "
-                      "'unet.*.attn2', 'vae.decoder.*'; give it several times for several."),
-    click.option("--keep", type=click.Choice(KINDS), multiple=True,
-                 default=("statistics", "activations"),
-                 help="What of them: mean, std, min and max; all numbers; the strength of every "
-                      "pixel; the mean of every channel. The first two if not given."),
-    click.option("--attention", multiple=True, metavar="GLOB",
-                 help="Attention layers whose maps to record, or layers that hold some: "
-                      "'unet.*.attn2', unet.mid_block."),
-    click.option("--each-head", is_flag=True, help="Keep attention's heads apart."),
-    click.option("--branch", type=click.Choice(("cond", "uncond")), multiple=True,
-                 help="A side of the guidance; both if not given."),
-    click.option("--every", type=click.IntRange(1), default=1, show_default=True, metavar="N",
-                 help="Look at layers and attention at every N-th step."),
-    click.option("--plan", "plan_only", is_flag=True,
-                 help="Say what would be recorded, and how much it is; run nothing."),
+    "Recording",
+    option("--at", multiple=True, metavar="GLOB", usual=True,
+           help="Layers to record, as `pare inspect` lists them: unet.mid_block, 'unet.*.attn2', "
+                "'vae.decoder.*'. May be repeated."),
+    option("--keep", type=click.Choice(KINDS), multiple=True,
+           default=("statistics", "activations"), usual=True,
+           help="What of a layer's output: mean, std, min and max; all values; the norm at every "
+                "pixel; the mean of every channel. Default: the first two."),
+    option("--attention", multiple=True, metavar="GLOB", usual=True,
+           help="Attention layers, or layers that hold some, whose attention maps to record: "
+                "'unet.*.attn2', unet.mid_block."),
+    option("--each-head", is_flag=True, help="Keep the attention heads apart."),
+    option("--branch", type=click.Choice(("cond", "uncond")), multiple=True,
+           help="The conditional or unconditional branch of the guidance. Default: both."),
+    option("--every", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+           help="Record layers and attention at every N-th step."),
+    option("--plan", "plan_only", is_flag=True, usual=True,
+           help="Say what would be recorded, and how much memory it takes; run nothing."),
 )  # fmt: skip
 
 
-EXAMPLES = examples(
+EXAMPLES = (
     'pare trace "a snowy road" --at unet.mid_block --out snow.png',
     "pare trace \"a snowy road\" --at 'unet.*' --keep statistics --out all.png",
     "pare trace \"a red car\" --attention 'unet.*.attn2' --branch cond --every 5 --out car.png",
@@ -62,36 +53,27 @@ EXAMPLES = examples(
 )
 
 
-@click.command(cls=ImageCommand, epilog=EXAMPLES)
+@image_command(section="study", examples=EXAMPLES)
 @prompt_argument
 @trace_options
-@generate_options
-@sampling_options
-@scheduler_options
-@model_options
-@revision_option
-@tokenizer_option
-@output_options
-def trace(prompt: str, size: tuple[int, int] | None, plan_only: bool, **given: Any) -> None:
-    """Make an image from PROMPT and record what happens inside.
+@size_option
+@run_options
+def trace(prompt: str, plan_only: bool, **given: Any) -> None:
+    """Record the model at work: generate PROMPT, and write latents, activations, attention maps.
 
-    Beside NAME.png, the same image as `pare generate` makes, stand NAME.safetensors with
-    the tensors (always x_t, x0, eps and both sides of the guidance at each step) and
-    NAME.json, which says what their axes are. The memory that they take is said beforehand.
+    Beside NAME.png, the same image as `pare generate` makes, it writes NAME.safetensors with the
+    tensors (always x_t, x0, eps and both guidance branches at each step) and NAME.json, which
+    describes their axes. It says beforehand how much memory they take.
     """
     from pare.study.record.recording import check_memory
     from pare.study.record.trace_file import write_trace
 
-    run = Run.plan()
+    run = ImageRun.start(beside=() if plan_only else [".safetensors", ".json"])
     files = [path.with_suffix(".safetensors") for path in run.paths]
-    if run.again is None and not plan_only:
-        for file in (*files, *(file.with_suffix(".json") for file in files)):
-            check_output(file, force=run.force)
-    pipe = load_pipeline(given)
-    width, height = size or pipe.trained_size
-    warn_of_size(pipe, (width, height), "take a smaller --size")
-    settings = {**sampling(given), "width": width, "height": height, "batch": 1}
-    if run.again is not None:  # the image is wanted, not the recording
+    pipe = run.load_pipeline()
+    width, height = run.size(pipe)
+    settings = {**run.sampling, "width": width, "height": height, "batch": 1}
+    if run.rerun is not None:  # the image is wanted, not the recording
         run.write(pipe, [pipe.generate(prompt, s, **settings)[0] for s in run.seeds])
         return
 
@@ -100,10 +82,11 @@ def trace(prompt: str, size: tuple[int, int] | None, plan_only: bool, **given: A
         texts=len({prompt, given["negative"]}),
     )  # fmt: skip
     if plan_only:
-        click.echo(json.dumps(as_table(planned), indent=2) if run.as_json else in_words(planned))
+        table = json.dumps(as_table(planned), indent=2) if run.as_json else plan_table(planned)
+        terminal.result(table)
         return
     need = check_memory(planned)
-    click.echo(f"pare: {short_plan(planned, need)}", err=True)
+    terminal.note(short_plan(planned, need))
     images: list[Image.Image] = []
     for seed, file in zip(run.seeds, files, strict=True):
         recording = planning(pipe, given)
@@ -112,7 +95,7 @@ def trace(prompt: str, size: tuple[int, int] | None, plan_only: bool, **given: A
         write_trace(recording, file, about(run, pipe, seed), force=run.force)
     run.write(pipe, images, traces=[str(file) for file in files], bytes=need)
     for file in files:
-        run.say(f"{file}: {len(planned)} tensors; {file.with_suffix('.json')} says what they are")
+        run.say(f"{file}: {len(planned)} tensors; {file.with_suffix('.json')} describes them")
 
 
 def planning(pipe: Pipeline, given: dict[str, Any]) -> Recording:
@@ -130,7 +113,7 @@ def planning(pipe: Pipeline, given: dict[str, Any]) -> Recording:
     )
 
 
-def about(run: Run, pipe: Pipeline, seed: int) -> dict[str, Any]:
+def about(run: ImageRun, pipe: Pipeline, seed: int) -> dict[str, Any]:
     """What the trace's JSON says beside its tensors: the settings, and the prompt's tokens."""
     from pare.text import words
 
@@ -154,7 +137,7 @@ def as_table(planned: Sequence[Planned]) -> dict[str, Any]:
     return plain({"bytes": sum(one.bytes for one in planned), "tensors": tensors})
 
 
-def in_words(planned: Sequence[Planned]) -> str:
+def plan_table(planned: Sequence[Planned]) -> str:
     """A line for each tensor, and their sum."""
     from pare.study.inspect.text_tables import columns, size
 

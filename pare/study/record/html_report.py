@@ -222,7 +222,7 @@ class RunReport:
         Raises:
             OutputError: a file that exists, or cannot be.
         """
-        whole = self.page(image, about).encode()
+        whole = self.page(image, about).encode(errors="replace")  # a file name need not be text
 
         def write(file: Any) -> None:
             file.write(whole)

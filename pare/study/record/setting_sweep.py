@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pare.errors import SettingError
+from pare.errors import PromptError, SettingError
 from pare.pipeline import Pipeline, Progress
 from pare.runtime import validation
 from pare.schedulers import SCHEDULERS
@@ -40,13 +40,17 @@ SETTINGS: Mapping[str, Callable[[Any], Value]] = {
     "scheduler": scheduler_name,
     "strength": validation.check_strength,
     "start": lambda value: validation.check_steps(value + 1) - 1,
+    "seed": validation.check_seed,
+    "replace": validation.check_prompt,
+    "model": str,
 }
 NEED_IMAGE = ("strength", "start")
 
 
-def check_sweep(over: Mapping[str, Sequence[Value]], has_image: bool) -> None:
+def check_sweep(over: Mapping[str, Sequence[Value]], prompt: str, has_image: bool) -> None:
     """
     Raises:
+        PromptError: `prompt` does not hold what is to be replaced.
         SettingError: no or more than two settings, one that cannot be swept, a value out of
             range, or more images than fit on a page.
     """
@@ -56,11 +60,16 @@ def check_sweep(over: Mapping[str, Sequence[Value]], has_image: bool) -> None:
         if name not in SETTINGS:
             raise SettingError(f"{name!r} cannot be swept", expected=", ".join(SETTINGS))
         if name in NEED_IMAGE and not has_image:
-            raise SettingError(f"{name} needs an image to start from", fix="give one (--image)")
+            raise SettingError(f"{name} needs an image to start from", fix="pass `image`")
         if not values:
             raise SettingError(f"{name} has no values", expected="at least one")
         for value in values:
             SETTINGS[name](value)
+    if "replace" in over and str(over["replace"][0]) not in prompt:
+        raise PromptError(
+            f"{over['replace'][0]!r} is not in the prompt {prompt!r}",
+            expected="the first value of replace to be what stands in the prompt",
+        )
     if set(NEED_IMAGE) <= set(over):
         raise SettingError("strength and start are one setting", fix="sweep one of them")
     count = len(list(itertools.product(*over.values())))
@@ -77,36 +86,43 @@ def sweep(
     image: Tensor | None = None,
     height: int | None = None,
     width: int | None = None,
+    load: Callable[[str], Pipeline] = Pipeline.from_pretrained,
     progress: Progress = iter,
     **fixed: Any,
 ) -> dict[str, Image.Image]:
     """Label -> image, the values of the last setting changing fastest.
 
     Args:
-        over: setting -> its values; one setting or two, of `SETTINGS`.
+        over: setting -> its values; one setting or two, of `SETTINGS`.  `replace` puts each of
+            its values in the place of the first one in the prompt.
         image: (1, 3, H, W) in [-1, 1] to start from; None: noise alone.
+        load: a model's pipeline by its name, where `model` is swept.
         progress: wraps the numbers of the images.
         fixed: the other settings, as for `Pipeline.generate` or `Pipeline.img2img`.
 
     Raises:
         SettingError: see `check_sweep`.
     """
-    check_sweep(over, image is not None)
+    check_sweep(over, prompt, image is not None)
     combinations = [
         dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())
     ]
     images = {}
     for k in progress(range(len(combinations))):
         chosen: dict[str, Any] = {**fixed, **combinations[k]}
-        under = pipe
+        under = load(chosen.pop("model")) if "model" in chosen else pipe
         if "scheduler" in chosen:
-            under = pipe.with_scheduler(chosen.pop("scheduler"))
+            under = under.with_scheduler(chosen.pop("scheduler"))
         if "start" in chosen:
             chosen["strength"] = strength_from(chosen.pop("start"), chosen.get("steps", 25))
+        text = prompt
+        if "replace" in chosen:
+            text = prompt.replace(str(over["replace"][0]), chosen.pop("replace"))
+        seeds = [chosen.pop("seed", seed)]
         if image is None:
-            made = under.generate(prompt, [seed], height=height, width=width, **chosen)
+            made = under.generate(text, seeds, height=height, width=width, **chosen)
         else:
-            made = under.img2img(image, prompt, [seed], **chosen)
+            made = under.img2img(image, text, seeds, **chosen)
         images[label(combinations[k])] = made[0]
     return images
 

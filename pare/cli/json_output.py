@@ -1,15 +1,16 @@
-"""What commands print: values as JSON, reports, words for who watches."""
+"""Results as JSON, and reports as a table or as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from pare.cli import terminal
 
 if TYPE_CHECKING:
     from pare.verify import ParityReport
@@ -29,13 +30,6 @@ def plain(value: Any) -> Any:
 
 def print_report(report: ParityReport | BenchReport, as_json: bool) -> None:
     """The table, or the JSON; leaves with exit code 1 if a bound is broken."""
-    click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.table())
+    terminal.result(json.dumps(report.to_json(), indent=2) if as_json else report.table())
     if not report.passed:
         click.get_current_context().exit(1)
-
-
-def say_on_terminal() -> Callable[[str], None] | None:
-    """What a long command tells about its progress, for who watches."""
-    if not sys.stderr.isatty():
-        return None
-    return lambda words: click.echo(f"pare: {words}", err=True)

@@ -1,22 +1,21 @@
-"""Options that edit a prompt's embeddings: `--embedding`, `--replace`, `--mix`, `--mix-prompt`."""
+"""Options that edit a prompt's embeddings: --embedding, --replace, --mix, --mix-prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pare.cli.options import InputFile, options
+from pare.cli.grouped_help import option, options
+from pare.cli.option_types import InputFile, as_typed
 from pare.errors import PromptError, SettingError
 from pare.runtime import validation
 
 if TYPE_CHECKING:
-    from pare.cli.run_command import Run
     from pare.pipeline import Pipeline
     from pare.text.embedding_edits import TextEdits
-    from pare.text.textual_inversion import LearnedWord
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 MIX_FORM = "WORD=OTHER or WORD=OTHER=SHARE"
@@ -50,7 +49,7 @@ def parse_replace(text: str) -> tuple[str, str]:
     """`cat=dog` as ("cat", "dog")."""
     word, _, other = (part.strip() for part in text.partition("="))
     if not word or not other:
-        raise SettingError(f"--replace is {text!r}", expected="WORD=OTHER")
+        raise SettingError(f"`replace` is {text!r}", expected="WORD=OTHER")
     return validation.check_prompt(word), validation.check_prompt(other)
 
 
@@ -61,11 +60,11 @@ def parse_mix(text: str) -> tuple[str, str, float]:
     if not equals:
         other, number = number, "0.5"
     if not word or not other:
-        raise SettingError(f"--mix is {text!r}", expected=MIX_FORM)
+        raise SettingError(f"`mix` is {text!r}", expected=MIX_FORM)
     try:
         share = float(number)
     except ValueError:
-        raise SettingError(f"--mix is {text!r}", expected=MIX_FORM) from None
+        raise SettingError(f"`mix` is {text!r}", expected=MIX_FORM) from None
     return validation.check_prompt(word), validation.check_prompt(other), check_share(share)
 
 
@@ -85,31 +84,18 @@ def check_share(share: float) -> float:
     return validation.check_number("share", share, -10.0, 10.0)
 
 
-def as_typed(check: Any) -> Any:
-    """A callback that checks every value and keeps it as it was typed, for the recipe."""
-
-    def callback(
-        context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-    ) -> tuple[str, ...]:
-        for value in values:
-            check(value)
-        return values
-
-    return callback
-
-
-text_options = options(
-    click.option("--embedding", multiple=True, type=LearnedWordFile(), metavar="FILE[=WORD]",
-                 help="A textual inversion: its WORD, or what FILE calls it, may stand in PROMPT "
-                      "and in --negative."),
-    click.option("--replace", multiple=True, metavar="WORD=OTHER", callback=as_typed(parse_replace),
-                 help="Give a WORD of PROMPT the embedding of OTHER; road#2 is the second road."),
-    click.option("--mix", multiple=True, metavar="WORD=OTHER[=SHARE]", callback=as_typed(parse_mix),
-                 help="Give a WORD of PROMPT a mixture: SHARE (0.5) of OTHER's embedding, the rest "
-                      "its own."),
-    click.option("--mix-prompt", multiple=True, metavar="PROMPT[=SHARE]",
-                 callback=as_typed(parse_mix_prompt),
-                 help="Mix in what the text encoder makes of another PROMPT, by SHARE (0.5)."),
+embedding_options = options(
+    "Prompt embeddings",
+    option("--embedding", multiple=True, type=LearnedWordFile(), metavar="FILE[=WORD]",
+           help="A textual inversion; PROMPT and --negative may use its WORD (default: the name "
+                "that FILE has for it)."),
+    option("--replace", multiple=True, metavar="WORD=OTHER", callback=as_typed(parse_replace),
+           help="Give a WORD of PROMPT the token embedding of OTHER; road#2 is the second road."),
+    option("--mix", multiple=True, metavar="WORD=OTHER[=SHARE]", callback=as_typed(parse_mix),
+           help="Mix SHARE (0.5) of OTHER's token embedding into that of a WORD of PROMPT."),
+    option("--mix-prompt", multiple=True, metavar="PROMPT[=SHARE]",
+           callback=as_typed(parse_mix_prompt),
+           help="Mix SHARE (0.5) of another prompt's encoding into that of PROMPT."),
 )  # fmt: skip
 
 
@@ -137,34 +123,31 @@ def path_and_word(value: str) -> tuple[Path, str | None]:
     return Path(file), word
 
 
-def noting_words(run: Run, given: Mapping[str, Any], edits: TextEdits) -> Run:
-    """The run with the words that its files stand for, whatever these will be called."""
+def named_words(
+    given: Mapping[str, Any], edits: TextEdits, shown: Callable[[Path], str]
+) -> dict[str, Any]:
+    """The argument `embedding` with the words that its files stand for, whatever the files will
+    be called; `shown` is how a recipe has a path."""
     if not given["embedding"] or len(edits.learned) != len(given["embedding"]):
-        return run
+        return {}
     named = [
-        f"{path_and_word(value)[0]}={learned.word}"
+        f"{shown(path_and_word(value)[0])}={learned.word}"
         for value, learned in zip(given["embedding"], edits.learned, strict=True)
     ]
-    return run.noting(embedding=named)
+    return {"embedding": named}
 
 
-def under_edits(pipe: Pipeline, edits: TextEdits, texts: Sequence[str]) -> Pipeline:
-    """The pipeline that reads `texts`, prompt and negative prompt, under the edits.
+def with_edits(pipe: Pipeline, edits: TextEdits, texts: Sequence[str]) -> Pipeline:
+    """The pipeline that encodes `texts`, prompt and negative prompt, under the edits.
 
     Raises:
         PromptError: a learned word that is in none of them.
         PareError: what `Pipeline.with_text_edits` finds wrong.
     """
-    if not edits:
-        return pipe
     for learned in edits.learned:
         if not edits.uses(learned, texts):
-            raise not_used(learned, texts)
+            raise PromptError(
+                f"the learned word {learned.word!r} is not in the prompt {texts[0]!r}",
+                fix=f"write {learned.word} where it is to be read, or name it: FILE=WORD",
+            )
     return pipe.with_text_edits(edits)
-
-
-def not_used(learned: LearnedWord, texts: Sequence[str]) -> PromptError:
-    return PromptError(
-        f"the learned word {learned.word!r} is not in the prompt {texts[0]!r}",
-        fix=f"write {learned.word} where it is to be read, or name it: FILE=WORD",
-    )

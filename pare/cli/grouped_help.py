@@ -1,0 +1,201 @@
+"""Commands and options of `pare` as click classes: grouped help, aliases, options in errors.
+
+`--help` lists the options that are usual, `--help-all` all of them by what they are about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from pare.cli.parameter_names import with_options
+from pare.errors import PareError
+
+SECTIONS = {
+    "make": "Make images",
+    "edit": "Edit images",
+    "study": "Study the model at work",
+    "check": "Check, convert, repeat",
+}
+EXAMPLES = "Examples:"
+ALL = "pare.help_all"  # where a context's `meta` keeps that all options are to be listed
+QUOTES = "; put a prompt of several words in quotes"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Option(click.Option):
+    """An option with a place in the help, and names that it takes without listing them."""
+
+    def __init__(
+        self, *names: Any, usual: bool = False, aliases: Sequence[str] = (), **settings: Any
+    ) -> None:
+        """
+        Args:
+            usual: listed by --help; other options by --help-all alone.
+            aliases: what other programs call it.
+        """
+        super().__init__(*names, **settings)
+        self.listed_names = list(self.opts)
+        self.opts.extend(aliases)
+        self.usual = usual
+        self.title = "Options"
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        with self.without_aliases():
+            return super().get_help_record(ctx)
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        return f"'{self.listed_names[0]}'"
+
+    @contextlib.contextmanager
+    def without_aliases(self) -> Iterator[None]:
+        taken, self.opts = self.opts, self.listed_names
+        try:
+            yield
+        finally:
+            self.opts = taken
+
+
+def option(*names: str, **settings: Any) -> Callable[[Function], Function]:
+    """As `click.option`, for `Option`."""
+    return click.option(*names, cls=Option, **settings)
+
+
+def options(
+    title: str, *decorators: Callable[[Function], Function]
+) -> Callable[[Function], Function]:
+    """Several options as one decorator, under a common title in --help-all."""
+
+    def titled(add: Callable[[Function], Function]) -> Callable[[Function], Function]:
+        def decorate(function: Function) -> Function:
+            function = add(function)
+            function.__click_params__[-1].title = title  # type: ignore[attr-defined]
+            return function
+
+        return decorate
+
+    return together(*map(titled, decorators))
+
+
+def together(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Several decorators as one, in the order in which --help lists their options."""
+
+    def decorate(function: Function) -> Function:
+        return functools.reduce(lambda inner, add: add(inner), reversed(decorators), function)
+
+    return decorate
+
+
+def show_all(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        context.meta[ALL] = True
+        click.echo(context.get_help(), color=context.color)
+        context.exit()
+
+
+HELP_ALL = Option(
+    ["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=show_all,
+    help="Show all options.",
+)  # fmt: skip
+
+
+class PareCommand(click.Command):
+    """A command with a place in `pare --help`, whose errors name its own options."""
+
+    def __init__(
+        self, *given: Any, section: str = "check", examples: Sequence[str] = (), **named: Any
+    ) -> None:
+        super().__init__(*given, **named)
+        self.section = section
+        self.examples = tuple(examples)
+        """Each can be pasted into a terminal: a test runs them all, in a folder with a photo.jpg
+        and a mask.png, a road.png that `pare` made, a model as a folder (model), as
+        model.safetensors and as model.ckpt, and an inpainting.safetensors."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), HELP_ALL] if self.unusual() else super().get_params(ctx)
+
+    def unusual(self) -> list[Option]:
+        """The options that --help leaves out: none where there are few."""
+        listed = [one for one in self.params if isinstance(one, Option)]
+        return [one for one in listed if not one.usual] if len(listed) > 12 else []
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rest = [] if ctx.meta.get(ALL) else self.unusual()
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record and not isinstance(parameter, click.Argument) and parameter not in rest:
+                title = "Options"
+                if ctx.meta.get(ALL) and isinstance(parameter, Option):
+                    title = parameter.title
+                sections.setdefault(title, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+        if rest:
+            titles = dict.fromkeys(one.title for one in rest if one.title != "Options")
+            formatter.write_paragraph()
+            formatter.write_text(f"--help-all lists {len(rest)} more: {', '.join(titles)}.")
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            with formatter.section(EXAMPLES.rstrip(":")):
+                for line in self.examples:
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:  # fmt: skip
+        with errors_name_options(self, parent):
+            try:
+                return super().make_context(info_name, args, parent, **extra)
+            except click.UsageError as error:
+                if not error.message.startswith("Got unexpected extra argument"):
+                    raise
+                raise click.UsageError(error.message.rstrip(".") + QUOTES, error.ctx) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with errors_name_options(self, ctx.parent):
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def errors_name_options(command: click.Command, parent: click.Context | None) -> Iterator[None]:
+    """Let an error name the options of the command that was typed.
+
+    A command that `pare rerun` runs has no parent: nobody typed its options.
+    """
+    try:
+        yield
+    except PareError as error:
+        if parent is not None:
+            error.args = (with_options(error.args[0], command),)
+        raise
+
+
+class PareGroup(click.Group, PareCommand):
+    """Commands by what they are for."""
+
+    command_class = PareCommand
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, title in SECTIONS.items():
+            rows = list(self.sentences(section))
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def sentences(self, section: str) -> Iterator[tuple[str, str]]:
+        for name, command in self.commands.items():
+            if getattr(command, "section", "check") == section:
+                yield name, command.get_short_help_str(limit=200)
+
+
+command = functools.partial(click.command, cls=PareCommand)
