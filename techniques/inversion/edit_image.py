@@ -113,6 +113,7 @@ def edit(
     target: str | p2p.Edit,
     *,
     kind: Kind = "p2p",
+    tables: Sequence[p2p.TokenMap] | None = None,
     method: Method | None = None,
     inverted: Inverted | None = None,
     steps: int = 50,
@@ -141,6 +142,7 @@ def edit(
             have the source again.
         kind: the edit.  "p2p": with the source's attention.  "resample": by the target prompt
             alone.  "blend": only inside the mask.  "erase": with `concepts` erased.
+        tables: of "p2p", as `prompt_to_prompt` has them.
         method: the inversion, one of EDIT_METHODS[kind]; None: the first of these.
         inverted: an earlier inversion of this image; `method`, `steps` and `seed` are its.
         guidance: of the edit; None: the method's default, or the one that `inverted` was made
@@ -177,7 +179,8 @@ def edit(
     if mask is not None:
         canvas = Canvas.prepare(original, mask, factor=pipe.vae.config.factor, cover=cover)
         grid = canvas.grid.to(pipe.device)
-    tables = p2p.token_maps(pipe, source, [target]) if kind == "p2p" else []
+    if tables is None:
+        tables = p2p.token_maps(pipe, source, [target]) if kind == "p2p" else []
 
     if inverted is None:
         inverted = invert(
@@ -233,7 +236,7 @@ def edit(
         reconstructed=None if again is None else likeness(original, again),
         vae_alone=likeness(original, through_vae),
         outside=outside(canvas, result),
-        tables=tables,
+        tables=list(tables),
     )
 
 

@@ -136,8 +136,9 @@ def edit(image: Path, **given: Any) -> None:
     target: str | Edit = words
     of_kind: dict[str, Any] = {"concepts": concepts}
     if given["kind"] == "p2p":
-        (target,), _ = pair(source, [words], given)
+        (target,), tables = pair(source, [words], given)
         of_kind |= {"cross_sites": sites("cross", given), "self_sites": sites("self", given)}
+        of_kind |= {"tables": tables}
     if given["kind"] == "erase":
         from techniques import erasure
 
