@@ -97,6 +97,7 @@ class Pipeline:
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
         tokenizer: Path | None = None,
+        check_hashes: bool = True,
         scheduler: str | None = None,
         **scheduler_options: Any,
     ) -> Self:
@@ -107,6 +108,8 @@ class Pipeline:
             dtype: "auto" is float16 on CUDA and float32 elsewhere.
             revision: a branch, a tag or a commit's hash of a repository.
             tokenizer: a folder, for a single file that does not have CLIP's own tokens.
+            check_hashes: see that the weights of a repository, as they are downloaded, have the
+                SHA-256 that the server announced: three seconds for 4 GB.
             scheduler: a name from `pare.schedulers.SCHEDULERS`; None is the model's own.
             scheduler_options: see `build_scheduler`.
 
@@ -117,7 +120,9 @@ class Pipeline:
         if scheduler is not None:
             find_solver(scheduler)
         torch_dtype = choose_dtype(dtype, choose_device(device))
-        resolved = resolve_model(model, dtype=torch_dtype, revision=revision)
+        resolved = resolve_model(
+            model, dtype=torch_dtype, revision=revision, check_hashes=check_hashes
+        )
         config, where = scheduler_config(resolved)
         solver = build_scheduler(config, where, scheduler, **scheduler_options)
         parts = load_model(resolved, device=device, dtype=torch_dtype, tokenizer=tokenizer)

@@ -120,6 +120,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     tokenizer: Path | None = None,
+    check_hashes: bool = True,
 ) -> Components:
     """Load a model: "roads", a folder in the Hub's layout, a file, or `owner/name` on the Hub.
 
@@ -129,6 +130,7 @@ def load_model(
     Args:
         revision: a branch, a tag or a commit's hash of a model on the Hub.
         tokenizer: a tokenizer's folder, for a single file that does not have CLIP's own tokens.
+        check_hashes: see `resolve_model`.
 
     Raises:
         ModelError: no such model, or one that is incomplete or of another kind.
@@ -138,7 +140,7 @@ def load_model(
     """
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
-    resolved = resolve_model(model, dtype=torch_dtype, revision=revision)
+    resolved = resolve_model(model, dtype=torch_dtype, revision=revision, check_hashes=check_hashes)
     if isinstance(resolved, ModelFile):
         parts = load_file(resolved, torch_dtype, tokenizer)
     else:

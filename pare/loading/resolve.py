@@ -99,6 +99,7 @@ def resolve_model(
     *,
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
+    check_hashes: bool = True,
 ) -> ResolvedModel:
     """What a model's name stands for; a model that is resolved already stays what it is.
 
@@ -109,6 +110,7 @@ def resolve_model(
     Args:
         dtype: what the weights will be cast to, as a repository may have float16 files too.
         revision: a branch, a tag or a commit's hash of a model on the Hub.
+        check_hashes: see that what is downloaded has the SHA-256 that the server announced.
 
     Raises:
         ModelError: no such model, or one that is incomplete or of another kind.
@@ -131,6 +133,7 @@ def resolve_model(
             check_index=check_index,
             check_configs=read_configs,
             limits=weight_limits,
+            check_hashes=check_hashes,
         )
         return ModelFolder(name, snapshot.folder, snapshot.revision)
     if revision is not None:
