@@ -1,4 +1,4 @@
-"""The architectures of SD 1.x and 2.1 at true size, for who has no copy of a model at hand.
+"""The architectures of SD 1.x and 2.1 at full size, without weights.
 
 `pare inspect sd1` draws them and `pare bench --model sd1` measures them with random
 weights.  What is not said here is the same in all of SD 1 and 2 (`HUB_DEFAULTS`).

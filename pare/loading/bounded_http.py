@@ -3,11 +3,11 @@
 huggingface_hub trusts the server: it names files in its cache by the server's ETag, waits as
 long as it is told to, and takes what is sent until it ends.  A mirror (`HF_ENDPOINT`), a proxy
 or a hotel's login page may say anything.  `connection` gives huggingface_hub's own client
-hooks that look at every answer before its body is read:
+hooks that check every response before its body is read:
 
     ETag, X-Repo-Commit     are names of files in the cache: plain tokens, or refused
     sizes                   known before a byte is taken, and no byte more is taken
-    compressed answers      unpacked no further than the same size
+    compressed bodies       unpacked no further than the same size
     speed                   at least `FLOOR` bytes in `WINDOW` seconds
     Retry-After             a minute in all, and said
     redirects               to addresses that are addresses
@@ -39,7 +39,7 @@ ERROR_BYTES = 2**20
 """Of the page that comes with an error."""
 
 JSON_SECONDS = 60.0
-"""For a small file as a whole, or for an answer to begin."""
+"""For a small file as a whole."""
 WINDOW, FLOOR = 60.0, 60 * 2**10
 """A large file has to come at this many bytes in this many seconds."""
 MOST_WAITING = 60
@@ -120,7 +120,7 @@ class Connection:
             del request.headers["Authorization"]
 
     def after(self, response: Any) -> None:
-        """Look at an answer's headers, and bound its body."""
+        """Check a response's headers, and bound its body."""
         self.check_names(response)
         self.check_redirect(response)
         self.check_waiting(response)
@@ -173,7 +173,7 @@ class Connection:
         say(f"{host} asks to wait for {wanted} seconds before it gives {self.what}: waiting")
 
     def check_size(self, response: Any) -> None:
-        """Raise if an answer is announced as larger than what is asked for can be."""
+        """Raise if a response is announced as larger than the file can be."""
         headers = response.headers
         part = headers.get("Content-Range")
         if part is not None and not CONTENT_RANGE.fullmatch(part):
@@ -288,7 +288,7 @@ def unpacked(chunks: Iterable[bytes], most: int, take: Any) -> Iterator[bytes]:
             try:
                 piece = unpacker.decompress(chunk, min(2**20, most + 1 - total))
             except zlib.error as error:
-                raise NotServedError(f"an answer is packed and damaged ({error})") from error
+                raise NotServedError(f"a response has damaged compression ({error})") from error
             chunk = unpacker.unconsumed_tail
             total += len(piece)
             yield piece

@@ -6,7 +6,7 @@ in it, which is a small *program*: torch's restricted reader (`weights_only`) ru
 instructions that build tensors and stops at all others.  Both are mapped into memory: the
 operating system reads a tensor when it is first used.
 
-A file is told by how it begins, not by its name.
+The kind of a file is read from its first bytes, not from its name.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def check_overlap(path: Path, name: str, tensor: Tensor) -> None:
 
 
 def check_calls(path: Path, names: Iterable[str]) -> None:
-    """Raise if the pickle calls anything that neither makes tensors nor is put to rest."""
+    """Raise if the pickle calls anything that neither builds tensors nor is replaced by `Inert`."""
     foreign = [
         name
         for name in sorted(names)
@@ -434,8 +434,8 @@ def read_archive(path: Path) -> tuple[bytes, dict[str, int]]:
         )
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise WeightsError(f"{path} is compressed", expected="a .ckpt as PyTorch writes it")
-    # torch's reader ignores the case of names, and looks in the first entry's folder: only in an
-    # archive without such doubles is what is checked here what is loaded there.
+    # torch's reader ignores the case of names, and looks in the first entry's folder.  Without
+    # such duplicates it loads what is checked here.
     root = pickles[0].filename.removesuffix("data.pkl")
     names = {entry.filename.lower() for entry in entries}
     if len(names) < len(entries) or not all(e.filename.startswith(root) for e in entries):

@@ -384,9 +384,9 @@ def ldm_tensors(model: SingleFile) -> tuple[dict[str, Tensor], list[str]]:
         for name, tensor in unet.tensors.items():
             tensors["model.diffusion_model." + ldm_names.unet_name(name, config)] = tensor
     if vae is not None:
-        levels = len(VAEConfig.read(vae.config, "the VAE").block_out_channels)
+        stages = len(VAEConfig.read(vae.config, "the VAE").block_out_channels)
         for name, tensor in vae.tensors.items():
-            place = ldm_names.vae_place(name, levels)
+            place = ldm_names.vae_place(name, stages)
             matrix = place.convolution and tensor.ndim == 2
             stored = tensor[:, :, None, None] if matrix else tensor
             tensors["first_stage_model." + place.name] = stored

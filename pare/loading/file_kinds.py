@@ -1,4 +1,4 @@
-"""What a file of weights is, told by the names of its tensors.
+"""What a file of weights is, by the names of its tensors.
 
 A checkpoint of Stable Diffusion 1.x / 2.x has a UNet, a VAE and a text encoder.  Anything
 else that people take for one (another model, a LoRA, a ControlNet) is refused by its name.

@@ -41,7 +41,7 @@ REMOVED = {
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-SECONDS = 10  # to wait for the Hub's first answer
+SECONDS = 10  # to wait for the Hub's first response
 
 LARGEST_WEIGHTS = 16 * 2**30
 """Bytes of a file of weights of which nothing else is known."""
@@ -63,7 +63,7 @@ class Snapshot:
 
 
 def accept(folder: Path) -> None:
-    """The check that finds nothing."""
+    """A check that accepts every folder."""
 
 
 def looks_like_repository(model: str) -> bool:
@@ -407,7 +407,7 @@ def find_cached(repo_id: str, revision: str | None, half: bool) -> Snapshot | No
 
 
 def client_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises when the Hub refuses, or when there is no answer at all."""
+    """What huggingface_hub raises when the Hub refuses, or does not respond."""
     from huggingface_hub import errors
 
     # huggingface_hub 1 stands on httpx and 2 on httpx2; both have the base of errors here.

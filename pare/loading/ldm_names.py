@@ -8,7 +8,7 @@ The original training code (LDM, arXiv:2112.10752) put the whole model in one ch
     cond_stage_model.model.…         SD 2's text encoder: OpenCLIP
     model_ema.…                      the UNet's moving average, with its dots removed
 
-The Hub's layout has the same tensors under other names.  Everything is told in one
+The Hub's layout has the same tensors under other names.  The tables map in one
 direction, Hub to LDM: `unet_name`, `vae_place`, `open_clip_place`.  The other direction is
 the same table read backwards, so that the two cannot disagree.
 
@@ -80,33 +80,33 @@ UNET_RESNET = {
 def unet_name(name: str, config: UNetConfig) -> str:
     """`down_blocks.0.resnets.1.norm1.weight` -> `input_blocks.2.0.in_layers.0.weight`.
 
-    LDM counts blocks through all levels.  With n ResNets a level (`layers_per_block`), a
-    level has n + 1 input blocks (the last one halves the resolution; block 0 is `conv_in`)
+    LDM counts blocks through all stages.  With n ResNets a stage (`layers_per_block`), a
+    stage has n + 1 input blocks (the last one halves the resolution; block 0 is `conv_in`)
     and n + 1 output blocks, the last of which also doubles the resolution.  In a block,
     layer 0 is the ResNet and layer 1 the transformer.
     """
-    per_level = config.layers_per_block + 1
+    per_stage = config.layers_per_block + 1
     match name.split("."):
-        case ["down_blocks", level, "resnets", k, layer, leaf]:
-            block = 1 + int(level) * per_level + int(k)
+        case ["down_blocks", stage, "resnets", k, layer, leaf]:
+            block = 1 + int(stage) * per_stage + int(k)
             return f"input_blocks.{block}.0.{UNET_RESNET[layer]}.{leaf}"
-        case ["down_blocks", level, "attentions", k, *rest]:
-            block = 1 + int(level) * per_level + int(k)
+        case ["down_blocks", stage, "attentions", k, *rest]:
+            block = 1 + int(stage) * per_stage + int(k)
             return f"input_blocks.{block}.1.{'.'.join(rest)}"
-        case ["down_blocks", level, "downsamplers", "0", "conv", leaf]:
-            return f"input_blocks.{(int(level) + 1) * per_level}.0.op.{leaf}"
+        case ["down_blocks", stage, "downsamplers", "0", "conv", leaf]:
+            return f"input_blocks.{(int(stage) + 1) * per_stage}.0.op.{leaf}"
         case ["mid_block", "resnets", k, layer, leaf]:
             return f"middle_block.{2 * int(k)}.{UNET_RESNET[layer]}.{leaf}"
         case ["mid_block", "attentions", "0", *rest]:
             return f"middle_block.1.{'.'.join(rest)}"
-        case ["up_blocks", level, "resnets", k, layer, leaf]:
-            return f"output_blocks.{int(level) * per_level + int(k)}.0.{UNET_RESNET[layer]}.{leaf}"
-        case ["up_blocks", level, "attentions", k, *rest]:
-            return f"output_blocks.{int(level) * per_level + int(k)}.1.{'.'.join(rest)}"
-        case ["up_blocks", level, "upsamplers", "0", "conv", leaf]:
-            block = (int(level) + 1) * per_level - 1
+        case ["up_blocks", stage, "resnets", k, layer, leaf]:
+            return f"output_blocks.{int(stage) * per_stage + int(k)}.0.{UNET_RESNET[layer]}.{leaf}"
+        case ["up_blocks", stage, "attentions", k, *rest]:
+            return f"output_blocks.{int(stage) * per_stage + int(k)}.1.{'.'.join(rest)}"
+        case ["up_blocks", stage, "upsamplers", "0", "conv", leaf]:
+            block = (int(stage) + 1) * per_stage - 1
             # The transformer, where there is one, takes number 1.
-            layer = "2" if config.up_block_types[int(level)] == "CrossAttnUpBlock2D" else "1"
+            layer = "2" if config.up_block_types[int(stage)] == "CrossAttnUpBlock2D" else "1"
             return f"output_blocks.{block}.{layer}.conv.{leaf}"
     stem, _, leaf = name.rpartition(".")
     return f"{UNET_ENDS[stem]}.{leaf}"
@@ -127,19 +127,19 @@ def read_unet(shapes: Shapes) -> dict[str, Any]:
         WeightsError: a tensor that would tell is not there, or the block counts disagree.
     """
     blocks = numbers(shapes, r"input_blocks\.(\d+)\.")
-    per_level = min(numbers(shapes, r"input_blocks\.(\d+)\.0\.op\.weight"), default=len(blocks))
-    levels, rest = divmod(len(blocks), per_level)
-    if rest or per_level < 2 or not 1 <= levels <= 8:
+    per_stage = min(numbers(shapes, r"input_blocks\.(\d+)\.0\.op\.weight"), default=len(blocks))
+    stages, rest = divmod(len(blocks), per_stage)
+    if rest or per_stage < 2 or not 1 <= stages <= 8:
         raise WeightsError(
             f"the UNet has {len(blocks)} input blocks, the first to halve the resolution being "
-            f"number {per_level}",
-            expected="the same number of blocks on every level",
+            f"number {per_stage}",
+            expected="the same number of blocks on every stage",
         )
-    firsts = [1 + level * per_level for level in range(levels)]
+    firsts = [1 + stage * per_stage for stage in range(stages)]
     widths = [shape_of(shapes, f"input_blocks.{i}.0.in_layers.2.weight", 4)[0] for i in firsts]
     down = [f"input_blocks.{i}.1.norm.weight" in shapes for i in firsts]
-    up = [f"output_blocks.{k * per_level}.1.norm.weight" in shapes for k in range(levels)]
-    # SD 1 enters its transformers by a 1x1 convolution and has 8 heads on every level;
+    up = [f"output_blocks.{k * per_stage}.1.norm.weight" in shapes for k in range(stages)]
+    # SD 1 enters its transformers by a 1x1 convolution and has 8 heads on every stage;
     # SD 2 enters by a linear layer and has heads of width 64.
     linear = len(shape_of(shapes, "middle_block.1.proj_in.weight")) == 2
     return {
@@ -156,7 +156,7 @@ def read_unet(shapes: Shapes) -> dict[str, Any]:
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "in_channels": shape_of(shapes, "input_blocks.0.0.weight", 4)[1],
-        "layers_per_block": per_level - 1,
+        "layers_per_block": per_stage - 1,
         "mid_block_scale_factor": 1,
         "norm_eps": 1e-05,
         "norm_num_groups": 32,
@@ -179,15 +179,15 @@ VAE_ATTENTION = {
 }
 
 
-def vae_place(name: str, levels: int) -> Place:
+def vae_place(name: str, stages: int) -> Place:
     """`decoder.up_blocks.0.resnets.2.conv1.bias` -> `decoder.up.3.block.2.conv1.bias`.
 
-    LDM numbers the decoder's levels as the encoder's, by resolution: the decoder starts at
+    LDM numbers the decoder's stages as the encoder's, by resolution: the decoder starts at
     the last one.
     """
     match name.split("."):
-        case [half, ("down_blocks" | "up_blocks") as way, level, kind, k, layer, leaf]:
-            number = int(level) if way == "down_blocks" else levels - 1 - int(level)
+        case [half, ("down_blocks" | "up_blocks") as way, stage, kind, k, layer, leaf]:
+            number = int(stage) if way == "down_blocks" else stages - 1 - int(stage)
             stem = f"{half}.{way.removesuffix('_blocks')}.{number}"
             if kind == "resnets":
                 return Place(f"{stem}.block.{k}.{vae_resnet(layer)}.{leaf}")
@@ -213,17 +213,17 @@ def read_vae(shapes: Shapes) -> dict[str, Any]:
     Raises:
         WeightsError: a tensor that would tell is not there.
     """
-    levels = len(numbers(shapes, r"encoder\.down\.(\d+)\."))
+    stages = len(numbers(shapes, r"encoder\.down\.(\d+)\."))
     layers = len(numbers(shapes, r"encoder\.down\.0\.block\.(\d+)\."))
     widths = [
-        shape_of(shapes, f"encoder.down.{level}.block.0.conv1.weight", 4)[0]
-        for level in range(levels)
+        shape_of(shapes, f"encoder.down.{stage}.block.0.conv1.weight", 4)[0]
+        for stage in range(stages)
     ]
     return {
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
         "block_out_channels": widths,
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "down_block_types": ["DownEncoderBlock2D"] * stages,
         "in_channels": shape_of(shapes, "encoder.conv_in.weight", 4)[1],
         "latent_channels": shape_of(shapes, "decoder.conv_in.weight", 4)[1],
         "layers_per_block": layers,
@@ -231,7 +231,7 @@ def read_vae(shapes: Shapes) -> dict[str, Any]:
         "out_channels": shape_of(shapes, "decoder.conv_out.weight", 4)[0],
         "sample_size": 512,
         "scaling_factor": 0.18215,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * stages,
     }
 
 

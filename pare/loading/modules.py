@@ -372,7 +372,7 @@ def check_type(key: str, stored_as: str, path: Path) -> None:
 def in_dtype(key: str, tensor: Tensor, dtype: torch.dtype, path: Path) -> Tensor:
     """A weight in the type that the model works in.
 
-    One that has this type stays mapped and is not read, so neither is it looked at here: a
+    One that has this dtype stays mapped and is not read, so it is not checked here: a
     NaN in it is found by the first run (`pare.runtime.numerics`).  One that is cast is in the CPU's
     cache just then, and looking at it costs next to nothing.
 

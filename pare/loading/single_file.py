@@ -1,9 +1,9 @@
 """A model in one file, as model sites share them, to what the Hub's folder would hold.
 
-Every tensor of the file gets an answer: it is a weight of the UNet, of the VAE or of the
-text encoder; or it is not needed, and why; or it is unexpected, and then nothing is
-loaded.  `inventory` is that list; `load_single_file` acts on it.  No number is copied:
-the result's tensors are views of the mapped file.
+Each tensor of the file is classified: a weight of the UNet, of the VAE or of the text
+encoder; not needed, with the reason; or unexpected, and then nothing is loaded.
+`inventory` makes that list, and `load_single_file` acts on it.  Nothing is copied: the
+result's tensors are views of the mapped file.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def load_single_file(
             average where there is one (None), which files for inference hold alone.
         prediction: "eps" or "v"; None guesses, and `notes` says how.
         only: "unet" or "vae" accepts a file with just this part.
-        drop: beginnings of names that are not to be looked at.
+        drop: prefixes of tensor names to leave out.
 
     Raises:
         ModelError: the file is another kind of model, and which.
@@ -228,9 +228,9 @@ def plan_vae(shapes: Shapes, prefix: str, checkpoint: Checkpoint) -> PartPlan:
     read = VAEConfig.read(config, f"{checkpoint.path} (vae)")
     with torch.device("meta"):
         wanted = shapes_of(AutoencoderKL(read))
-    levels = len(read.block_out_channels)
+    stages = len(read.block_out_channels)
     return PartPlan(
-        config, wanted, prefixed(wanted, prefix, lambda n: ldm_names.vae_place(n, levels))
+        config, wanted, prefixed(wanted, prefix, lambda n: ldm_names.vae_place(n, stages))
     )
 
 
@@ -271,7 +271,7 @@ def shapes_of(module: torch.nn.Module) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-# --- every tensor gets an answer ----------------------------------------------------------
+# --- every tensor is classified -----------------------------------------------------------
 
 
 def inventory(plan: FilePlan) -> list[TensorCheck]:

@@ -1,14 +1,14 @@
 """How much memory a run needs, how much there is, and what to do when that is too little.
 
-What a run needs beside the weights is its activations, and those are largest where the
-resolution is full: at the first level of the UNet and of the VAE.  So a few times the
-width of that level, for every latent or pixel, is what a part needs.  How many times was
-measured (`tests/runtime/test_memory_plan.py` measures again); attention needs little, as the fused
-kernels never hold its scores.
+Beside the weights a run needs memory for activations.  They are largest at full resolution,
+in the first stage of the UNet and of the VAE, so the estimate is a multiple of that stage's
+channels for every latent or pixel.  The factors are measured
+(`tests/runtime/test_memory_plan.py` measures them again).  Attention adds little, as the
+fused kernels never materialize its scores.
 
-An estimate is enough for what it decides: how many images go through the UNet together,
-whether the VAE works in tiles, and whether to begin at all on a CPU, where the system
-answers too large a request not with an error but by ending the process.
+The estimate decides how many images go through the UNet together, whether the VAE works in
+tiles, and whether to begin at all on a CPU, where the system ends the process instead of
+refusing too large an allocation.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pare.config import UNetConfig, VAEConfig
 from pare.errors import NotEnoughMemoryError
 from pare.runtime import validation
 
-# Numbers that are alive at a part's worst moment, as a multiple of the width of a level.
-UNET_COPIES = 40  # of the first level, for every latent: the feed-forward's alone are 16
-DECODER_COPIES = 5  # of the second level, for every pixel: what the last upsampling returns
-ENCODER_COPIES = 5  # of the first level, for every pixel
+# Numbers that are alive at a part's worst moment, as a multiple of the width of a stage.
+UNET_COPIES = 40  # of the first stage, for every latent: the feed-forward's alone are 16
+DECODER_COPIES = 5  # of the second stage, for every pixel: what the last upsampling returns
+ENCODER_COPIES = 5  # of the first stage, for every pixel
 IMAGE_COPIES = 3  # of a finished image in float32, on its way to 8 bits
 
 USABLE = 0.8
@@ -246,8 +246,8 @@ def fitting_tile(need: int, free: int | None, height: int, width: int, factor: i
 def check_room(what: str, need: int, device: torch.device, fix: str) -> None:
     """Raise before a CPU is asked for more memory than it has.
 
-    Linux would end the process instead of refusing.  A GPU is let try: it answers too large
-    a request with an error, for which the command has words (`pare.cli.terminal`).
+    Linux would end the process instead of refusing.  A GPU raises an error for too large
+    an allocation, for which the command has words (`pare.cli.terminal`).
 
     Raises:
         NotEnoughMemoryError: `need` bytes are more than what is free.

@@ -1,14 +1,12 @@
-"""Numbers that go wrong: a NaN or an infinity, noticed where it first shows, and why.
+"""Non-finite numbers (NaN or infinity): where the first one appears, and why.
 
-One such number in a tensor spreads to all of the image within a layer or two, so what a
-whole part of the model answers is all that has to be looked at: the text encoder's
-embeddings, the UNet's output at each step, the VAE's at either end.  That is one look a
-step, and nothing is looked at inside.
+A single one spreads over the whole image within a layer or two, so it is enough to check
+the output of each part of the model: the text encoder's embeddings, the UNet's output at
+each step, the VAE's at both ends.  That is one check per step, and none inside the parts.
 
-Only when something is wrong are the reasons looked for (`diagnose`): in the weights, in
-what the part was given, and else in its number type.  On request the part runs once more
-on the same inputs with every layer watched (`first_bad_layer`).  The hooks that this needs
-are there for the one run and gone after it.
+Only when one is found does `diagnose` look for the cause: in the weights, in the part's
+inputs, and else in its dtype.  On request the part runs once more on the same inputs with
+a hook on every layer (`first_bad_layer`); the hooks are removed after that run.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ class PrecisionWarning(UserWarning):
 def is_finite(x: Tensor) -> bool:
     """Whether all of `x` are numbers.  On a GPU this waits for the result.
 
-    By the extremes, which are NaN if one number is: one pass, no tensor of answers, and 30
+    By the extremes, which are NaN if one number is: one pass, no tensor of flags, and 30
     times as fast as asking every number.
     """
     if not x.numel():
@@ -90,7 +88,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Why a part answered with something that is no number."""
+    """Why a part's output has a NaN or an infinity."""
 
     reason: str
     """In words, to go on after "…, as "; "" where the part's number type is all there is."""
@@ -154,7 +152,7 @@ def type_advice(module: nn.Module, dtype: torch.dtype) -> str:
 def non_finite_error(
     where: str, output: Tensor, module: nn.Module, diagnosis: Diagnosis, again: Callable[[], object]
 ) -> NonFiniteError:
-    """The error for what a part answered, e.g. `where` = "the UNet's output at step 3".
+    """The error for a part's output, e.g. `where` = "the UNet's output at step 3".
 
     `again` runs the part on the same inputs, for `first_bad_layer`.
     """
@@ -174,7 +172,7 @@ def check_finite(
     inputs: Mapping[str, Tensor],
     again: Callable[[], object],
 ) -> None:
-    """Raise, with the reason, unless a part's answer is all numbers.
+    """Raise, with the reason, unless a part's output is finite.
 
     Raises:
         NonFiniteError: it is not.
@@ -195,7 +193,7 @@ class BadLayer:
     kind: str
     """The module's class."""
     after: str
-    """The layer inside it that was the last to answer with numbers; "" if it has none."""
+    """The layer inside it whose output was the last finite one; "" if there is none."""
     inputs: tuple[Numbers, ...]
     weights: Mapping[str, Numbers]
     """The module's own; a layer that holds others may have none."""
@@ -218,7 +216,7 @@ def first_bad_layer(module: nn.Module, run: Callable[[], object]) -> BadLayer | 
     of the layer that computes it, and `BadLayer.after` says how far it had come.
 
     Returns:
-        None if every layer answered with numbers: what went wrong depends on something that
+        None if every layer's output is finite: what went wrong depends on something that
         `run` leaves out, such as an edit of the attention.
     """
     search = Search()
@@ -235,7 +233,7 @@ class Entered:
     module: nn.Module
     inputs: list[Tensor]
     last: str = ""
-    """The layer inside it that has answered last."""
+    """The layer inside it that returned last."""
 
 
 @dataclass

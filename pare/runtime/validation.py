@@ -36,7 +36,7 @@ def check_guidance(guidance: float) -> float:
 
 
 def check_rescale(rescale: float) -> float:
-    """How far the guided answer's standard deviation is drawn back (arXiv:2305.08891, 3.4)."""
+    """Guidance rescale, 0 (none) to 1 (arXiv:2305.08891, 3.4)."""
     return check_number("rescale", rescale, 0.0, 1.0)
 
 

@@ -143,7 +143,7 @@ def test_unet_names(hub: str, original: str) -> None:
 
 @pytest.mark.parametrize(("hub", "place"), VAE_NAMES.items())
 def test_vae_names(hub: str, place: Place) -> None:
-    assert ldm_names.vae_place(hub, levels=4) == place
+    assert ldm_names.vae_place(hub, stages=4) == place
 
 
 @pytest.mark.parametrize(("hub", "place"), OPEN_CLIP_NAMES.items())
