@@ -154,6 +154,20 @@ def test_other_kinds_of_files_are_refused(name: str) -> None:
         check_film(Path(name))
 
 
+def test_the_film_command_shows_what_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    widths = []
+    for name, given in (("two", []), ("three", ["--show", "x_t", "--show", "x0", "--show", "next"]),
+                        ("raw", ["--show", "x_t", "--latents"])):  # fmt: skip
+        out = tmp_path / f"{name}.gif"
+        asked = ["film", "road", "--model", str(folder), "--steps", "1", "--out", str(out)]
+        assert main([*asked, *given]) == 0
+        with Image.open(out) as film:
+            widths.append(film.width)
+    two, three, raw = widths
+    assert 2 * (three - GAP) == 3 * (two - GAP)
+    assert raw < two
+
+
 def test_the_film_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "film.gif"
     asked = ["film", "road", "--model", str(folder), "--steps", "2", "--seed", "3"]

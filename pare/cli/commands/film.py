@@ -30,6 +30,12 @@ film_options = options(
     "Film",
     option("--fps", type=float, default=8.0, show_default=True, usual=True,
            callback=number("fps", 0.1, 60.0), help="Steps per second, 0.1 to 60."),
+    option("--show", multiple=True, type=click.Choice(["x_t", "x0", "next"]),
+           default=("x_t", "x0"),
+           help="What stands side by side: x_t before the step, the predicted x0, x_t after the "
+                "step (next). Default: x_t and x0."),
+    option("--latents", is_flag=True,
+           help="Show the four channels of the latents in grey, instead of decoding them."),
     option("--seed", "-s", type=SeedRange(), multiple=True, callback=flat_seeds, usual=True,
            metavar="SEED", help="Seed of the initial noise; 1-4 makes four films. Default: 0."),
     option("--out", "-o", type=click.Path(path_type=Path), usual=True,
@@ -70,7 +76,7 @@ def film(prompt: str, **given: Any) -> None:
             recorded.generate(
                 prompt, seed, height=height, width=width, progress=progress(), **run.sampling
             )
-        frames = list(film_frames(pipe, recording))
+        frames = list(film_frames(pipe, recording, given["show"], raw=given["latents"]))
         comment = run.recipe(pipe, index).to_json()
         write = functools.partial(
             write_film, frames, kind=path.suffix.lower(), fps=given["fps"], comment=comment

@@ -104,12 +104,9 @@ def sweep(
         SettingError: see `check_sweep`.
     """
     check_sweep(over, prompt, image is not None)
-    combinations = [
-        dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())
-    ]
-    images = {}
-    for k in progress(range(len(combinations))):
-        chosen: dict[str, Any] = {**fixed, **combinations[k]}
+
+    def make(**swept: Any) -> Image.Image:
+        chosen = {**fixed, **swept}
         under = load(chosen.pop("model")) if "model" in chosen else pipe
         if "scheduler" in chosen:
             under = under.with_scheduler(chosen.pop("scheduler"))
@@ -123,8 +120,9 @@ def sweep(
             made = under.generate(text, seeds, height=height, width=width, **chosen)
         else:
             made = under.img2img(image, text, seeds, **chosen)
-        images[label(combinations[k])] = made[0]
-    return images
+        return made[0]
+
+    return sweep_function(make, over, progress=progress)
 
 
 def strength_from(start: int, steps: int) -> float:
