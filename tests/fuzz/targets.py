@@ -141,7 +141,7 @@ def sizes(folder: Path, data: bytes) -> None:
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
-        safetensors, ckpt, archive, configs, recipes, recipes_in_images, images, masks,
+        safetensors, ckpt, archive, configs, recipes, recipes_in_images, image_files, masks,
         tokenizer_files, prompts, kinds, sizes,
     )
 }  # fmt: skip
@@ -189,7 +189,7 @@ def seeds(name: str, folder: Path) -> Iterator[bytes]:
             yield from damaged(damage.JSON, folder, documents[0])
         case "recipes":
             yield from documents
-        case "images" | "masks" | "recipes_in_images":
+        case "image_files" | "masks" | "recipes_in_images":
             for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
                 Image.linear_gradient("L").resize((24, 16)).save(folder / "a", kind)
                 yield (folder / "a").read_bytes()
