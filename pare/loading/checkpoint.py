@@ -88,7 +88,8 @@ STORED_DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 """The dtypes of stored tensors, by safetensors' names."""
-DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()} | {torch.complex64: "C64"}
+"""safetensors' names of dtypes; complex numbers are named in messages alone."""
 
 FLOATING = tuple(name for name, dtype in STORED_DTYPES.items() if dtype.is_floating_point)
 """The dtypes that weights may have, widest first."""

@@ -434,7 +434,7 @@ def stream_safetensors(
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
-        if types[name] not in DTYPE_NAMES:
+        if types[name] not in STORED_DTYPES.values():
             raise WeightsError(f"{name} has the type {types[name]}", expected="plain numbers")
         start, end = end, end + tensors[name].numel() * types[name].itemsize
         header[name] = {
