@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-def run_clean(*command: str | Path, cwd: Path) -> str:
+def run_clean(*command: object, cwd: Path) -> str:
     """The command's output; a clean environment, so that the checkout is not found by chance."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRT"))
@@ -96,7 +96,7 @@ def run_pare(tmp_path: Path) -> RunPare:
             "timeout": 600,
         }
         command = [sys.executable, "-m", "pare", *map(str, arguments)]
-        return subprocess.run(command, **(settings | options))  # type: ignore[call-overload,no-any-return]
+        return subprocess.run(command, **(settings | options))  # type: ignore[call-overload]
 
     return run
 

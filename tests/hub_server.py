@@ -212,7 +212,7 @@ def handler_of(hub: Hub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
             return trick is not None
 
         def send_api(self, repository: Repository, name: str) -> None:
-            answer = {
+            answer: Any = {
                 "id": name,
                 "sha": repository.commit,
                 "siblings": [{"rfilename": file} for file in repository.files],

@@ -59,7 +59,7 @@ def hub_model(
         generator = torch.Generator().manual_seed(0)
         for name, state in states.items():
             holder = torch.nn.Module()
-            holder.state_dict = lambda state=state: state  # type: ignore[method-assign,misc]
+            holder.state_dict = lambda state=state: state  # type: ignore[assignment,method-assign]
             states[name] = random_state(holder, generator)
     configs = {"unet": unet, "vae": vae, "text_encoder": text}
     parts = {name: StoredPart(configs[name], states[name]) for name in configs}

@@ -249,6 +249,7 @@ def test_gradients_reach_the_input_through_a_watched_unet(unet: UNet) -> None:
     for control in (None, ControlledStep(Recorder(), 0, ROWS)):
         x_t = normal(2, 4, 8, 6).requires_grad_()
         unet(x_t, 300, text, control).square().sum().backward()
+        assert x_t.grad is not None
         gradients.append(x_t.grad)
     assert gradients[0].abs().max() > 0
     assert torch.equal(gradients[0], gradients[1])
@@ -291,8 +292,8 @@ def test_upcast_attention_is_exact_up_to_its_last_rounding(dtype: torch.dtype) -
     layer = Attention(16, 16, SITE.heads, upcast=True).requires_grad_(False)
     for index, parameter in enumerate(layer.parameters()):
         parameter.copy_(normal(*parameter.shape, seed=index) * 16**-0.5)
-    layer.to_out[0].weight.copy_(torch.eye(16))
-    layer.to_out[0].bias.zero_()
+    layer.to_out[0].get_parameter("weight").copy_(torch.eye(16))
+    layer.to_out[0].get_parameter("bias").zero_()
     layer.to(dtype)
     hidden = 3 * normal(2, 6, 16, dtype=dtype)
 

@@ -44,7 +44,14 @@ def test_every_requirement_has_a_lower_bound() -> None:
 def test_the_lower_bounds_make_an_image(wheel: Path, tmp_path: Path) -> None:
     run_clean(sys.executable, "-m", "venv", "env", cwd=tmp_path)
     python = tmp_path / "env" / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
     versions = {lowest(requirement) for requirement in REQUIREMENTS}
     torch = next(version for version in versions if version.startswith("torch=="))
     index = os.environ.get("TORCH_INDEX")

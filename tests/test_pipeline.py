@@ -78,7 +78,7 @@ def reference(folder: Path) -> Callable[..., Any]:
     def under(kind: str, class_name: str, changes: Mapping[str, Any]) -> Any:
         # SD 1.4's file, with each class's own defaults for what it does not name.
         given = {key: value for key, value in SCHEDULER.items() if key != "_class_name"}
-        scheduler = getattr(diffusers, class_name).from_config(given | changes)
+        scheduler = getattr(diffusers, class_name).from_config({**given, **changes})
         parts = loaded.components | {"scheduler": scheduler}
         made = getattr(diffusers, kind)(**parts, requires_safety_checker=False)
         made.set_progress_bar_config(disable=True)

@@ -25,7 +25,15 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("environment")
     run_clean(sys.executable, "-m", "venv", folder, cwd=folder)
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    pip = [
+        folder / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+    ]
     run_clean(*pip, wheel, cwd=folder)
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -55,7 +63,11 @@ def test_the_checkout_is_out_of_reach(environment: Path) -> None:
 
 
 def test_the_installed_command_makes_an_image(environment: Path, tmp_path: Path) -> None:
-    command = [environment / "bin" / "pare", "generate", "a snowy road in the forest"]
+    command = [
+        environment / "bin" / "pare",
+        "generate",
+        "a snowy road in the forest",
+    ]
     assert run_clean(*command, "--steps", "2", "--out", "road.png", cwd=tmp_path) == "road.png\n"
     assert Image.open(tmp_path / "road.png").size == (128, 128)
     assert read_recipe(tmp_path / "road.png").arguments["model"] == "roads"

@@ -338,7 +338,7 @@ def test_the_process_is_left_as_it_was(fake: FakePipeline, monkeypatch: pytest.M
     for name in OTHER_WAITING:
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ), list(warnings.filters), warnings.showwarning, os.getcwd()
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def generate(*_: Any, **__: Any) -> None:
         seen.update(os.environ)
@@ -591,7 +591,7 @@ def test_a_mask_is_needed(blended: dict[str, Any], capsys: pytest.CaptureFixture
 def test_a_broken_bound_exits_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], passed: bool
 ) -> None:
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def run_verify(model: str, **given: Any) -> Any:
         asked.update(given, model=model)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,12 @@ def test_a_concept_without_a_weight_has_the_usual_one(
 ) -> None:
     seen: list[Concept] = []
     check = techniques.erasure.check_concepts
-    monkeypatch.setattr(
-        techniques.erasure, "check_concepts", lambda found: (seen.extend(found), check(found))
-    )
+
+    def checked(found: Sequence[Concept]) -> object:
+        seen.extend(found)
+        return check(found)
+
+    monkeypatch.setattr(techniques.erasure, "check_concepts", checked)
     assert erase(PROMPT, "--concept", "lamps", "--concept", "snow=3", *given, steps=1) == 0
     assert [concept.weight for concept in seen[:2]] == weights
 

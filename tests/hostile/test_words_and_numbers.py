@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -80,7 +81,8 @@ def test_strange_prompts(loaded: Command, kind: str) -> None:
     prompt = PROMPTS[kind]
     loaded.run(("generate", *QUICK, "--negative", "", "--", prompt))
     assert os.listdir("out") == ["generate-0.png"]
-    assert prompt in Image.open("out/generate-0.png").text["pare"] or not prompt.isascii() or (
+    written: Any = Image.open("out/generate-0.png")
+    assert prompt in written.text["pare"] or not prompt.isascii() or (
         not prompt.isprintable()
     )  # fmt: skip
 

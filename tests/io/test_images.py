@@ -9,6 +9,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -228,7 +229,7 @@ def test_damaged_files_read_or_raise_an_image_error(
 # --- masks -----------------------------------------------------------------------------
 
 
-def save_mask(tmp_path: Path, image: Image.Image, **options: object) -> Path:
+def save_mask(tmp_path: Path, image: Image.Image, **options: Any) -> Path:
     image.save(tmp_path / "mask.png", **options)
     return tmp_path / "mask.png"
 

@@ -85,7 +85,7 @@ def test_of_many_writers_without_force_exactly_one_wins(tmp_path: Path) -> None:
 
     def run(number: int) -> None:
         try:
-            write_whole(path, lambda file: file.write(b"%d" % number) and None)
+            write_whole(path, lambda file: file.writelines([b"%d" % number]))
         except OutputError:
             losers.append(number)
 

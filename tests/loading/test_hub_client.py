@@ -562,7 +562,10 @@ def test_a_reset_connection_is_said_and_the_next_run_goes_on(hub: Hub, user: Use
 def test_a_lost_connection_to_the_store_of_large_files(hub: Hub, user: User) -> None:
     pytest.importorskip("hf_xet")
     hub.repositories[NAME] = Repository(files(*SMALL, *WEIGHTS), xet=True)
-    tries = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1", "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms"}
+    tries: dict[str, Any] = {
+        "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",
+        "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
+    }
     result = user.fetch_in_process(**tries)
     assert result.output["kind"] == "ModelError"
     assert f"the download of text_encoder/model.safetensors from {NAME} went wrong" in result.error

@@ -52,7 +52,7 @@ def load_unet(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Ten
 def write_shards(folder: Path, tensors: dict[str, Tensor], kind: str = "safetensors") -> list[str]:
     """Three files, with tensors dealt out in turns, and their index; the files' names."""
     names = [f"{STEM}-0000{k}-of-00003.{kind}" for k in (1, 2, 3)]
-    places = {}
+    places: dict[str, str] = {}
     for k, name in enumerate(names):
         share = {key: tensors[key] for key in sorted(tensors)[k::3]}
         places |= dict.fromkeys(share, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -494,6 +495,7 @@ def test_check_lists_every_tensor_of_a_folder(tmp_path: Path, single: Path, kind
 
 def test_no_option_is_silently_ignored(tmp_path: Path, single: Path, kind: str) -> None:
     convert(single, tmp_path / "folder")
+    options: dict[str, Any]
     for options in ({"ema": False}, {"prediction": "v"}, {"only": "vae"}, {"drop": ["x"]}):
         with pytest.raises(SettingError, match=f"--{next(iter(options))}|no-ema"):
             convert(tmp_path / "folder", tmp_path / "back.ckpt", **options)
@@ -831,7 +833,7 @@ def test_a_full_disk_leaves_nothing(
     from pare.loading import conversion
 
     with monkeypatch.context() as patch:
-        patch.setattr(conversion.shutil, "disk_usage", lambda path: SimpleNamespace(free=9))
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=9))
         with pytest.raises(OutputError, match="its disk has"):
             convert(single, tmp_path / "out")
 

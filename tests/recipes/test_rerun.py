@@ -88,7 +88,7 @@ def names(folder: Path) -> list[str]:
 
 
 def raw_recipe(path: Path | str) -> dict[str, Any]:
-    return json.loads(read_recipe(path).to_json())  # type: ignore[no-any-return]
+    return json.loads(read_recipe(path).to_json())
 
 
 def change_recipe(path: Path | str, change: Callable[[dict[str, Any]], object]) -> None:
@@ -835,7 +835,7 @@ PROMPTS = TEXT | st.sampled_from(
 
 
 def recipe_of(name: str, given: dict[str, Any]) -> Recipe:
-    inputs = {key: {"name": str(given[key]), "sha256": "0"} for key in ("image", "mask")
+    inputs = {str(key): {"name": str(given[key]), "sha256": "0"} for key in ("image", "mask")
               if key in given}  # fmt: skip
     return Recipe(
         command=name, arguments=given, inputs=inputs, model={}, scheduler={}, seeds=[9], index=0,

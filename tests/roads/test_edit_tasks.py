@@ -83,4 +83,4 @@ def test_tasks_are_the_same_at_every_call() -> None:
 
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(SettingError, match="development or held-out"):
-        tasks("test")  # type: ignore[arg-type]
+        tasks("test")

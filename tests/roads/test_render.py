@@ -117,7 +117,9 @@ def test_a_scene_can_be_rendered_at_any_size() -> None:
 
 def test_all_weathers_and_places_differ() -> None:
     prints = {
-        hashlib.sha256(render(draw_scene(1).replace(weather=w, place=p)).pixels).hexdigest()
+        hashlib.sha256(
+            render(draw_scene(1).replace(weather=w, place=p)).pixels.tobytes()
+        ).hexdigest()
         for w in WEATHERS
         for p in PLACES
     }

@@ -59,7 +59,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def resumed_equals_straight(
-    run: Callable[[Path], None], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[[Path], object], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "straight")
     with monkeypatch.context() as patch:
@@ -89,7 +89,7 @@ def test_vae_training_resumes_bit_for_bit(
 ) -> None:
     settings = VAESettings(steps=2, batch=2, crop=32, save_every=1, dtype="float32", whole_from=1.0)
     resumed_equals_straight(
-        lambda folder: train_vae.train_vae(data, folder, settings, CPU) and None,
+        lambda folder: train_vae.train_vae(data, folder, settings, CPU),
         "vae.pt",
         tmp_path,
         monkeypatch,

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_a_nan_in_the_unets_weights_is_named(copy: Path) -> None:
     assert "in float32, as the file has NaN or infinities in its weights: 1 tensors" in sentence
     assert "mid_block.resnets.0.conv1.weight (1 NaN of 2304 numbers)" in sentence
     assert caught.value.find_layer is not None
-    layer = caught.value.find_layer()
+    layer: Any = caught.value.find_layer()
     assert layer is not None
     assert layer.name == "mid_block.resnets.0.conv1"
     assert layer.weights["weight"].nan == 1
@@ -193,7 +194,7 @@ def test_nothing_is_looked_at_when_nothing_is_wrong(
 
 
 def hooks_of(module: nn.Module) -> int:
-    tables = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs")
+    tables: tuple[str, ...] = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs")
     tables += ("_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks")
     return sum(len(getattr(part, table)) for part in module.modules() for table in tables)
 
@@ -205,8 +206,8 @@ def test_attention_that_overflows_is_named_and_no_hook_stays(folder: Path) -> No
     attention = unet.get_submodule(name)
     x_t, text = normal(1, 4, 8, 8), normal(1, 77, 12, seed=2)
     with torch.no_grad():
-        attention.to_k.weight.mul_(1e30)
-        attention.to_q.weight.mul_(1e30)
+        attention.get_parameter("to_k.weight").mul_(1e30)
+        attention.get_parameter("to_q.weight").mul_(1e30)
     layer = first_bad_layer(unet, lambda: unet(x_t, 500, text))
     assert layer is not None
     assert (layer.name, layer.kind) == (name, "Attention")

@@ -10,7 +10,8 @@ it the same question get the same bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def images(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return (torch.tensor(MEANS)[component] + torch.tensor(SPREADS)[component] * noise).view(shape)
 
 
-def alpha_bars(config: dict[str, object]) -> np.ndarray:
+def alpha_bars(config: Mapping[str, Any]) -> np.ndarray:
     """The training's alpha_bar in float64, written out again and apart from pare's."""
     count = int(config.get("num_train_timesteps", 1000))
     start, end = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))

@@ -242,9 +242,9 @@ def test_pndm_of_a_v_model_loses_its_order() -> None:
         )
         errors[steps] = [distance(end, exact) for end in (ours, theirs, ddim)]
     for steps in errors:
-        ours, theirs, ddim = errors[steps]
-        assert ours < theirs / 4
-        assert 0.5 < theirs / ddim < 2
+        our_error, their_error, ddim_error = errors[steps]
+        assert our_error < their_error / 4
+        assert 0.5 < their_error / ddim_error < 2
     assert errors[25][1] / errors[50][1] < 2.5  # order 1
     assert errors[25][0] / errors[50][0] > 3.0  # order 2
 

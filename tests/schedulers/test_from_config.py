@@ -84,7 +84,7 @@ def test_files_with_every_key(name: str, source: str) -> None:
     same_run(name, config)
 
 
-def parameters(kind: type) -> set[str]:
+def parameters(kind: Any) -> set[str]:
     return set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs"}
 
 
@@ -171,6 +171,7 @@ def test_a_habit_of_another_solver_is_no_obstacle() -> None:
 def test_files_that_name_no_solver_of_ours() -> None:
     with pytest.raises(SchedulerError, match="HeunDiscreteScheduler"):
         build_scheduler(SD14 | {"_class_name": "HeunDiscreteScheduler"}, "a file")
+    odd: object
     for odd in (3, ["PNDMScheduler"], {}):
         with pytest.raises(SchedulerError, match="which pare does not have"):
             build_scheduler(SD14 | {"_class_name": odd}, "a file")
@@ -268,8 +269,12 @@ def test_a_description_with_trained_betas() -> None:
     assert other.timesteps(4) == one.timesteps(4)
 
 
-ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-ANYTHING |= st.lists(st.floats(), max_size=3) | st.dictionaries(st.text(max_size=3), st.none())
+ANYTHING: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+)
+ANYTHING |= st.one_of(
+    st.lists(st.floats(), max_size=3), st.dictionaries(st.text(max_size=3), st.none())
+)
 KEYS = sorted(set(SD14) | {key for config in FULL.values() for key in config} | {"nonsense"})
 
 

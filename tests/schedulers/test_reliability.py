@@ -22,7 +22,10 @@ from roads.benchmark.solver_reliability import SOLVERS, STEPS
 from tests.conftest import ROADS
 from tests.schedulers.rollout import SD14
 
-MEASURED = {"pndm": {"from noise": 25, "midway": None}, "lms karras": {"from noise": 5}}
+MEASURED: dict[str, dict[str, int | None]] = {
+    "pndm": {"from noise": 25, "midway": None},
+    "lms karras": {"from noise": 5},
+}
 
 
 def check(name: str, steps: int, start: int = 0, **options: bool) -> None:

@@ -75,9 +75,9 @@ def test_levels() -> None:
     middle = table.level(10.25).sigma
     assert middle == pytest.approx(0.75 * table.level(10).sigma + 0.25 * table.level(11).sigma)
     assert (CLEAN.alpha_bar, CLEAN.noise_rate, CLEAN.lambda_t) == (1.0, 0.0, math.inf)
-    for t in (-1, -0.01, 999.01, math.nan, math.inf):
+    for outside in (-1, -0.01, 999.01, math.nan, math.inf):
         with pytest.raises(SchedulerError):
-            table.level(t)
+            table.level(outside)
 
 
 @given(st.integers(0, 999))

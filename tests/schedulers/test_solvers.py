@@ -233,7 +233,7 @@ def test_two_runs_that_share_a_scheduler_do_not_meet(name: str) -> None:
 
     # In turns, one step each, ...
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
-    runs = []
+    runs: list[list[Any]] = []
     for seed, steps in ((0, 12), (1, 12)):
         timesteps = scheduler.timesteps(steps)
         runs.append([timesteps, unit_noise(seed) * timesteps.initial_scale, ()])

@@ -255,7 +255,7 @@ def test_heat_map_is_daam_s_equation(unet: UNet) -> None:
         for head in one.of("car").unbind(0):
             upscaled += F.interpolate(head[None, None], (18, 12), mode="bicubic")[0, 0]
             count += 1
-        total += upscaled.clamp(0, one.of("car").sum(0).max())
+        total += upscaled.clamp(0, float(one.of("car").sum(0).max()))
     assert count == sum(one.site.heads for one in maps)
     torch.testing.assert_close(heat_map(maps, "car", (18, 12)), total / count)
 

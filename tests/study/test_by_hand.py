@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,18 +82,19 @@ def test_figures(pipe: Pipeline, tmp_path: Path) -> None:
     figure = plots.schedule_figure(under.scheduler, steps=5)
     left, right = figure.axes
     levels = under.scheduler.timesteps(5).levels
-    assert list(left.lines[2].get_xdata()) == [level.t for level in levels[:-1]]
-    assert list(right.lines[0].get_ydata()) == [level.sigma for level in levels]
+    assert np.asarray(left.lines[2].get_xdata()).tolist() == [level.t for level in levels[:-1]]
+    assert np.asarray(right.lines[0].get_ydata()).tolist() == [level.sigma for level in levels]
     words = read(pipe.tokenizer, "the road")
     one, other = (pipe.encode_prompts(text).cond[0] for text in ("the road", "the car"))
     image = plots.embedding_figure(one, words.names, most=6)
-    assert image.axes[0].images[0].get_array().shape == (6, one.shape[1])
+    assert image.axes[0].images[0].get_size() == (6, one.shape[1])
     apart = plots.difference_figure(one, other, words.names).axes[0]
-    bars = [bar.get_height() for bar in apart.patches]
+    patches: list[Any] = list(apart.patches)
+    bars = [bar.get_height() for bar in patches]
     assert bars[:2] == [0, 0]  # start, "the": the encoder looks backwards alone
     assert all(bar > 0 for bar in bars[2:])
     lines = plots.curves_figure({"a": [1, 2]}, "i", "loss").axes[0].lines
-    assert list(lines[0].get_ydata()) == [1, 2]
+    assert np.asarray(lines[0].get_ydata()).tolist() == [1, 2]
     for k, made in enumerate((figure, image)):
         made.savefig(tmp_path / f"{k}.png")
         assert (tmp_path / f"{k}.png").stat().st_size > 5_000

@@ -115,11 +115,16 @@ def colours(count: int, size: tuple[int, int] = (31, 21)) -> list[Image.Image]:
     return [Image.new("RGB", size, (60 * k, 255 - 60 * k, 90)) for k in range(count)]
 
 
+def n_frames(film: Any) -> int:
+    """Animated formats have it, and Pillow's types do not say so."""
+    return int(film.n_frames)
+
+
 def test_a_gif_has_every_frame_and_the_last_stays() -> None:
     file = io.BytesIO()
     write_film(colours(4), file, ".gif", fps=8, comment="how it was made")
     with Image.open(file) as gif:
-        assert gif.n_frames == 4
+        assert n_frames(gif) == 4
         assert gif.info["comment"] == b"how it was made"
         assert gif.info["loop"] == 0
         durations = []
@@ -382,4 +387,4 @@ def test_the_page_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     exec(code.replace("steps=10", "steps=1"), {})
     with Image.open("noise.gif") as film:
-        assert film.n_frames == 2
+        assert n_frames(film) == 2

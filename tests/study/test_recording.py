@@ -181,9 +181,9 @@ def test_attention_maps_are_its_probabilities(pipe: Pipeline) -> None:
     keys = Recording(pipe, [f"{at}.to_q", f"{at}.to_k"], keep="activations", branches="cond")
     with keys as watched:
         run(watched)
-    heads = mean.sites[at].heads
+    count = mean.sites[at].heads
     q, k = (
-        keys[f"{at}.{n}:activations"][0, 0].unflatten(-1, (heads, -1)) for n in ("to_q", "to_k")
+        keys[f"{at}.{n}:activations"][0, 0].unflatten(-1, (count, -1)) for n in ("to_q", "to_k")
     )
     scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
     expected = scores.softmax(-1).mean(0)

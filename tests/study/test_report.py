@@ -287,7 +287,7 @@ def test_sources_are_the_lines_that_compute() -> None:
     lines, first = inspect.getsourcelines(ResnetBlock.forward)
     found = source_lines(f"pare/unet/resnet.py:{first}")
     assert found == {"first": first, "mark": first, "lines": [x.rstrip("\n") for x in lines]}
-    called = source_lines(f"pare/unet/resnet.py:{first + 2}")
+    called: Any = source_lines(f"pare/unet/resnet.py:{first + 2}")
     assert called["first"] == first
     assert len(called["lines"]) == 5
     assert source_lines("nowhere/at_all.py:3")["lines"] == []
@@ -359,7 +359,9 @@ def test_of_images_that_the_techniques_made(
     """The page ends with the image, and its words are those of the image's own row."""
     monkeypatch.chdir(tmp_path)
     gradient.crop((0, 0, 40, 24)).save("photo.png")
-    Image.fromarray(np.repeat(np.uint8([[0] * 20 + [255] * 20]), 24, axis=0)).save("mask.png")
+    Image.fromarray(np.repeat(np.array([[0] * 20 + [255] * 20], np.uint8), 24, axis=0)).save(
+        "mask.png"
+    )
     given, looks = EDITED[name]
     command = name.partition(" ")[0]
     assert main([command, "--model", str(model), "--steps", "4", *given, "--out", "new.png"]) == 0

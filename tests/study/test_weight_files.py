@@ -221,7 +221,7 @@ def test_values_are_torchs(tmp_path: Path, suffix: str, monkeypatch: pytest.Monk
         if not tensor.numel():
             assert math.isnan(value.mean)
             continue
-        assert (value.minimum, value.maximum) == (numbers.min(), numbers.max())
+        assert (value.minimum, value.maximum) == (float(numbers.min()), float(numbers.max()))
         assert value.mean == pytest.approx(float(numbers.mean()), rel=1e-12, abs=1e-12)
         assert value.std == pytest.approx(float(numbers.std(correction=0)), rel=1e-9, abs=1e-15)
         assert (value.nan, value.inf, value.finite) == (0, 0, True)

@@ -28,7 +28,7 @@ from tests.techniques.mutants import mutant
 BOUND = 1e-5
 
 # pare's scheduler and options -> diffusers' class and options.
-SOLVERS: dict[str, tuple[dict[str, Any], type, dict[str, Any]]] = {
+SOLVERS: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
     "dpm++2m karras": (
         {"scheduler": "dpm++2m", "karras": True},
         diffusers.DPMSolverMultistepScheduler,

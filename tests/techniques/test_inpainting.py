@@ -115,14 +115,14 @@ def test_images_are_the_reference_s(model: TinyModel, solver: str, strength: flo
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm++2m karras", "euler"])
 def test_v_prediction(model: TinyModel, solver: str) -> None:
-    given = {"seeds": [7], "prediction": "v_prediction", "num_inference_steps": 6}
+    given: dict[str, Any] = {"seeds": [7], "prediction": "v_prediction", "num_inference_steps": 6}
     reference = theirs(model, solver, strength=0.5, **given)
     pipe = model.pipe(**SOLVERS[solver][0], prediction_type="v_prediction")
     compare(edit(pipe, steps=6, strength=0.5, guidance=5.0, negative=NEGATIVE), reference)
 
 
 def test_a_batch_and_no_guidance(model: TinyModel) -> None:
-    given = {"seeds": [3, 4], "num_inference_steps": 4, "strength": 1.0}
+    given: dict[str, Any] = {"seeds": [3, 4], "num_inference_steps": 4, "strength": 1.0}
     reference = theirs(model, "ddim", guidance=1.0, **given)
     compare(edit(model.pipe("ddim"), seeds=[3, 4], guidance=1.0), reference)
 

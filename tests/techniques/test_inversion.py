@@ -81,7 +81,7 @@ def pipe(model: TinyModel) -> TinyPipeline:
     return model.pipe("ddim")
 
 
-def theirs(kind: type, prediction_type: str = "epsilon") -> Any:
+def theirs(kind: Any, prediction_type: str = "epsilon") -> Any:
     return kind.from_config(SCHEDULER_CONFIG, **OPTIONS, prediction_type=prediction_type)
 
 

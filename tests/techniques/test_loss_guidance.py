@@ -123,7 +123,8 @@ def test_a_loss_that_rises_is_said(model: TinyModel) -> None:
         led = guide(model.pipe("lms"), PROMPT, losses.blue, [1], scale=-100, **options)
     assert led.unguided is not None
     assert led.losses[0] > led.unguided[0]
-    (told,) = led.report()["guidance"]  # type: ignore[misc]
+    report: Any = led.report()
+    (told,) = report["guidance"]
     assert (told["loss"], told["unguided"]) == (led.losses[0], led.unguided[0])
     unasked = guide(
         model.pipe("lms"), PROMPT, losses.blue, [1], scale=-100, compare=False, **options

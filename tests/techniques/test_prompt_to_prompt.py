@@ -57,12 +57,13 @@ def model() -> TinyModel:
 
 
 def scheduler(name: str, prediction_type: str = "epsilon") -> Any:
-    kind, options = {
+    solvers: dict[str, tuple[Any, dict[str, Any]]] = {
         "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),
         "dpm++2m": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
         "euler": (diffusers.EulerDiscreteScheduler, {}),
         "pndm": (diffusers.PNDMScheduler, {}),
-    }[name]
+    }
+    kind, options = solvers[name]
     config = {**SCHEDULER_CONFIG, **options, "prediction_type": prediction_type}
     if name != "pndm":
         config.pop("skip_prk_steps")
@@ -183,7 +184,8 @@ def test_edits_are_the_published_loop_s(model: TinyModel, name: str) -> None:
     made = ours(model, [(target, edit)])
     assert distance(made, theirs(model, [(edit, combine)])) < BOUND
     # Each part of the edit is there: without it, the target is another.
-    for without in ({"cross": 0.0}, {"self_replace": 0.0}):
+    parts: list[dict[str, Any]] = [{"cross": 0.0}, {"self_replace": 0.0}]
+    for without in parts:
         assert distance(ours(model, [(target, edit)], **without)[1:], made[1:]) > 100 * BOUND
 
 
@@ -194,7 +196,7 @@ def test_edits_are_the_published_loop_s(model: TinyModel, name: str) -> None:
 def test_every_solver_and_several_targets(
     model: TinyModel, solver: str, prediction_type: str
 ) -> None:
-    given = {"solver": solver, "prediction_type": prediction_type}
+    given: dict[str, Any] = {"solver": solver, "prediction_type": prediction_type}
     cases = [CASES["replace"], CASES["refine"]]
     made = ours(model, [(target, edit) for target, edit, _ in cases], **given)
     assert distance(made, theirs(model, [(edit, c) for _, edit, c in cases], **given)) < BOUND

@@ -125,7 +125,7 @@ def test_a_word_that_is_cut_off_is_said(tokenizer: Any) -> None:
 # --- replace: the course's tables ----------------------------------------------------------
 
 THIRD, FOURTH = 1 / 3, 1 / 4
-TABLES = {
+TABLES: dict[str, tuple[Any, Any, list[list[float]]]] = {
     "A haunted house -> A magical house": (
         [("A", 1), ("haunted", 2), ("house", 1)],
         [("A", 1), ("magical", 2), ("house", 1)],

@@ -107,7 +107,7 @@ def test_embeddings_are_diffusers_own_bit_for_bit(
     assert ours.word == "<cat-toy>"
     assert torch.equal(ours.vectors.float(), vectors)
 
-    class Theirs(TextualInversionLoaderMixin):
+    class Theirs(TextualInversionLoaderMixin):  # type: ignore[misc]
         hf_device_map = None
         components: ClassVar[dict[str, Any]] = {}
 

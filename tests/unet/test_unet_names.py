@@ -42,7 +42,7 @@ def test_every_attention_layer_has_its_site(raw: dict[str, Any], parameters: int
     assert len({site.name for site in sites}) == len(sites)
     for site in sites:
         # The name is the module's own path, and the layer there knows this very site.
-        layer = unet.get_submodule(site.name)
+        layer: Any = unet.get_submodule(site.name)
         assert layer.site is site
         assert site.heads == config.heads[site.stage]
         assert layer.to_q.weight.shape[0] == config.block_out_channels[site.stage]
@@ -57,7 +57,7 @@ def test_every_attention_layer_has_its_site(raw: dict[str, Any], parameters: int
 
 def test_the_widths_are_those_of_the_table_above_the_unet() -> None:
     with torch.device("meta"):
-        unet = UNet(UNetConfig.read(SD14_UNET, "config.json"))
+        unet: Any = UNet(UNetConfig.read(SD14_UNET, "config.json"))
     down = [[r.conv1.in_channels for r in block.resnets] for block in unet.down_blocks]
     up = [[r.conv1.in_channels for r in block.resnets] for block in unet.up_blocks]
     assert down == [[320, 320], [320, 640], [640, 1280], [1280, 1280]]

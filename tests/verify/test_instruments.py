@@ -45,7 +45,7 @@ def test_layers_are_compared_in_the_order_of_execution() -> None:
     assert compared.first_departure() is None
 
     with torch.no_grad():
-        theirs.inner[0].bias += 1e-3
+        theirs.inner[0].get_parameter("bias").add_(1e-3)
     compared = compare_layers(ours, theirs, lambda: ours(x), lambda: theirs(x))
     assert compared.first_departure() == "inner.0"
     assert compared.first_departure(limit=1.0) is None
