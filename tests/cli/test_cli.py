@@ -501,6 +501,7 @@ def test_an_image_far_larger_than_the_model_s_is_said(
 @pytest.fixture
 def blended(fake: FakePipeline, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """`pare blend` on a fake technique; what it was called with."""
+    from pare.runtime.memory_plan import Plan
     from techniques import blended
 
     asked: dict[str, Any] = {}
@@ -510,7 +511,7 @@ def blended(fake: FakePipeline, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
         exact, changed = blended.Difference(math.inf, 0), blended.Difference(25.0, 91)
         outside = [exact, changed][: len(seeds)]
         latents = torch.zeros(len(seeds), 4, 2, 2)
-        plan = SimpleNamespace(batch=len(seeds), tile=None)
+        plan = Plan(len(seeds), batch=len(seeds), tile=None)
         return blended.Blended(
             images=[image] * len(seeds),
             latents=latents,

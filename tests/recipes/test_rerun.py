@@ -876,7 +876,7 @@ def test_a_shell_reads_the_command_line_as_it_is_meant(prompt: str) -> None:
 @pytest.mark.parametrize("name", IMAGE_COMMANDS)
 def test_every_commands_examples_survive_the_way_through_a_recipe(name: str) -> None:
     """So will whatever a new command takes, if its help ends with an example of it."""
-    command = cli.commands[name]
+    command: Any = cli.commands[name]
     for line in command.examples:
         typed = shlex.split(line)[2:]
         first = plain(command.make_context(name, typed).params)
