@@ -124,9 +124,7 @@ MALFORMED = (
 
 def stored_dtype(tensor: Tensor) -> str:
     """safetensors' name of a tensor's dtype; torch's where it has none."""
-    return next(
-        (n for n, dtype in STORED_DTYPES.items() if dtype == tensor.dtype), str(tensor.dtype)
-    )
+    return DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
 
 
 @dataclass(frozen=True)

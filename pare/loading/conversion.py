@@ -29,7 +29,13 @@ from pare.config import UNetConfig, VAEConfig
 from pare.errors import OutputError, SettingError, WeightsError
 from pare.io.whole_files import check_output, claim, exchange, part_beside, write_whole
 from pare.loading import ldm_names
-from pare.loading.checkpoint import DTYPE_NAMES, FLOATING, open_checkpoint, stored_dtype
+from pare.loading.checkpoint import (
+    DTYPE_NAMES,
+    FLOATING,
+    STORED_DTYPES,
+    open_checkpoint,
+    stored_dtype,
+)
 from pare.loading.hub_folder import find_weights
 from pare.loading.hub_names import POSITION_IDS, current_vae_name, legacy_vae_name
 from pare.loading.ldm_names import Place, Shape
