@@ -1,16 +1,17 @@
-"""The course's builder: runs every page's Python, and puts code, output and images in place.
+"""Builds the pages whose code runs: the course, docs/text.md and docs/guide.md.
 
-    python -m docs.course.build              all pages and their notebooks
-    python -m docs.course.build 03 09        these alone
-    python -m docs.course.build --sources    the code of pare that pages show; runs nothing
+    python -m docs.course.build              all pages; the course's notebooks as well
+    python -m docs.course.build 03 text      these alone
+    python -m docs.course.build --sources    only the code of pare that pages show; runs nothing
 
-A page is Markdown, and the one source of its notebook.  Its fenced `python` blocks are run from
-top to bottom.  What stands between these marks is written by the builder, never by hand:
+A page is Markdown; a page of the course is also the only source of its notebook.  The fenced
+`python` blocks of a page run from top to bottom in one namespace.  The builder writes what
+stands between these marks; never edit it by hand:
 
-    <!-- source: pare.guidance.guide -->        the definition, from pare's own file; see `Source`
+    <!-- source: pare.guidance.guide -->        a definition, taken from its file; see `Source`
     <!-- end -->
 
-    <!-- output: what the image shows -->     what the block above printed and drew
+    <!-- output: what the image shows -->       what the block above printed and drew
     <!-- end -->
 """
 
@@ -36,7 +37,7 @@ from typing import Any
 
 COURSE = Path(__file__).parent
 ROOT = COURSE.parent.parent
-IMAGES = COURSE / "images"
+OTHERS = (ROOT / "docs" / "text.md", ROOT / "docs" / "guide.md")
 DPI = 80  # of plots
 COLOURS = 256  # of an image
 WIDEST = 110  # columns of printed output
@@ -86,9 +87,6 @@ class Source:
 
     def __str__(self) -> str:
         return f"<!-- source: {self.spec} -->\n{self.shown}\n<!-- end -->"
-
-    def refresh(self) -> None:
-        self.shown = excerpt(self.spec)
 
 
 @dataclass
@@ -168,21 +166,26 @@ def page_text(parts: list[Part]) -> str:
 
 
 def pages() -> list[Path]:
-    """Every page, in reading order."""
+    """The course's pages, in reading order."""
     return sorted(COURSE.glob("[0-9][0-9]-*.md"))
+
+
+def short_name(path: Path) -> str:
+    """What `build` is told and images begin with: `03` for 03-latents.md, `text` for text.md."""
+    return path.stem[:2] if path.parent == COURSE else path.stem
 
 
 # --- pare's own code -----------------------------------------------------------------------
 
 
-def excerpt(spec: str) -> str:
-    """A link to the definition and its code, as Markdown.
+def excerpt(spec: str, folder: Path = COURSE) -> str:
+    """The definition's name, as a link for a page in `folder`, and its code, as Markdown.
 
     Raises:
         PageError: there is no such thing, or not these lines in it.
     """
     name, *options = (part.strip() for part in spec.split("|"))
-    path, first, lines = definition(name, bare="bare" in options)
+    path, lines = definition(name, bare="bare" in options)
     for option in options:
         word, _, text = option.partition(" ")
         if option == "bare":
@@ -191,16 +194,17 @@ def excerpt(spec: str) -> str:
         if word not in ("from", "to") or hit is None:
             raise PageError(f"{spec!r}: {option!r} is no option, or no line has this text")
         if word == "from":
-            first, lines = first + hit, lines[hit:]
+            lines = lines[hit:]
         else:
             lines = lines[: hit + 1]
-    shown = path.relative_to(ROOT).as_posix()
+    # The name, not a line number: numbers are wrong after the next commit.
+    link = Path(os.path.relpath(path, folder)).as_posix()
     code = textwrap.dedent("\n".join(lines))
-    return f"[{shown}, line {first}](../../{shown}#L{first}):\n\n```python\n{code}\n```"
+    return f"[`{name}`]({link}):\n\n```python\n{code}\n```"
 
 
-def definition(name: str, *, bare: bool) -> tuple[Path, int, list[str]]:
-    """Its file, its first line from 1, and its lines."""
+def definition(name: str, *, bare: bool) -> tuple[Path, list[str]]:
+    """Its file and its lines."""
     path, inner = module_of(name)
     source = path.read_text(encoding="utf-8")
     body: list[ast.stmt] = ast.parse(source).body
@@ -220,7 +224,7 @@ def definition(name: str, *, bare: bool) -> tuple[Path, int, list[str]]:
         docstring = node.body[0]
         kept = [k for k in kept if not docstring.lineno <= k <= (docstring.end_lineno or 0)]
     lines = source.split("\n")
-    return path, first, [lines[k - 1] for k in kept]
+    return path, [lines[k - 1] for k in kept]
 
 
 def module_of(name: str) -> tuple[Path, list[str]]:
@@ -345,11 +349,11 @@ def quiet_folder() -> Iterator[None]:
 
 
 def build(path: Path) -> None:
-    """Run a page; write it, its images and its notebook."""
+    """Run a page; write it, its images and, for a page of the course, its notebook."""
     parts = read_page(path)
-    refresh(parts)
-    prefix = path.name[:2]
-    made: list[tuple[str, bytes]] = []
+    refresh(parts, path.parent)
+    prefix = short_name(path)
+    made: dict[str, bytes] = {}
     with quiet_folder():
         for code, output, ran in run_parts(parts, path.name):
             if output is None:
@@ -359,14 +363,20 @@ def build(path: Path) -> None:
             for image in ran.images:
                 name = f"images/{prefix}-{len(made) + 1}.png"
                 output.images.append(name)
-                made.append((name, image))
-    IMAGES.mkdir(exist_ok=True)
-    for old in IMAGES.glob(f"{prefix}-*.png"):
+                made[name] = image
+    folder = path.parent / "images"
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob(f"{prefix}-[0-9]*.png"):
         old.unlink()
-    for name, image in made:
-        (COURSE / name).write_bytes(image)
+    for name, image in made.items():
+        (path.parent / name).write_bytes(image)
+    write(path, parts)
+
+
+def write(path: Path, parts: list[Part]) -> None:
     path.write_text(page_text(parts), encoding="utf-8")
-    path.with_suffix(".ipynb").write_text(notebook(parts), encoding="utf-8")
+    if path.parent == COURSE:
+        path.with_suffix(".ipynb").write_text(notebook(parts), encoding="utf-8")
 
 
 def check_size(text: str, where: str) -> None:
@@ -378,11 +388,11 @@ def check_size(text: str, where: str) -> None:
         )
 
 
-def refresh(parts: list[Part]) -> None:
-    """Take the code that the page shows from its files again."""
+def refresh(parts: list[Part], folder: Path) -> None:
+    """Take the code that a page in `folder` shows from its files again."""
     for part in parts:
         if isinstance(part, Source):
-            part.refresh()
+            part.shown = excerpt(part.spec, folder)
 
 
 def notebook(parts: list[Part]) -> str:
@@ -430,23 +440,21 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("pages", nargs="*", metavar="NN", help="numbers of pages; all if none")
-    parser.add_argument("--sources", action="store_true", help="refresh pare's code alone")
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help="as 03 or text; all if none")
+    parser.add_argument("--sources", action="store_true", help="only refresh pare's code")
     options = parser.parse_args(arguments)
-    unknown = [page for page in options.pages if page not in {one.name[:2] for one in pages()}]
+    named = {short_name(path): path for path in (*pages(), *OTHERS)}
+    unknown = [page for page in options.pages if page not in named]
     if unknown:
-        print(f"there is no page {unknown[0]!r}; expected numbers as 01", file=sys.stderr)
+        print(f"there is no page {unknown[0]!r}; expected {', '.join(named)}", file=sys.stderr)
         return 2
-    chosen = [path for path in pages() if not options.pages or path.name[:2] in options.pages]
     try:
-        for path in chosen:
+        for path in [named[page] for page in options.pages or named]:
             began = time.monotonic()
             if options.sources:
                 parts = read_page(path)
-                refresh(parts)
-                path.write_text(page_text(parts), encoding="utf-8")
-                if path.with_suffix(".ipynb").exists():
-                    path.with_suffix(".ipynb").write_text(notebook(parts), encoding="utf-8")
+                refresh(parts, path.parent)
+                write(path, parts)
             else:
                 build(path)
             print(f"{path.name}  {time.monotonic() - began:.1f} s", flush=True)
