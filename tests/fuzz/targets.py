@@ -139,7 +139,7 @@ def sizes(folder: Path, data: bytes) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    target.__name__: target  # type: ignore[misc]  # mypy takes the tuple's parts for modules
+    target.__name__: target  # mypy takes the tuple's parts for modules
     for target in (
         safetensors, ckpt, archive, configs, recipes, recipes_in_images, image_files, masks,
         tokenizer_files, prompts, kinds, sizes,
