@@ -10,6 +10,7 @@ Every command that makes images reads in this order:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
@@ -98,10 +99,12 @@ class ImageRun:
     rerun: Rerun | None
 
     @classmethod
-    def start(cls, **files: Any) -> ImageRun:
+    def start(cls, *, number: str = "", prompt: str | None = None, **files: Any) -> ImageRun:
         """The run that the command line asks for, every output checked and input hashed.
 
         Args:
+            number: of one of several runs, for the files' names.
+            prompt: of such a run.
             files: see `output_paths`.
 
         Raises:
@@ -111,15 +114,19 @@ class ImageRun:
         """
         context = click.get_current_context()
         command, given = context.command, context.params
+        if prompt is not None:
+            given = {**given, "prompt": prompt}
         check_order(given)
         rerun = context.find_object(Rerun)
         seeds = validation.consecutive_seeds(given["seed"], given.get("count", 1))
         parts = command.parts(given) if isinstance(command, ImageCommand) else []
         check_images(seeds, parts)
-        name = str(context.info_name)
+        name, out = "-".join(filter(None, [context.info_name, number])), given["out"]
+        if number and out is not None and not out.is_dir():
+            out = out.with_stem(f"{out.stem}-{number}")
         paths = [Path(f"{name}.png")] * len(seeds) * max(1, len(parts))
         if rerun is None:
-            paths = output_paths(given["out"], name, seeds, parts, force=given["force"], **files)
+            paths = output_paths(out, name, seeds, parts, force=given["force"], **files)
         inputs = {
             one: {"name": shown_path(path, kind), "sha256": sha256(path)}
             for one, (path, kind) in files_and_types(command, given).items()
@@ -161,8 +168,26 @@ class ImageRun:
             preferred: the scheduler if the options name none; None is the model's own.
             texts: what is encoded; a learned word must be in one of them.
         """
-        pipe = load_pipeline(self.given, preferred)
+        return self.with_edits(load_pipeline(self.given, preferred), texts)
+
+    def with_edits(self, pipe: Pipeline, texts: Sequence[str]) -> Pipeline:
+        """The pipeline under the edits of embeddings that the options ask for."""
         return embedding_options.with_edits(pipe, self.edits, texts) if self.edits else pipe
+
+    @contextlib.contextmanager
+    def preview(self, pipe: Pipeline) -> Iterator[Pipeline]:
+        """The pipeline that shows its predictions of x0 if --preview is given."""
+        if not noted("preview") or self.rerun is not None:
+            yield pipe
+            return
+        from pare.cli.preview import with_preview
+
+        first = self.paths[0]
+        (path,) = free_paths([first.with_name(f"{first.stem}-preview.png")])
+        try:
+            yield with_preview(pipe, path)
+        finally:
+            path.unlink(missing_ok=True)
 
     def size(self, pipe: Pipeline, own: tuple[int, int] | None = None) -> tuple[int, int]:
         """Width and height to work at: --size, or the image's `own`, or that of training."""

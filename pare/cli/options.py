@@ -34,6 +34,12 @@ size_option = option(
          "the size that the model was trained at.",
 )  # fmt: skip
 
+preview_option = option(
+    "--preview", is_flag=True, **not_in_recipe("preview"),
+    help="Show the predicted x0 while the model samples: in terminals that draw images (kitty, "
+         "iTerm2), else as NAME-preview.png, which is there until the run ends.",
+)  # fmt: skip
+
 MACHINE = (
     option("--model", "-m", default="roads", show_default=True, shell_complete=offer_models,
            usual=True,

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 import click
 
 # In backticks, or without where the sentence begins: "steps is 0".
-PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`|^([a-z][a-z0-9_]*)(?= is )")
+PARAMETER = re.compile(
+    r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`|^([a-z][a-z0-9_]*)(?= (?:is|ends|names) )"
+)
 
 # Parameters of the library whose options have other names.
 OTHER_NAMES: Mapping[str, str] = {

@@ -172,7 +172,7 @@ def test_all_options_are_listed_in_groups(name: str, capsys: pytest.CaptureFixtu
         if isinstance(option, Option):
             assert option.listed_names[0] in whole
             assert f"{option.title}:" in whole
-            row = rf"^  (-., )?{re.escape(option.listed_names[0])}( |/|$)"
+            row = rf"^  (-., )?{re.escape(option.listed_names[0])}( |,|/|$)"
             assert bool(re.search(row, usual, re.MULTILINE)) == (option not in rest)
             assert option.help
 
@@ -222,3 +222,37 @@ def test_messages_keep_parameters_where_nobody_typed_an_option() -> None:
         pytest.raises(ValueError, match=r"^--steps is 0"),
     ):
         command.make_context("generate", ["x", "--steps", "0"], parent=parent)
+
+
+def test_prompts_from_a_file(fake: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.txt").write_text("# roads\na snowy road\n\n  a road at night  \n")
+    assert main(["generate", "--prompts-from", "prompts.txt", "--count", "2"]) == 0
+    made = ["generate-1-0.png", "generate-1-1.png", "generate-2-0.png", "generate-2-1.png"]
+    assert capsys.readouterr().out.split() == made
+    assert read_recipe("generate-1-1.png").arguments["prompt"] == "a snowy road"
+    assert read_recipe("generate-2-0.png").arguments["prompt"] == "a road at night"
+    assert main(["generate", "--prompts-from", "prompts.txt", "--out", "a.png"]) == 0
+    assert capsys.readouterr().out.split() == ["a-1.png", "a-2.png"]
+    Path("a-2.png").rename("b.png")
+    assert main(["generate", "--prompts-from", "prompts.txt", "--out", "a.png"]) == 2
+    assert "a-1.png exists" in capsys.readouterr().err
+    assert not Path("a-2.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "sentence"),
+    [
+        (b"", [], "holds 0 prompts; expected 1 to 10000, one a line"),
+        (b"a\xffb\n", [], "expected UTF-8"),
+        (b"a road\n", ["a road"], "PROMPT and --prompts-from exclude each other"),
+        (None, [], "prompts.txt: no such file"),
+    ],
+)
+def test_files_of_prompts_that_cannot_be(
+    fake: dict[str, Any], capsys: pytest.CaptureFixture[str],
+    content: bytes | None, more: list[str], sentence: str,
+) -> None:  # fmt: skip
+    if content is not None:
+        Path("prompts.txt").write_bytes(content)
+    assert main(["generate", *more, "--prompts-from", "prompts.txt"]) == 2
+    assert sentence in capsys.readouterr().err

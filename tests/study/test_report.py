@@ -304,7 +304,7 @@ def test_of_a_prompt_and_of_the_image_it_makes(
     settings = ["--model", str(model), "--steps", "2", "--seed", "5"]
     assert main(["generate", PROMPT, *settings, "--count", "2", "--out", "road.png"]) == 0
     assert main(["report", PROMPT, *settings]) == 0
-    assert main(["report", "road-5.png", "--json"]) == 0
+    assert main(["report", "road-5.png", "--json", "--inputs", str(model.parent)]) == 0
     captured = capsys.readouterr()
     assert "pare: recording takes" in captured.err
     assert "report-5.html" in captured.out
@@ -312,7 +312,7 @@ def test_of_a_prompt_and_of_the_image_it_makes(
     assert result["path"] == "road-5.html"
     assert result["bytes"] == Path("road-5.html").stat().st_size
     one, other = (Page(Path(name).read_text()) for name in ("report-5.html", "road-5.html"))
-    assert one.facts["about"]["command"].startswith("pare report 'a snowy road' --steps 2")
+    assert one.facts["about"]["command"].startswith("pare report 'a snowy road' --seed 5 --steps 2")
     assert other.facts["about"]["command"].startswith("pare generate 'a snowy road' --")
     assert one.facts["latents"] == other.facts["latents"]
     assert one.block == other.block  # the same run
@@ -326,7 +326,7 @@ def test_of_an_image_made_from_an_image(
     gradient.crop((0, 0, 45, 30)).save("photo.png")
     options = ["--model", str(model), "--steps", "4", "--strength", "0.5", "--out", "night.png"]
     assert main(["img2img", "photo.png", PROMPT, *options]) == 0
-    assert main(["report", "night.png"]) == 0
+    assert main(["report", "night.png", "--inputs", str(model.parent)]) == 0
     page = Page(Path("night.html").read_text())
     assert page.facts["image"]["width"] == 45
     assert page.facts["count"] >= 2
@@ -366,7 +366,7 @@ def test_of_images_that_the_techniques_made(
     command = name.partition(" ")[0]
     assert main([command, "--model", str(model), "--steps", "4", *given, "--out", "new.png"]) == 0
     made = "new-target-1.png" if command == "p2p" else "new.png"
-    assert main(["report", made, "--out", "page.html"]) == 0
+    assert main(["report", made, "--out", "page.html", "--inputs", str(model.parent)]) == 0
     page = Page(Path("page.html").read_text())
     assert page.facts["about"]["prompt"] == PROMPT
     assert [word["text"] for word in page.facts["words"]] == PROMPT.split()
@@ -385,8 +385,8 @@ def test_of_images_that_the_techniques_made(
     ("command", "words"),
     [
         (["edit", "photo.png", "--from", "a road", "--to", PROMPT, "--method", "edict"],
-         "EDICT walks with two latents"),
-        (["p2p", "a sunny road", PROMPT, "--separately"], "looked at one after the other"),
+         "EDICT samples two coupled latents"),
+        (["p2p", "a sunny road", PROMPT, "--separately"], "ran one after the other"),
         (["attention", PROMPT, "--word", "road"], "was made by `pare attention`; expected a"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
@@ -401,7 +401,7 @@ def test_runs_that_cannot_be_followed_are_refused(
     assert main([*command, *settings]) == 0
     capsys.readouterr()
     made = "new-target.png" if command[0] == "p2p" else "new.png"
-    assert main(["report", made, "--out", "page.html"]) == 2
+    assert main(["report", made, "--out", "page.html", "--inputs", str(model.parent)]) == 2
     captured = capsys.readouterr()
     assert words in captured.err
     assert captured.err.count("\n") == 1

@@ -116,7 +116,7 @@ WRONG = {
     "an empty concept": (["--from", "a", "--edit", "erase", "--concept", " "], "concept is empty"),
     "nothing to erase": (["--from", "a road", "--edit", "erase"], "0 concepts"),
     "a seam without a mask": ([*WORDS, "--feather", "2"], "--feather needs --mask"),
-    "no mask": ([*WORDS, "--edit", "blend"], "needs `mask`"),
+    "no mask": ([*WORDS, "--edit", "blend"], "needs --mask"),
     "another shape": ([*WORDS, "--edit", "blend", "--mask", "other.png"], "mask"),
     "a word that is not there": ([*WORDS, "--weight", "car=2"], "'car' is not in the prompt"),
     "a method that does not go": (

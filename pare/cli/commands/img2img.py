@@ -12,6 +12,7 @@ from pare.cli.option_types import checked
 from pare.cli.options import (
     image_argument,
     memory_options,
+    preview_option,
     prompt_argument,
     run_options,
     size_option,
@@ -35,6 +36,7 @@ EXAMPLES = ('pare img2img photo.jpg "a road in winter" --strength 0.6 --out wint
 @strength_option
 @size_option
 @run_options
+@preview_option
 @embedding_options
 @memory_options
 def img2img(image: Path, prompt: str, strength: float, **given: Any) -> None:
@@ -50,8 +52,9 @@ def img2img(image: Path, prompt: str, strength: float, **given: Any) -> None:
     pipe = run.load_pipeline(texts=[prompt, given["negative"]])
     width, height = run.size(pipe, input_image.size)
     fitted = run.fit_memory(pipe, width, height)
-    images = pipe.img2img(
-        input_image, prompt, run.seeds, strength=strength, progress=progress(), **fitted,
-        **run.sampling,
-    )  # fmt: skip
+    with run.preview(pipe) as shown:
+        images = shown.img2img(
+            input_image, prompt, run.seeds, strength=strength, progress=progress(), **fitted,
+            **run.sampling,
+        )  # fmt: skip
     run.write(pipe, [restore(made) for made in images])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,9 @@ report_options = options(
     option("--out", "-o", type=click.Path(path_type=Path), usual=True,
            help="NAME.html, or a folder. Default: a new report-SEED.html, or one of IMAGE's name, "
                 "in the folder `outputs`, if there is one, or here."),
+    option("--inputs", "folders", multiple=True, metavar="FOLDER", usual=True,
+           type=click.Path(path_type=Path, exists=True, file_okay=False),
+           help="Look for IMAGE's inputs and model here, too. Default: beside it, and here."),
     option("--force", is_flag=True, usual=True, help="Overwrite an existing file."),
     json_option,
 )  # fmt: skip
@@ -68,11 +72,11 @@ EXAMPLES = (
 def report(prompt: str, **given: Any) -> None:
     """Explain a run on one page for a browser: generate PROMPT, or run the recipe of IMAGE again.
 
-    For an IMAGE that pare made only --out and --force count. Of an edit the page shows the
-    sampling from the inverted latents; of p2p the prompts of this image, with the attention after
-    the edit. It is one file and needs no network: attention maps of every word, x_t and x0 step
-    by step, the effect of guidance, and every layer of the UNet with its shape, cost, code and
-    output.
+    For an IMAGE that pare made only --inputs, --out and --force count. Of an edit the page shows
+    the sampling from the inverted latents; of p2p the prompts of this image, with the attention
+    after the edit. It is one file and needs no network: attention maps of every word, x_t and x0
+    step by step, the effect of guidance, and every layer of the UNet with its shape, cost, code
+    and output.
     """
     path = Path(prompt)
     from_image = path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".avif")
@@ -83,7 +87,7 @@ def report(prompt: str, **given: Any) -> None:
     (out,) = output_paths(given["out"], name, seeds, endings=[".html", ".htm"],
                           force=given["force"])  # fmt: skip
     if from_image:
-        reported, image, about = from_recipe(path)
+        reported, image, about = from_recipe(path, given["folders"])
     else:
         reported, image, about = from_prompt(validation.check_prompt(prompt), seed, given)
     size = reported.write(out, image, about, force=given["force"])
@@ -129,7 +133,9 @@ def from_prompt(
     return reported, images[0], about
 
 
-def from_recipe(path: Path) -> tuple[RunReport, Image.Image, dict[str, Any]]:
+def from_recipe(
+    path: Path, folders: Sequence[Path]
+) -> tuple[RunReport, Image.Image, dict[str, Any]]:
     """An image's own run, once more.
 
     Raises:
@@ -142,7 +148,7 @@ def from_recipe(path: Path) -> tuple[RunReport, Image.Image, dict[str, Any]]:
     recipe = read_recipe(path)
     require_followed(path, recipe)
     texts, which = prompts_of(recipe)
-    steps = steps_of(path, recipe)
+    steps = steps_of(path, recipe, folders)
     found: list[RunReport] = []
     with ExitStack() as stack:
 
@@ -158,7 +164,7 @@ def from_recipe(path: Path) -> tuple[RunReport, Image.Image, dict[str, Any]]:
         how: dict[str, Any] = {
             **instead,
             "inputs": {},
-            "folders": (),
+            "folders": folders,
             "alone": True,
             "watch": watch,
         }
@@ -217,13 +223,13 @@ def prompts_of(recipe: Recipe) -> tuple[list[str], int]:
     return [str(given["prompt"])], 0
 
 
-def steps_of(image: Path, recipe: Recipe) -> int:
+def steps_of(image: Path, recipe: Recipe, folders: Sequence[Path]) -> int:
     """How many steps the whole way has."""
     if recipe.inputs.get("inversion") is not None:
         from pare.recipes.rebuild import find_input
         from techniques.inversion import load
 
-        path = find_input("inversion", recipe.inputs["inversion"], image)
+        path = find_input("inversion", recipe.inputs["inversion"], image, folders)
         return load(path).trace.steps
     return int(recipe.arguments["steps"] or 50)
 
