@@ -117,6 +117,7 @@ class ImageRun:
         if prompt is not None:
             given = {**given, "prompt": prompt}
         check_order(given)
+        terminal.busy("starting")
         rerun = context.find_object(Rerun)
         seeds = validation.consecutive_seeds(given["seed"], given.get("count", 1))
         parts = command.parts(given) if isinstance(command, ImageCommand) else []
