@@ -81,7 +81,7 @@ def run_in_words(body: Callable[[], int]) -> int:
     """
     # Python has None for a stream that the shell has closed (2>&-).
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # for as long as the process lives
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if sys.stdout is None:
         return complain("standard output is closed; redirect it to /dev/null instead")
     with ended_in_order() as ends, library_environment(), warnings_in_words():
