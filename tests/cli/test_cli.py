@@ -484,6 +484,11 @@ def test_img2img_works_at_multiples_of_8_and_hands_back_the_input_s_size(
     recipe = read_recipe(tmp_path / "b.png")
     assert recipe.inputs["image"] == {"name": "a.png", "sha256": sha256(tmp_path / "a.png")}
 
+    assert main([*arguments, "--start", "15", "--steps", "20", "--out", "d.png"]) == 0
+    assert fake.asked["strength"] == 0.25
+    assert main([*arguments, "--start", "20", "--steps", "20"]) == 2
+    assert "--start is 20; expected a step from 0 to 19" in capsys.readouterr().err
+
     assert main([*arguments, "--size", "64x40", "--out", "c.png"]) == 0
     assert fake.asked["image"].size == (64, 40)
     assert Image.open(tmp_path / "c.png").size == (30, 19)

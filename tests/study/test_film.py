@@ -332,6 +332,20 @@ def test_a_sweep_over_seeds_and_words(folder: Path, tmp_path: Path) -> None:
         assert page.crop(box).tobytes() == car.tobytes()
 
 
+def test_a_sweep_over_the_injection_of_prompt_to_prompt(folder: Path, tmp_path: Path) -> None:
+    model = ["--model", str(folder), "--steps", "2", "--seed", "4"]
+    asked = ["sweep", "a road", "--to", "a car", *model, "--cell", "0"]
+    out = tmp_path / "page.png"
+    assert main([*asked, "--over", "cross-replace=0,0.5,1", "--out", str(out)]) == 0
+    made = ["p2p", "a road", "a car", *model, "--cross-replace", "1"]
+    assert main([*made, "--out", str(tmp_path / "one.png")]) == 0
+    with Image.open(out) as page, Image.open(tmp_path / "one-target.png") as edited:
+        corner = (page.width - GAP - edited.width, page.height - GAP - edited.height)
+        box = (*corner, corner[0] + edited.width, corner[1] + edited.height)
+        assert page.crop(box).tobytes() == edited.tobytes()
+    assert main(["rerun", str(out), "--check", "--inputs", str(folder.parent)]) == 0
+
+
 def test_ranges_and_other_names_on_an_axis() -> None:
     assert parse_axis("steps=1..3,8") == ("steps", [1, 2, 3, 8])
     assert parse_axis("scheduler=DPM++ 2M Karras,k_euler") == ("scheduler", ["dpm++2m", "euler"])
@@ -351,6 +365,9 @@ def test_ranges_and_other_names_on_an_axis() -> None:
         (["--over", "start=1"], "start needs an image to start from"),
         (["--over", "steps=1", "--strength", "0.5"], "--strength needs an image"),
         ([], "--over"),
+        (["--over", "cross_replace=0,1"], "cross_replace needs a prompt to edit to; pass --to"),
+        (["--to", "b", "--over", "self_replace=2"], "self_replace is 2.0"),
+        (["--to", "b", "--over", "start=1"], "'start' cannot be swept with --to"),
     ],
 )
 def test_sweeps_that_cannot_be(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
+
 from pare.cli.embedding_options import embedding_options
 from pare.cli.grouped_help import option
 from pare.cli.image_run import ImageRun, image_command
@@ -27,6 +29,12 @@ strength_option = option(
          "than IMAGE's light and colours.",
 )  # fmt: skip
 
+start_option = option(
+    "--start", type=click.IntRange(0), metavar="STEP",
+    help="Begin at this step of the schedule, from 0, in place of --strength: 15 of 25 steps is "
+         "--strength 0.4.",
+)  # fmt: skip
+
 EXAMPLES = ('pare img2img photo.jpg "a road in winter" --strength 0.6 --out winter.png',)
 
 
@@ -34,20 +42,24 @@ EXAMPLES = ('pare img2img photo.jpg "a road in winter" --strength 0.6 --out wint
 @image_argument
 @prompt_argument
 @strength_option
+@start_option
 @size_option
 @run_options
 @preview_option
 @embedding_options
 @memory_options
-def img2img(image: Path, prompt: str, strength: float, **given: Any) -> None:
+def img2img(image: Path, prompt: str, strength: float, start: int | None, **given: Any) -> None:
     """Image-to-image: re-generate IMAGE from PROMPT, keeping its composition.
 
     IMAGE is noised to the middle of the schedule and denoised from there (SDEdit,
     arXiv:2108.01073). The result has IMAGE's size.
     """
     from pare.io.images import fit, load_image
+    from pare.study.record.setting_sweep import strength_from
 
     run = ImageRun.start()
+    if start is not None:
+        strength = strength_from(start, given["steps"])
     input_image, restore = fit(load_image(image), given["size"])
     pipe = run.load_pipeline(texts=[prompt, given["negative"]])
     width, height = run.size(pipe, input_image.size)
