@@ -283,10 +283,17 @@ class Pipeline:
             SettingError: as `Scheduler.timesteps`.
 
         Warns:
-            UnreliableSolver: the solver is known to break on this model in such a run.
+            UnreliableSolver: the solver was measured to fail on this model in such a run.
         """
         timesteps = self.scheduler.timesteps(steps, start)
-        warn_of_unreliable_solver(self.reliability, self.scheduler, steps, start, self.source.name)
+        warn_of_unreliable_solver(
+            self.reliability,
+            self.scheduler,
+            steps,
+            start,
+            model=self.source.name,
+            own=self.scheduler_config.get("_class_name"),
+        )
         return timesteps
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ Reliability = Mapping[str, Mapping[str, int | None]]
 
 
 class UnreliableSolver(UserWarning):
-    """A solver that was measured to break on this model with so few steps, or from midway."""
+    """A solver that was measured to fail on this model with so few steps, or from midway."""
 
 
 def solver_label(scheduler: Scheduler) -> str:
@@ -58,27 +58,31 @@ def read_reliability(folder: Path | str) -> Reliability:
 
 
 def warn_of_unreliable_solver(
-    reliability: Reliability, scheduler: Scheduler, steps: int, start: int, model: str
+    reliability: Reliability,
+    scheduler: Scheduler,
+    steps: int,
+    start: int,
+    *,
+    model: str,
+    own: str | None = None,
 ) -> None:
     """Warn where the file says that a run of `steps` from step index `start` is not to be trusted.
 
+    Args:
+        model, own: the model's name, and its own solver's Hub class.
+
     Warns:
-        UnreliableSolver: with the fewest steps that are.
+        UnreliableSolver: with the fewest steps that are to be trusted.
     """
-    measured = reliability.get(solver_label(scheduler), {})
-    place = MIDWAY if start else FROM_NOISE
-    if place not in measured:
-        return
-    fewest = measured[place]
+    solver, place = solver_label(scheduler), MIDWAY if start else FROM_NOISE
+    fewest = reliability.get(solver, {}).get(place, 0)
     if fewest is not None and steps >= fewest:
         return
-    begin = "when it starts midway" if start else "when it starts from noise"
-    problem = f"the solver {solver_label(scheduler)} is unstable on {model} {begin}"
-    own = "leave out `scheduler` for the model's own"
+    problem = f"the solver {solver} is not reliable on {model} when a run starts {place}"
+    advice = [] if scheduler.config.HUB_CLASS == own else ["leave out `scheduler` for the model's own"]
+    if fewest is not None:
+        problem += f" with fewer than {fewest} steps"
+        advice.insert(0, "raise `steps`")
     warnings.warn(
-        f"{problem}; {own}"
-        if fewest is None
-        else f"{problem} with fewer than {fewest} steps; raise `steps`",
-        UnreliableSolver,
-        stacklevel=4,
+        f"{problem}; {', or '.join(advice)}" if advice else problem, UnreliableSolver, stacklevel=4
     )

@@ -235,6 +235,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=20, help="runs per cell")
     add("--batch", type=int, default=5, help="images at a time")
     add("--cells", type=Path, help="a .json that keeps what was measured")
+    add("--keep", action="store_true", help="measure nothing: write what --cells holds")
     add("--page", type=Path, help="write the table between its markers on this page")
     add("--write", type=Path, help="write from how many steps on to trust each solver, as JSON")
     return parser
@@ -253,7 +254,7 @@ def run(options: argparse.Namespace) -> int:
         for strength in options.strengths
         for solver in options.solver or SOLVERS
     ]
-    if any(cell.key not in known for cell in cells):
+    if not options.keep and any(cell.key not in known for cell in cells):
         pipe, judge = Pipeline.from_pretrained(options.model), load_judge()
         measure(
             pipe, judge, cells, known, count=options.seeds, batch=options.batch, keep=options.cells

@@ -30,17 +30,24 @@ MEASURED: dict[str, dict[str, int | None]] = {
 
 def check(name: str, steps: int, start: int = 0, **options: bool) -> None:
     scheduler = build_scheduler(SD14, "a file", name, **options)
-    warn_of_unreliable_solver(MEASURED, scheduler, steps, start, "a model")
+    warn_of_unreliable_solver(
+        MEASURED, scheduler, steps, start, model="a model", own="LMSDiscreteScheduler"
+    )
 
 
 def test_too_few_steps_are_said() -> None:
-    expected = "pndm is unstable on a model when it starts from noise with fewer than 25 steps"
-    with pytest.warns(UnreliableSolver, match=expected):
+    with pytest.warns(UnreliableSolver) as caught:
         check("pndm", 24)
-    with pytest.warns(
-        UnreliableSolver, match=r"pndm is unstable on a model when it starts midway;"
-    ):
         check("pndm", 50, start=20)
+        check("lms", 4, karras=True)
+    assert [str(warning.message) for warning in caught] == [
+        "the solver pndm is not reliable on a model when a run starts from noise with fewer than "
+        "25 steps; raise `steps`, or leave out `scheduler` for the model's own",
+        "the solver pndm is not reliable on a model when a run starts midway; leave out "
+        "`scheduler` for the model's own",
+        "the solver lms karras is not reliable on a model when a run starts from noise with fewer "
+        "than 5 steps; raise `steps`",
+    ]
 
 
 def test_what_was_measured_to_work_or_not_measured_is_silent() -> None:
