@@ -79,7 +79,8 @@ def warn_of_unreliable_solver(
     if fewest is not None and steps >= fewest:
         return
     problem = f"the solver {solver} is not reliable on {model} when a run starts {place}"
-    advice = [] if scheduler.config.HUB_CLASS == own else ["leave out `scheduler` for the model's own"]
+    its_own = own == scheduler.config.HUB_CLASS
+    advice = [] if its_own else ["leave out `scheduler` for the model's own"]
     if fewest is not None:
         problem += f" with fewer than {fewest} steps"
         advice.insert(0, "raise `steps`")

@@ -6,6 +6,7 @@ and what a prompt names must be there; a concept that is erased must be gone.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -54,12 +55,21 @@ def prompt_of(name: str, given: dict[str, object]) -> str:
     return str(given["prompt"])
 
 
-def concepts_of(given: dict[str, object]) -> list[str]:
-    """The words of concepts that are pushed away, without their weights."""
-    concepts = given.get("concept") or ()
-    assert isinstance(concepts, tuple | list)
-    split = [str(concept).rpartition("=") for concept in concepts]
-    return [words or weight for words, _, weight in split if not weight.startswith("-")]
+def unwanted_words(arguments: list[str]) -> list[str]:
+    """Concepts that are erased, and words whose weight is 0; not what has a weight below."""
+    words = []
+    for option, value in itertools.pairwise(arguments):
+        word, _, weight = value.partition("=")
+        if option == "--concept" and not weight.startswith("-"):
+            words.append(word)
+        if option == "--weight" and float(weight) == 0:
+            words.append(word)
+    return words
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
 
 
 def judged(line: str, folder: Path) -> None:
@@ -71,16 +81,20 @@ def judged(line: str, folder: Path) -> None:
     before = set(folder.glob("*.png"))
     assert pare.cli.main.main(arguments) == 0, line
     name, given = parsed(arguments)
-    made = sorted(set(folder.glob("*.png")) - before, key=lambda path: path.stat().st_mtime_ns)
+    new = [path for path in set(folder.glob("*.png")) - before if size_of(path) == (128, 128)]
+    made = sorted(new, key=lambda path: path.stat().st_mtime_ns)  # without the contact sheet
     if name not in MAKING or not made:
         return
     prompt = prompt_of(name, given)
     if not read_caption(prompt.lower()):
         return  # it says nothing that the judge knows
+    unwanted = unwanted_words(arguments)
+    for word in unwanted:
+        prompt = prompt.replace(word, "")
     source = given.get("image")
     shown = None if source is None else Image.open(str(source)).convert("RGB")
     with Image.open(made[-1]) as image:
-        found = compare(shown, image.convert("RGB"), prompt=prompt, unwanted=concepts_of(given))
+        found = compare(shown, image.convert("RGB"), prompt=prompt, unwanted=unwanted)
     assert found.succeeded, f"{line}\n{found.sentence()}"
 
 

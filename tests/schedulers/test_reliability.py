@@ -35,19 +35,24 @@ def check(name: str, steps: int, start: int = 0, **options: bool) -> None:
     )
 
 
-def test_too_few_steps_are_said() -> None:
+@pytest.mark.parametrize(
+    ("solver", "steps", "start", "problem", "advice"),
+    [
+        ("pndm", 24, 0, "starts from noise with fewer than 25 steps",
+         "raise `steps`, or leave out `scheduler` for the model's own"),
+        ("pndm", 50, 20, "starts midway", "leave out `scheduler` for the model's own"),
+        ("lms", 4, 0, "starts from noise with fewer than 5 steps", "raise `steps`"),
+    ],
+)  # fmt: skip
+def test_too_few_steps_are_said(
+    solver: str, steps: int, start: int, problem: str, advice: str
+) -> None:
+    karras = {"karras": True} if solver == "lms" else {}
     with pytest.warns(UnreliableSolver) as caught:
-        check("pndm", 24)
-        check("pndm", 50, start=20)
-        check("lms", 4, karras=True)
-    assert [str(warning.message) for warning in caught] == [
-        "the solver pndm is not reliable on a model when a run starts from noise with fewer than "
-        "25 steps; raise `steps`, or leave out `scheduler` for the model's own",
-        "the solver pndm is not reliable on a model when a run starts midway; leave out "
-        "`scheduler` for the model's own",
-        "the solver lms karras is not reliable on a model when a run starts from noise with fewer "
-        "than 5 steps; raise `steps`",
-    ]
+        check(solver, steps, start, **karras)
+    (warning,) = caught
+    said = str(warning.message)
+    assert said.endswith(f"is not reliable on a model when a run {problem}; {advice}")
 
 
 def test_what_was_measured_to_work_or_not_measured_is_silent() -> None:

@@ -107,7 +107,7 @@ image_options = options(
 
 
 EXAMPLES = (
-    'pare erase "a road in the city at night" --concept streetlights --out dark.png',
+    'pare erase "a road at night" --concept streetlights=5 --preset ungated --seed 4',
     'pare erase "a road at night" --concept "the moon=8" --concept clouds=-2 --preset ledits++',
     'pare erase photo.jpg "a road" --concept "a car" --strength 0.5 --maps maps.png --out gone.png',
 )

@@ -32,8 +32,8 @@ def prompt_or_file(
 
 
 EXAMPLES = (
-    'pare generate "a snowy road in the forest" --seed 7',
-    'pare generate "a red car by the sea" --count 4 --scheduler ddim --out cars.png --grid',
+    'pare generate "a sunny road in the mountains with a red car" --seed 7',
+    'pare generate "a snowy road with a house" --count 4 --scheduler ddim --out house.png --grid',
 )
 
 

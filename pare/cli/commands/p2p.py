@@ -133,10 +133,11 @@ def parts(given: Mapping[str, Any]) -> list[str]:
 
 
 EXAMPLES = (
+    'pare p2p "a sunny mountain road with a red car" "a sunny mountain road with a blue car"',
+    'pare p2p "a sunny mountain road with a red car" "a snowy mountain road with a red car"',
+    'pare p2p "a sunny road with a red car" "a sunny road with a blue car" --blend car',
+    'pare p2p "a sunny road with clouds" "a sunny road with clouds" --weight clouds=0',
     'pare p2p "a sunny road in the forest" "a snowy road in the forest" --explain',
-    'pare p2p "a sunny road" "a snowy road" "a rainy road" --self-replace 0.6 --out roads.png',
-    'pare p2p "a road with a car" "a road with a car" --weight car=-1 --seed 3 --out less.png',
-    'pare p2p "a road in the forest" "a road in the city" --blend forest --blend city',
 )
 
 
