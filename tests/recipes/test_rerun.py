@@ -725,6 +725,19 @@ def test_a_pickle_that_is_what_it_was_is_not_run_either(
     assert not (folder / "was here").exists()
 
 
+def test_a_large_run_is_said_before_it_begins(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make()
+    change_recipe("generate-0.png", arguments(size=[4096, 4096], steps=900))
+    monkeypatch.setattr("pare.loading.modules.load_model", stop)
+    capsys.readouterr()
+    with pytest.raises(AssertionError, match="reached"):
+        main(["rerun", "generate-0.png"])
+    said = capsys.readouterr().err
+    assert "the recipe asks for 1 image of 4096 x 4096 in 900 steps, which may take minutes" in said
+
+
 @pytest.mark.parametrize(
     ("make_file", "sentence"),
     [
