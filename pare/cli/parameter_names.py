@@ -12,10 +12,9 @@ from collections.abc import Mapping
 
 import click
 
-# In backticks, or without where the sentence begins: "steps is 0".
-PARAMETER = re.compile(
-    r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`|^([a-z][a-z0-9_]*)(?= (?:is|ends|names) )"
-)
+# In backticks, or without before a value where the sentence begins: "steps is 0".
+VALUE = r"(?:is (?:-?[0-9]|-?inf|nan|'|True|False|None)|ends at |names ')"
+PARAMETER = re.compile(rf"`([a-z][a-z0-9_]*)(?:=([^`]*))?`|^([a-z][a-z0-9_]*)(?= {VALUE})")
 
 # Parameters of the library whose options have other names.
 OTHER_NAMES: Mapping[str, str] = {
@@ -40,7 +39,10 @@ def with_options(text: str, command: click.Command) -> str:
     def replace(match: re.Match[str]) -> str:
         name, value = match[1] or match[3], match[2]
         parameter = named.get(name) or named.get(OTHER_NAMES.get(name, ""))
-        return match[0] if parameter is None else in_words(parameter, value)
+        # "image is 9 x 9" is about a file of that name.
+        if parameter is None or (match[3] and not isinstance(parameter, click.Option)):
+            return match[0]
+        return in_words(parameter, value)
 
     return PARAMETER.sub(replace, text)
 

@@ -192,7 +192,9 @@ def test_aliases_are_taken_and_not_listed(capsys: pytest.CaptureFixture[str]) ->
     [
         ("`steps` is 0", "--steps is 0"),
         ("steps is 0", "--steps is 0"),
+        ("strength is nan", "--strength is nan"),
         ("the steps is 0", "the steps is 0"),
+        ("steps is damaged or cut off", "steps is damaged or cut off"),  # a file
         ("pass `force=True` to overwrite it", "pass --force to overwrite it"),
         ("pass `karras=False`", "pass --no-karras"),
         ("use `dtype=float32`", "use --dtype float32"),

@@ -20,12 +20,12 @@ WRONG_SETTINGS = """
 --steps 0|--steps -1|--steps 1001|--steps 1e3|--steps 0x10|--steps 1.5|--steps nan|--steps ten
 --steps 99999999999999999999|--steps=|--guidance nan|--guidance inf|--guidance -inf
 --guidance 1e400|--guidance 1e9|--guidance 7,5|--guidance=|--rescale -0.1|--rescale 1.1
---rescale nan|--seed -1|--seed 9223372036854775808|--seed 1180591620717411303424|--seed 0x7
+--rescale nan|--seed -2|--seed 9223372036854775808|--seed 1180591620717411303424|--seed 0x7
 --seed 1e3|--seed nan|--seed=|--seed 1_|--seed 7 --seed 7|--seed 1 --seed 2 --count 2
 --seed 9223372036854775807 --count 2|--count 0|--count -1|--count 257|--count 1000000000000
---size 0x0|--size 8|--size 8x|--size x8|--size -8x8|--size 12x16|--size 8200x8|--size 16x16x16
+--size 0x0|--size 9|--size 8x|--size x8|--size -8x8|--size 12x16|--size 8200x8|--size 16x16x16
 --size 999999999999x8|--size 8.0x8|--size nanxnan|--size=|--size ٨x٨|--eta -0.1|--eta nan
---eta 2|--eta inf|--scheduler dream|--scheduler=|--scheduler DDIM|--device cuda:99|--device tpu
+--eta 2|--eta inf|--scheduler dream|--scheduler=|--scheduler DDIMM|--device cuda:99|--device tpu
 --device cpu:7|--device=|--device cuda:-1|--device mps|--dtype int8|--dtype float64|--threads 0
 --threads 1000000|--threads -1|--revision main|--tokenizer nowhere|--frobnicate|--out
 --json=1|--steps 1 2|--scheduler euler --eta 0.5|--scheduler ddim --karras
@@ -129,7 +129,7 @@ OUTPUTS = {
     "dangling-outside": ("gone.png", lambda path: path.symlink_to("no/such.png")),
     "no-folder": ("no/such/a.png", None),
     "file-as-folder": ("mine/a.png", lambda path: a_file(Path("mine"))),
-    "jpeg": ("a.jpg", None),
+    "gif": ("a.gif", None),
     "no-ending": ("image", None),
     "empty": ("", lambda path: a_file(Path("generate-0.png"))),
     "long": ("x" * 300 + ".png", None),

@@ -38,10 +38,11 @@ def test_ranges(check, good, bad) -> None:  # type: ignore[no-untyped-def]
 def test_sizes() -> None:
     assert validation.parse_size("128x256") == (128, 256)
     assert validation.parse_size("8X8192") == (8, 8192)
-    for text in ("", "128", "128x", "x128", "128x128x3", "-8x8", "1e3x8", "٨x٨", "128 x 128"):
+    assert validation.parse_size("512") == (512, 512)
+    for text in ("", "128x", "x128", "128x128x3", "-8x8", "1e3x8", "٨x٨", "128 x 128"):
         with pytest.raises(SettingError, match="WIDTHxHEIGHT"):
             validation.parse_size(text)
-    for text in ("0x8", "100x128", "128x100", "8200x8", "999999x8"):
+    for text in ("0", "100", "0x8", "100x128", "128x100", "8200x8", "999999x8"):
         with pytest.raises(SettingError, match="a multiple of 8"):
             validation.parse_size(text)
 
