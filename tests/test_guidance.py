@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pare.attention import AttentionCall, BatchRow, Control, Site
+from pare.errors import SettingError
 from pare.guidance import guide, predict
 from pare.schedulers import NoiseLevel, Prediction, interpret
 from pare.text.text_encoder import PromptEmbeddings
@@ -158,3 +159,19 @@ def test_gradients_flow_through_predict(unet: UNet, prompts: PromptEmbeddings) -
     prediction = predict(unet, x_t, LEVEL, prompts, 7.5, prediction_type="epsilon")
     (gradient,) = torch.autograd.grad(prediction.x0.square().sum(), x_t)
     assert gradient.abs().max() > 0
+
+
+def test_as_many_prompts_as_latents(unet: UNet, prompts: PromptEmbeddings) -> None:
+    with pytest.raises(SettingError, match="2 prompts are given for 3 latents; expected one each"):
+        predict(unet, normal(3, 4, 8, 8), LEVEL, prompts, 7.5, prediction_type="epsilon")
+
+
+def test_an_inpainting_unets_extra_channels_go_with_every_row(prompts: PromptEmbeddings) -> None:
+    """One mask and masked image for all images of the batch, beside x_t, in both branches."""
+    unet = unet_pair({**TINY_UNET, "in_channels": 9})[0]
+    x_t, extra = normal(2, 4, 8, 8), normal(1, 5, 8, 8, seed=4)
+    got = predict(unet, x_t, LEVEL, prompts, 1.0, prediction_type="epsilon", extra=extra)
+    beside = torch.cat([x_t, torch.cat([extra, extra])], dim=1)
+    assert torch.equal(got.eps, unet(beside, LEVEL.t, prompts.cond))
+    other = predict(unet, x_t, LEVEL, prompts, 1.0, prediction_type="epsilon", extra=extra + 1)
+    assert not torch.equal(got.eps, other.eps)

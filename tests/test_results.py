@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pare.errors import OutputError
+from pare.recipes.recipe import Recipe, read_recipe
 from pare.results import Images
 
 DECODED = torch.linspace(-1.2, 1.2, 2 * 3 * 8 * 16).view(2, 3, 8, 16)
@@ -91,3 +92,19 @@ def test_notebooks_show_the_images_with_captions(images: Images) -> None:
     assert shown.count("<img ") == 4
     for caption in ("before", "seed 7", "seed 8", "attention &lt;&amp;&gt;"):
         assert f"<figcaption>{caption}</figcaption>" in shown
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_saved_with_its_recipes_each_image_carries_its_own(
+    images: Images, tmp_path: Path, ending: str
+) -> None:
+    recipes = [
+        Recipe(
+            command="generate", arguments={"prompt": "a road"}, inputs={}, model={}, scheduler={},
+            seeds=[7, 8], index=index, device="cpu", dtype="float32", threads=1, versions={},
+        )
+        for index in (0, 1)
+    ]  # fmt: skip
+    run = Images(images=images.images, seeds=[7, 8], recipes=recipes)
+    paths = run.save(tmp_path / f"road.{ending}")
+    assert [read_recipe(path).seed for path in paths] == [7, 8]

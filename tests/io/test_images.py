@@ -22,6 +22,7 @@ from pare.errors import ImageError
 from pare.io.images import (
     ImageWarning,
     feathered,
+    fit,
     fit_to_multiple,
     load_image,
     load_mask,
@@ -404,3 +405,17 @@ def test_exif_transpose_is_what_pillow_calls_upright(gradient: Image.Image) -> N
     exif = gradient.getexif()
     exif[0x0112] = 6
     assert ImageOps.exif_transpose(gradient).size == (gradient.height, gradient.width)
+
+
+def test_an_image_fitted_to_a_size_is_resampled_there_and_back() -> None:
+    """A smooth image survives; at its own size it is only padded, to the pixel."""
+    ramp = Image.fromarray(np.tile(np.arange(100, 220, 2, dtype=np.uint8), (40, 1))).convert("RGB")
+    smaller, restore = fit(ramp, (32, 24))
+    assert smaller.size == (32, 24)
+    back = restore(smaller)
+    assert back.size == ramp.size == (60, 40)
+    inside = np.s_[4:-4, 4:-4]
+    assert np.abs(np.asarray(back, int)[inside] - np.asarray(ramp, int)[inside]).max() <= 4
+    padded, restore = fit(ramp, ramp.size)
+    assert padded.size == (64, 40)
+    assert restore(padded).tobytes() == ramp.tobytes()
