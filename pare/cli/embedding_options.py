@@ -81,7 +81,7 @@ def parse_mix_prompt(text: str) -> tuple[str, float]:
 
 
 def check_share(share: float) -> float:
-    return validation.check_number("share", share, -10.0, 10.0)
+    return validation.check_number("the share", share, -10.0, 10.0)
 
 
 embedding_options = options(

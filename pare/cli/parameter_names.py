@@ -24,6 +24,7 @@ OTHER_NAMES: Mapping[str, str] = {
     "prompts": "prompt",
     "invert": "invert_mask",
     "words": "word_map",
+    "concept": "concepts",
     "cross_replace_words": "cross_replace_word",
 }
 

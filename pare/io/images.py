@@ -1,8 +1,7 @@
 """Images and masks: from files to PIL, from PIL to tensors in [-1, 1], and back.
 
-Files come from people, so they come in every mode and orientation, and broken.  What a
-image is: RGB, 8 bits, upright.  What a mask is: one 8-bit channel, where white (128
-and more) is to be edited and black is to be kept.
+Files may have any mode and orientation, and may be damaged.  In pare an image is RGB, 8 bits,
+upright; a mask is one 8-bit channel: white (128 and more) = edit, black = keep.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ ImageLike: TypeAlias = Union[Image.Image, Path, str, "NDArray[Any]", "Tensor"]
 MAX_PIXELS = 50_000_000  # 150 MB as RGB; far more than any model here can work on
 MASK_THRESHOLD = 128  # of 255: from here on a mask's pixel means "edit"
 
-# The formats that Pillow decodes by itself.  (Others start programs: EPS, Ghostscript.)
+# The formats that Pillow decodes itself.  (For others it starts programs: Ghostscript for EPS.)
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 
 WRITTEN_FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -42,7 +41,7 @@ WRITTEN_FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ".webp": ("WEBP", {"lossless": True}),
     ".avif": ("AVIF", {"quality": 95}),
 }
-"""The formats that pare writes by the endings of their names, and how; PNG and WebP are exact."""
+"""File suffix -> Pillow's format and its settings.  PNG and WebP are lossless."""
 
 # What Pillow's decoders raise on damaged files, apart from OSError.
 DECODER_ERRORS = (
@@ -51,7 +50,7 @@ DECODER_ERRORS = (
 
 
 class ImageWarning(UserWarning):
-    """Something about an image that its owner should know, and that stops nothing."""
+    """An image or a mask can be used, but perhaps not as meant."""
 
 
 # --- reading ---------------------------------------------------------------------------
@@ -105,7 +104,7 @@ def check_mask(mask: Image.Image, name: str = "the mask") -> Image.Image:
             fix="if black marks the edit, pass `invert=True`",
         )
     if low >= MASK_THRESHOLD:
-        # Always in the same words: the file's mask and the same one at another size are one.
+        # Without `name`, so that the mask and its resized copy warn once.
         warnings.warn("the mask is white everywhere: nothing is kept", ImageWarning, stacklevel=2)
     return mask
 
@@ -210,8 +209,8 @@ def readable(path: Path | str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise too_large(path, "enormous") from error
     except OSError as error:
-        # With a number it is the disk's fault, not the file's; but for a seek to an offset
-        # that makes no sense, which the file asked for.
+        # An errno means that reading the disk failed, not decoding.  EINVAL is an exception: a
+        # seek to an invalid offset, which stands in the file.
         if error.errno not in (None, errno.EINVAL):
             raise
         raise damaged(path, error) from error
@@ -238,10 +237,10 @@ Restore = Callable[[Image.Image], Image.Image]
 
 
 def fit(image: Image.Image, size: tuple[int, int] | None = None) -> tuple[Image.Image, Restore]:
-    """The image at a size that a model can work on, and the way back to its own size.
+    """The image at a size that a model can work on, and the function that undoes it.
 
-    With a `size` (width, height) it is resampled, there and back; without one it is only
-    brought to multiples of 8, and no pixel changes.
+    With a `size` (width, height) the image is resampled, and so is what is restored.  Without
+    one it is padded to multiples of 8, and no pixel changes.
     """
     if size is None or size == image.size:
         return fit_to_multiple(image)
@@ -253,10 +252,9 @@ def fit(image: Image.Image, size: tuple[int, int] | None = None) -> tuple[Image.
 
 
 def fit_to_multiple(image: Image.Image, multiple: int = 8) -> tuple[Image.Image, Restore]:
-    """The image at the next multiple of `multiple` in both directions, and the way back.
+    """The image padded to the next multiple of `multiple`, and the function that crops it again.
 
-    The right and lower edges are repeated, so no pixel is resampled; `restore` cuts a
-    image of the larger size back to the given one's.  For masks as well.
+    The right and lower edges are repeated, so no pixel is resampled.  For masks as well.
     """
     width, height = image.size
     right, below = -width % multiple, -height % multiple
@@ -384,7 +382,7 @@ def mask_to_latents(mask: Image.Image, h: int, w: int) -> Tensor:
     """The mask on the latent grid: (1, 1, h, w), float32, 1 = edit and 0 = keep.
 
     NEAREST, because a blurred edge would mix two latents that belong to different
-    images.  A stroke thinner than a latent pixel can vanish: the caller must look.
+    images.  A stroke thinner than a latent pixel can vanish: the caller must check.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The device that a model runs on, and the dtype of its weights."""
+"""The device that a model runs on, and the dtype of its weights, by name."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     if dtype not in DTYPES:
-        raise DeviceError(f"the dtype is {dtype!r}", expected=f"auto, {', '.join(DTYPES)}")
+        raise DeviceError(f"`dtype` is {dtype!r}", expected=f"auto, {', '.join(DTYPES)}")
     return DTYPES[str(dtype)]
 
 

@@ -1,6 +1,6 @@
-"""Processes forked from one that has run a model.
+"""A check against running a model in a process forked from one that has run a model.
 
-PyTorch's threads (OpenMP) do not survive `fork`, and a child that needs them waits for ever.
+PyTorch's threads (OpenMP) do not exist in a forked child, which then waits for them for ever.
 `multiprocessing` forks by default on Linux until Python 3.14.
 """
 
@@ -17,7 +17,7 @@ process: int | None = None
 
 
 def check_forked() -> None:
-    """Note that this process runs a model, or raise in one where that would never end.
+    """Note that this process runs a model, or raise in a forked one, which would hang.
 
     Raises:
         DeviceError: the process was forked from one that has run a model with several threads.

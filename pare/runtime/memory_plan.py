@@ -1,4 +1,4 @@
-"""How much memory a run needs, how much there is, and what to do when that is too little.
+"""Memory planning: an estimate of what a run needs, what is free, and how to fit it in.
 
 Beside the weights a run needs memory for activations.  They are largest at full resolution,
 in the first stage of the UNet and of the VAE, so the estimate is a multiple of that stage's
@@ -7,8 +7,8 @@ channels for every latent or pixel.  The factors are measured
 fused kernels never materialize its scores.
 
 The estimate decides how many images go through the UNet together, whether the VAE works in
-tiles, and whether to begin at all on a CPU, where the system ends the process instead of
-refusing too large an allocation.
+tiles, and whether a run on the CPU starts at all: Linux kills a process that uses too much
+memory instead of refusing the allocation.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ from pare.config import UNetConfig, VAEConfig
 from pare.errors import NotEnoughMemoryError
 from pare.runtime import validation
 
-# Numbers that are alive at a part's worst moment, as a multiple of the width of a stage.
-UNET_COPIES = 40  # of the first stage, for every latent: the feed-forward's alone are 16
-DECODER_COPIES = 5  # of the second stage, for every pixel: what the last upsampling returns
-ENCODER_COPIES = 5  # of the first stage, for every pixel
-IMAGE_COPIES = 3  # of a finished image in float32, on its way to 8 bits
+# Peak number of activations, as a multiple of a stage's channels (per latent or pixel).
+UNET_COPIES = 40  # of the first stage, per latent; 16 of these are the feed-forward's
+DECODER_COPIES = 5  # of the second stage, per pixel: the output of the last upsampling
+ENCODER_COPIES = 5  # of the first stage, per pixel
+IMAGE_COPIES = 3  # of a finished image in float32, while it is converted to 8 bits
 
 USABLE = 0.8
-"""How much of the free memory is planned with: the rest is for what was not counted."""
+"""The fraction of the free memory that is planned with; the rest is for what is not counted."""
 
 
 class MemoryWarning(UserWarning):
-    """A run is done in another way than it was asked for, so that it fits into memory."""
+    """Images are made in smaller batches, or decoded in tiles, so that a run fits into memory."""
 
 
 # --- what is needed -----------------------------------------------------------------------
 
 
 def unet_bytes(config: UNetConfig, h: int, w: int, dtype: torch.dtype) -> int:
-    """What the UNet needs beside its weights for one row of its batch, latents of h x w."""
+    """Bytes of the UNet's activations for one row of its batch, latents of h x w."""
     return UNET_COPIES * config.block_out_channels[0] * h * w * dtype.itemsize
 
 
 def decoder_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype) -> int:
-    """What the VAE needs beside its weights to decode one image of height x width pixels."""
+    """Bytes of the VAE's activations to decode one image of height x width pixels."""
     channels = config.block_out_channels[:2][-1]
     return DECODER_COPIES * channels * height * width * dtype.itemsize
 
 
 def encoder_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype) -> int:
-    """What the VAE needs beside its weights to encode one image of height x width pixels."""
+    """Bytes of the VAE's activations to encode one image of height x width pixels."""
     return ENCODER_COPIES * config.block_out_channels[0] * height * width * dtype.itemsize
 
 
 def image_bytes(height: int, width: int) -> int:
-    """What one finished image needs on the CPU until it is written."""
+    """Bytes that one finished image takes on the CPU until it is written."""
     return IMAGE_COPIES * 3 * height * width * torch.float32.itemsize
 
 
@@ -68,10 +68,10 @@ def image_bytes(height: int, width: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had on a device; None where nothing tells."""
+    """Free memory of a device in bytes; None where it is unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What PyTorch keeps for its next tensors is free as well.
+        # What PyTorch's allocator caches is free as well.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + kept
     if device.type != "cpu":
@@ -81,12 +81,12 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def system_bytes() -> int | None:
-    """What Linux says it could give without swapping."""
+    """Bytes available without swapping, by Linux's estimate."""
     return colon_table(Path("/proc/meminfo")).get("MemAvailable")
 
 
 def process_bytes() -> int | None:
-    """What is left of the process's own limit (`ulimit -v`)."""
+    """Bytes left of the process's own limit (`ulimit -v`)."""
     if sys.platform == "win32":
         return None
     import resource
@@ -99,7 +99,7 @@ def process_bytes() -> int | None:
 
 
 def group_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What is left of the control group's limit, as containers have: version 2, then 1."""
+    """Bytes left of the control group's limit (containers): cgroup version 2, then 1."""
     for limit_file, usage_file, cache_key in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
@@ -107,7 +107,7 @@ def group_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
         limit, usage = whole_number(root / limit_file), whole_number(root / usage_file)
         if limit is None or usage is None or limit >= 2**60:  # 2**63 stands for none
             continue
-        # Pages of files that were read count as used, and are given back when needed.
+        # The page cache counts as used, and is reclaimed when needed.
         cache = space_table((root / limit_file).with_name("memory.stat")).get(cache_key, 0)
         return max(0, limit - usage + cache)
     return None
@@ -119,19 +119,19 @@ def whole_number(path: Path) -> int | None:
 
 
 def colon_table(path: Path) -> dict[str, int]:
-    """`MemAvailable:  123 kB` a line, in bytes."""
+    """Parse lines like `MemAvailable:  123 kB`; values in bytes."""
     rows = re.findall(r"^(\w+):\s+(\d+) kB$", read_if_there(path), re.MULTILINE)
     return {name: 1024 * int(count) for name, count in rows}
 
 
 def space_table(path: Path) -> dict[str, int]:
-    """`inactive_file 123` a line."""
+    """Parse lines like `inactive_file 123`."""
     rows = re.findall(r"^(\w+) (\d+)$", read_if_there(path), re.MULTILINE)
     return {name: int(count) for name, count in rows}
 
 
 def read_if_there(path: Path) -> str:
-    """A file of the kernel's; "" on systems that do not have it, or do not show it."""
+    """The text of a file of the kernel; "" where it does not exist or cannot be read."""
     try:
         return path.read_text()
     except OSError:
@@ -170,7 +170,7 @@ def plan_run(
     batch: int | None = None,
     tile: int | None = None,
 ) -> Plan:
-    """Fit a run of `count` images into the memory that is free; see `Pipeline.plan`.
+    """The batch size and VAE tile with which `count` images fit into free memory.
 
     Args:
         grid: latents, h and w.

@@ -1,11 +1,11 @@
-"""Non-finite numbers (NaN or infinity): where the first one appears, and why.
+"""Checks for non-finite numbers (NaN or infinity), and a diagnosis of their cause.
 
 A single one spreads over the whole image within a layer or two, so it is enough to check
 the output of each part of the model: the text encoder's embeddings, the UNet's output at
-each step, the VAE's at both ends.  That is one check per step, and none inside the parts.
+each step, the outputs of the VAE's encoder and decoder.
 
-Only when one is found does `diagnose` look for the cause: in the weights, in the part's
-inputs, and else in its dtype.  On request the part runs once more on the same inputs with
+If one is found, `diagnose` looks for the cause: first in the weights, then in the part's
+inputs, then in its dtype.  On request the part runs once more on the same inputs with
 a hook on every layer (`first_bad_layer`); the hooks are removed after that run.
 """
 
@@ -26,14 +26,14 @@ from pare.runtime.device import dtype_name
 
 
 class PrecisionWarning(UserWarning):
-    """Something had to be computed in another number type than was asked for."""
+    """Something is computed or stored in another dtype than was asked for."""
 
 
 def is_finite(x: Tensor) -> bool:
     """Whether all of `x` are numbers.  On a GPU this waits for the result.
 
-    By the extremes, which are NaN if one number is: one pass, no tensor of flags, and 30
-    times as fast as asking every number.
+    Checks the minimum and maximum, which are NaN if any number is: one pass, no tensor of
+    flags, and 30 times as fast as `isfinite` on every number.
     """
     if not x.numel():
         return True
@@ -48,7 +48,7 @@ def is_finite(x: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a tensor holds."""
+    """Statistics of a tensor: shape, dtype, range, and how many numbers are not finite."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -91,17 +91,17 @@ class Diagnosis:
     """Why a part's output has a NaN or an infinity."""
 
     reason: str
-    """In words, to go on after "…, as "; "" where the part's number type is all there is."""
+    """A clause to follow "…, as "; "" if only the part's dtype can be the reason."""
     fix: str
     overflowed: bool
-    """Weights and inputs are in order: what is computed between them outgrew the type."""
+    """Weights and inputs are finite: an activation exceeded the range of the dtype."""
 
 
 def diagnose(module: nn.Module, inputs: Mapping[str, Tensor]) -> Diagnosis:
-    """Look for the reason, in the weights first, then in what the part was given.
+    """Find the reason: in the weights, then in the part's inputs, else in its dtype.
 
-    `inputs` are named in words, as they were before they were cast to the part's type.
-    This reads all of the weights: gigabytes, but only when there is nothing left to lose.
+    `inputs` are named in words, and as they were before they were cast to the part's dtype.
+    This reads all weights (gigabytes), which is acceptable as the run has failed anyway.
     """
     dtype = next(module.parameters()).dtype
     largest = torch.finfo(dtype).max
@@ -138,7 +138,7 @@ def non_finite_weights(module: nn.Module) -> list[str]:
 
 
 def type_advice(module: nn.Module, dtype: torch.dtype) -> str:
-    """What to do when weights and inputs are in order, and the type is what is left."""
+    """What to do when weights and inputs are finite: the dtype's range is too small."""
     if dtype != torch.float16:
         return "`find_nan` names the layer in which it begins"
     advice = "use `dtype='float32'`, or `dtype='bfloat16'`"
@@ -198,7 +198,7 @@ class BadLayer:
     weights: Mapping[str, Numbers]
     """The module's own; a layer that holds others may have none."""
     output: Numbers
-    """What it computed; of a layer that holds others, what it handed to the next of them."""
+    """Its output; of a layer that holds others, the input of the next of them."""
 
     def table(self) -> str:
         """Several lines for the terminal."""
@@ -210,14 +210,14 @@ class BadLayer:
 
 
 def first_bad_layer(module: nn.Module, run: Callable[[], object]) -> BadLayer | None:
-    """Call `run`, which calls `module`, and say where the first NaN or infinity comes from.
+    """Call `run`, which calls `module`, and find the layer of the first NaN or infinity.
 
-    Sums, products and attention itself are no modules: what goes wrong there is the fault
-    of the layer that computes it, and `BadLayer.after` says how far it had come.
+    Sums, products and attention itself are no modules: a NaN that they produce is attributed
+    to the layer that contains them, and `BadLayer.after` names its last finite sublayer.
 
     Returns:
-        None if every layer's output is finite: what went wrong depends on something that
-        `run` leaves out, such as an edit of the attention.
+        None if every layer's output is finite: the cause is something that `run` leaves out,
+        such as an edit of the attention.
     """
     search = Search()
     with watched(module, search.enter, search.leave), torch.no_grad():
@@ -238,25 +238,25 @@ class Entered:
 
 @dataclass
 class Search:
-    """Follows a run from layer to layer until a number goes wrong."""
+    """Follows a run from layer to layer until an output or input is not finite."""
 
     stack: list[Entered] = field(default_factory=list)
     found: BadLayer | None = None
 
     def enter(self, name: str, module: nn.Module, inputs: list[Tensor]) -> None:
         if self.found is None and self.stack:
-            self.blame(self.stack[-1], inputs)
+            self.record(self.stack[-1], inputs)
         self.stack.append(Entered(name, module, inputs))
 
     def leave(self, outputs: list[Tensor]) -> None:
         layer = self.stack.pop()
         if self.found is None:
-            self.blame(layer, outputs)
+            self.record(layer, outputs)
         if self.stack:
             self.stack[-1].last = layer.name
 
-    def blame(self, layer: Entered, made: Sequence[Tensor]) -> None:
-        """Hold a layer responsible for what it made, if a number is wrong there."""
+    def record(self, layer: Entered, made: Sequence[Tensor]) -> None:
+        """Record `layer` as the bad one if a tensor that it computed is not finite."""
         wrong = next((x for x in made if not is_finite(x)), None)
         if wrong is None:
             return
@@ -276,9 +276,9 @@ def watched(
     enter: Callable[[str, nn.Module, list[Tensor]], None],
     leave: Callable[[list[Tensor]], None],
 ) -> Iterator[None]:
-    """Within the context, tell of every layer before and after it is computed.
+    """Within the context, call `enter` and `leave` around the forward pass of every layer.
 
-    Of this thread's runs alone: another one may be using the model.  Nothing stays behind.
+    Only for runs in this thread, as others may use the model.  All hooks are removed after.
     """
     thread = threading.get_ident()
 
@@ -307,7 +307,7 @@ def watched(
 def floating(value: Any, name: str = "") -> Iterator[Tensor]:
     """The floating-point tensors in a layer's inputs or outputs, which may be nested.
 
-    Not those of a mask: it may hold infinities that mean something.
+    Masks are left out: theirs may be infinite on purpose.
     """
     if "mask" in name:
         return

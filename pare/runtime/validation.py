@@ -1,8 +1,8 @@
-"""What a setting may be, checked in one place: the API and the command say the same.
+"""Validation of settings: steps, guidance, strength, seeds, sizes, prompts.
 
 Each function returns the value in its normal form or raises a SettingError (PromptError
-for prompts) in one sentence.  Nothing here is silently clamped, and 0 is a number like
-any other: `guidance=0` and `seed=0` mean 0.
+for prompts).  The API and the command share these checks.  No value is clamped silently,
+and 0 means 0: `guidance=0` and `seed=0` are not replaced by a default.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from collections.abc import Sequence
 from pare.errors import PromptError, SettingError
 
 MAX_STEPS = 1000  # the length of the training schedule
-MAX_SEED = 2**63 - 1  # what every JSON reader and every generator can hold
+MAX_SEED = 2**63 - 1  # the largest that torch.Generator and JSON readers of 64 bits take
 MAX_IMAGES = 256  # in one run
 MAX_SIDE = 8192  # pixels
 MAX_PROMPT = 20_000  # characters; 77 tokens are never more than a few hundred
 MAX_WEIGHT = 100.0  # of a word; papers take -2 to 2
-SIZE_STEP = 8  # a VAE of four resolution levels halves three times
+SIZE_STEP = 8  # a VAE of four stages downsamples three times
 MIN_TILE = 8  # latents along a side of the VAE's tiles
 
 
 def check_steps(steps: int, most: int = MAX_STEPS) -> int:
     """The number of sampling steps, 1 to `most`, the model's number of training timesteps."""
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
-        raise SettingError(f"steps is {steps!r}", expected=f"a whole number from 1 to {most}")
+        raise SettingError(f"`steps` is {steps!r}", expected=f"a whole number from 1 to {most}")
     return steps
 
 
 def check_guidance(guidance: float) -> float:
-    """The scale of classifier-free guidance: 1 is none, 0 the unconditional model."""
+    """The guidance scale: 1 is the conditional prediction alone, 0 the unconditional one."""
     return check_number("guidance", guidance, -1000.0, 1000.0)
 
 
@@ -50,23 +50,28 @@ def check_strength(strength: float) -> float:
     value = check_number("strength", strength, 0.0, 1.0)
     if value == 0.0:
         raise SettingError(
-            "strength is 0, which runs no step at all", expected="a number above 0, at most 1"
+            "`strength` is 0, which runs no step at all", expected="a number above 0, at most 1"
         )
     return value
 
 
 def check_number(name: str, value: float, low: float, high: float) -> float:
-    """A finite number between `low` and `high`, both included."""
+    """A finite number between `low` and `high`, both included.
+
+    Args:
+        name: for the message: a parameter, or words such as "the weight of 'car'".
+    """
     good = isinstance(value, int | float) and not isinstance(value, bool)
     if not good or not low <= value <= high or not math.isfinite(value):
-        raise SettingError(f"{name} is {value!r}", expected=f"a number from {low:g} to {high:g}")
+        what = f"`{name}`" if name.isidentifier() else name
+        raise SettingError(f"{what} is {value!r}", expected=f"a number from {low:g} to {high:g}")
     return float(value)
 
 
 def check_seed(seed: int) -> int:
     """A seed, 0 to 2**63 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-        raise SettingError(f"seed is {seed!r}", expected="a whole number from 0 to 2**63 - 1")
+        raise SettingError(f"`seed` is {seed!r}", expected="a whole number from 0 to 2**63 - 1")
     return seed
 
 
@@ -78,7 +83,7 @@ def seed_list(seeds: int | Sequence[int]) -> list[int]:
     """
     listed: object = [seeds] if isinstance(seeds, int) else seeds
     if isinstance(listed, str) or not isinstance(listed, Sequence):
-        raise SettingError(f"seeds is {seeds!r}", expected="a whole number, or a sequence of them")
+        raise SettingError(f"`seeds` is {seeds!r}", expected="a whole number, or several")
     if not listed:
         raise SettingError("no seeds are given", expected="one per image")
     return [check_seed(seed) for seed in listed]
@@ -101,7 +106,9 @@ def check_seeds(seeds: Sequence[int]) -> list[int]:
 def consecutive_seeds(seeds: Sequence[int], count: int) -> list[int]:
     """The seeds of a run: those given, or `count` consecutive ones from a single one."""
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_IMAGES:
-        raise SettingError(f"count is {count!r}", expected=f"a whole number from 1 to {MAX_IMAGES}")
+        raise SettingError(
+            f"`count` is {count!r}", expected=f"a whole number from 1 to {MAX_IMAGES}"
+        )
     if count > 1 and len(seeds) > 1:
         raise SettingError(
             f"{len(seeds)} seeds and a count of {count} are given",
@@ -115,7 +122,7 @@ def consecutive_seeds(seeds: Sequence[int], count: int) -> list[int]:
 def check_batch(batch: int) -> int:
     """How many images may go through the model together."""
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise SettingError(f"batch is {batch!r}", expected="a whole number, at least 1")
+        raise SettingError(f"`batch` is {batch!r}", expected="a whole number, at least 1")
     return batch
 
 
@@ -140,23 +147,25 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_span(name: str, text: str) -> tuple[float, float]:
-    """A share from 0 to 1: `0.8`, the first 0.8 of something, or `0.2:0.8`."""
+    """A fraction of the steps as (start, end) in [0, 1]: `0.8` is (0, 0.8), `0.2:0.8` both."""
     low, colon, high = text.rpartition(":")
     try:
         span = float(low) if colon else 0.0, float(high)
     except ValueError:
-        raise SettingError(f"{name} is {text!r}", expected="0.8, for example, or 0.2:0.8") from None
+        raise SettingError(
+            f"`{name}` is {text!r}", expected="0.8, for example, or 0.2:0.8"
+        ) from None
     start, end = (check_number(name, value, 0.0, 1.0) for value in span)
     if start > end:
-        raise SettingError(f"{name} ends at {end:g} and begins at {start:g}")
+        raise SettingError(f"`{name}` ends at {end:g} and begins at {start:g}")
     return start, end
 
 
 def parse_pair(name: str, text: str, form: str) -> tuple[str, str]:
-    """`car=2` as ("car", "2"); `form` says what is expected: "WORD=NUMBER"."""
+    """`car=2` as ("car", "2"); `form` is the expected form for the message: "WORD=NUMBER"."""
     left, equals, right = (part.strip() for part in text.rpartition("="))
     if not left or not equals or not right:
-        raise SettingError(f"{name} is {text!r}", expected=form)
+        raise SettingError(f"`{name}` is {text!r}", expected=form)
     return left, right
 
 
@@ -164,15 +173,15 @@ def parse_weight(name: str, text: str) -> tuple[str, float]:
     """`car=2` as ("car", 2.0)."""
     word, number = parse_pair(name, text, "WORD=NUMBER")
     weight = parse_number(name, number, text, "WORD=NUMBER")
-    return word, check_number(f"{name} of {word!r}", weight, -MAX_WEIGHT, MAX_WEIGHT)
+    return word, check_number(f"`{name}` of {word!r}", weight, -MAX_WEIGHT, MAX_WEIGHT)
 
 
 def parse_number(name: str, number: str, text: str, form: str) -> float:
-    """A number that stands in `text`, whose form is `form`."""
+    """`number` as a float; `text`, of the form `form`, is the value that it is a part of."""
     try:
         return float(number)
     except ValueError:
-        raise SettingError(f"{name} is {text!r}", expected=form) from None
+        raise SettingError(f"`{name}` is {text!r}", expected=form) from None
 
 
 def prompt_list(prompts: str | Sequence[str]) -> list[str]:
@@ -190,7 +199,7 @@ def prompt_list(prompts: str | Sequence[str]) -> list[str]:
 
 
 def check_prompt(prompt: str) -> str:
-    """A prompt that a tokenizer can read; the empty one is fine."""
+    """A prompt: text that can be encoded as UTF-8, of at most 20,000 characters; "" is one."""
     if not isinstance(prompt, str):
         raise PromptError(f"the prompt is a {type(prompt).__name__}", expected="text")
     if len(prompt) > MAX_PROMPT:

@@ -4,11 +4,10 @@ DDPM draws fresh noise z in each step:
 
     x_next = mean(x_t) + sigma * z
 
-The image is noised to every level, with independent noise at each, so that
-neighbouring levels are further apart than in a run of the model.  Then z is solved for
-(section 3).  It is far from white and holds the image's structure.  With the prompt and guidance
-of the inversion it reproduces the image exactly, up to rounding; another prompt changes the
-mean, and what z holds stays.
+The image is noised to every noise level, with independent noise at each, so that latents of
+neighbouring levels are further apart than in sampling.  Then z is solved for (section 3).  It
+is not white noise: it holds the image's structure.  With the prompt and guidance of the
+inversion, sampling reproduces the image up to rounding; another prompt changes the mean alone.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from techniques.inversion.ddim_inversion import solvers
 from techniques.inversion.latent_trace import Trace
 
 GUIDANCE = 3.5  # of the inversion; the paper edits at 15
-SKIP = 0.36  # the fraction of the steps that the paper's edits skip, which keeps the layout
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def symmetry(image: Tensor) -> Tensor:
 
 def brightness(level: float) -> Loss:
     """The difference of the mean luminance to `level`, 0 (black) to 1 (white)."""
-    check_number("brightness", level, 0.0, 1.0)
+    check_number("the brightness", level, 0.0, 1.0)
 
     def loss(image: Tensor) -> Tensor:
         red, green, blue = image.mean(dim=(0, 2, 3))

@@ -324,6 +324,6 @@ def reweighted(table: TokenMap, weights: Mapping[str, float]) -> TokenMap:
     scale = table.scale.clone()
     for word, weight in weights.items():
         scale[list(table.target.find(word))] *= check_number(
-            f"weight of {word!r}", weight, -MAX_WEIGHT, MAX_WEIGHT
+            f"the weight of {word!r}", weight, -MAX_WEIGHT, MAX_WEIGHT
         )
     return dataclasses.replace(table, scale=scale)

@@ -217,7 +217,7 @@ def test_other_names_lead_to_parameters_that_commands_have() -> None:
 
 def test_messages_keep_parameters_where_nobody_typed_an_option() -> None:
     command = cli.commands["generate"]
-    with pytest.raises(ValueError, match=r"^steps is 0"):
+    with pytest.raises(ValueError, match=r"^`steps` is 0"):
         command.make_context("generate", ["x", "--steps", "0"])
     with (
         click.Context(cli, info_name="pare") as parent,

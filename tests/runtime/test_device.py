@@ -43,7 +43,7 @@ def test_dtypes() -> None:
     assert choose_dtype(torch.float16, cpu) == torch.float16
     wrong: Any
     for wrong in ("float64", "half", "", torch.float64, torch.int8, None):
-        with pytest.raises(DeviceError, match=r"the dtype is .*; expected auto, float32"):
+        with pytest.raises(DeviceError, match=r"`dtype` is .*; expected auto, float32"):
             choose_dtype(wrong, cpu)
 
 

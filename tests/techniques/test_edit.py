@@ -330,9 +330,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"kind": "p2p", "method": "edict", "local_blend": p2p.LocalBlend(("road",))},
         "samples two latents",
     ),
-    "no steps": ({"kind": "p2p", "steps": 0}, "steps is 0"),
-    "no strength": ({"kind": "p2p", "strength": 0.0}, "strength is 0"),
-    "guidance that is no number": ({"kind": "p2p", "guidance": float("nan")}, "guidance is nan"),
+    "no steps": ({"kind": "p2p", "steps": 0}, "`steps` is 0"),
+    "no strength": ({"kind": "p2p", "strength": 0.0}, "`strength` is 0"),
+    "guidance that is no number": ({"kind": "p2p", "guidance": float("nan")}, "`guidance` is nan"),
     "null-text in many steps": (
         {"kind": "p2p", "method": "null-text", "steps": 101}, "at most 100",
     ),

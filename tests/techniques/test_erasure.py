@@ -282,10 +282,10 @@ def test_attention_looks_at_the_concept_s_own_words(roads: pare.Pipeline) -> Non
         ({"concepts": [Concept("a")] * 33}, "33 concepts are given"),
         ({"concepts": [Concept(" ")]}, "a concept is empty"),
         ({"concepts": [Concept("a", float("nan"))]}, "the weight of 'a' is nan"),
-        ({"gates": Gates(quantile=1.5)}, "quantile is 1.5"),
+        ({"gates": Gates(quantile=1.5)}, "`quantile` is 1.5"),
         ({"gates": Gates(warm_up=-1)}, "`warm_up` is -1"),
-        ({"gates": Gates(momentum=float("inf"))}, "momentum is inf"),
-        ({"strength": 0.0, "image": random_image(16, 16)}, "strength is 0"),
+        ({"gates": Gates(momentum=float("inf"))}, "`momentum` is inf"),
+        ({"strength": 0.0, "image": random_image(16, 16)}, "`strength` is 0"),
     ],
 )
 def test_bad_settings_are_refused(

@@ -494,8 +494,8 @@ def pipe_parts(pipe: TinyPipeline) -> Any:
     ("given", "words"),
     [
         ({"method": "magic"}, "`method` is 'magic'"),
-        ({"steps": 0}, "steps is 0"),
-        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"steps": 0}, "`steps` is 0"),
+        ({"guidance": float("nan")}, "`guidance` is nan"),
         ({"method": "null-text", "steps": 101}, "at most 100 for null-text"),
         ({"prompt": 7}, "the prompt is a int"),
     ],

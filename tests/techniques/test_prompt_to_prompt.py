@@ -475,13 +475,13 @@ ROAD, SNOW = "a sunny road", "a snowy road"
         ({"targets": [Edit(SNOW, weights={"moon": 2})]}, "'moon' is not in the prompt"),
         ({"targets": [Edit("a road", "replace")]}, "swaps word for word"),
         ({"targets": [Edit(SNOW, words={"rainy": "snowy"})]}, "'rainy' is not in the prompt"),
-        ({"targets": [Edit(SNOW, cross_replace=2)]}, "cross_replace is 2"),
+        ({"targets": [Edit(SNOW, cross_replace=2)]}, "`cross_replace` is 2"),
         ({"targets": [Edit(SNOW, self_replace=(0.5, 0.1))]}, "`self_replace` ends at 0.1"),
         ({"blend": LocalBlend()}, "neither words nor a mask"),
         ({"blend": LocalBlend(mask=torch.ones(1, 1, 8, 8))}, r"`mask` is \(1, 1, 8, 8\)"),
         ({"blend": LocalBlend(("moon",))}, "'moon' is in none of the prompts"),
-        ({"blend": LocalBlend(("road",), threshold=3)}, "threshold is 3"),
-        ({"steps": 0}, "steps is 0"),
+        ({"blend": LocalBlend(("road",), threshold=3)}, "`threshold` is 3"),
+        ({"steps": 0}, "`steps` is 0"),
     ],
 )
 def test_bad_settings_are_refused(
