@@ -1,12 +1,11 @@
-"""Textual-inversion embeddings from their files.
+"""Reads textual-inversion embeddings from files.
 
     learned_embeds.bin / .safetensors     {"<cat-toy>": (C,) or (n, C)}, as diffusers trains them
     NAME.pt / .bin                        {"string_to_param": {"*": (n, C)}, "name": …}, the web UI
                                           of AUTOMATIC1111, and the paper's own code
     NAME.safetensors                      {"emb_params": (n, C)}, as kohya's scripts do
 
-Nothing in a file is run (`pare.loading.checkpoint`), and a file that holds something else is
-refused in a sentence.
+No code in a file is run (`pare.loading.checkpoint`).
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def load_learned_words(path: Path, word: str | None = None) -> list[LearnedWord]
 
 
 def named_vectors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The word and the tensor of each embedding in a file, whatever of the kinds it is."""
+    """The word and the tensor of each embedding in a file of any of these formats."""
     file = open_checkpoint(path)
     if "clip_l" in file.tensors or "clip_g" in file.tensors:
         raise EmbeddingError(

@@ -1,7 +1,7 @@
-"""What a file of weights is, by the names of its tensors.
+"""Recognises the kind of a weight file by the names of its tensors.
 
-A checkpoint of Stable Diffusion 1.x / 2.x has a UNet, a VAE and a text encoder.  Anything
-else that people take for one (another model, a LoRA, a ControlNet) is refused by its name.
+A checkpoint of Stable Diffusion 1.x / 2.x has a UNet, a VAE and a text encoder.  Other files
+(another model, a LoRA, a ControlNet) are refused, and the message says what they are.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def find_prefix(shapes: Shapes, part: str) -> str | None:
 def check_kind(
     checkpoint: Checkpoint, prefixes: Mapping[str, str | None], only: str | None
 ) -> None:
-    """Raise, and say what the file is, unless it is a Stable Diffusion 1.x / 2.x model."""
+    """Raise a ModelError that says what the file is, unless it is Stable Diffusion 1.x / 2.x."""
     path, shapes = checkpoint.path, checkpoint.shapes
     if only is not None and only not in ("unet", "vae"):
         raise SettingError(f"`only` is {only!r}", expected="unet or vae")

@@ -33,7 +33,7 @@ CONFIGS = (
 """Small files without which no model runs; but for those in `IN_TOKENIZER_JSON`."""
 
 IN_TOKENIZER_JSON = frozenset({"tokenizer/merges.txt", "tokenizer/vocab.json"})
-"""What need not be there beside a tokenizer.json, which says it too."""
+"""Files that a tokenizer.json replaces, as it has their content."""
 
 TOKENIZER_EXTRAS = (
     "tokenizer/added_tokens.json",
@@ -41,7 +41,7 @@ TOKENIZER_EXTRAS = (
     "tokenizer/tokenizer.json",
     "tokenizer/tokenizer_config.json",
 )
-"""What a tokenizer also reads where it is there."""
+"""Optional files of a tokenizer."""
 
 WEIGHTS = {
     "text_encoder": "model",

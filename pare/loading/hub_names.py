@@ -1,4 +1,4 @@
-"""Names of tensors on the Hub: those that files had before, and those that they have today.
+"""Renaming of tensors on the Hub: names in older files to today's.
 
 pare's modules have today's names (`pare.unet`, `pare.vae`), so that most files need no
 renaming.  Three things have changed over the years:
@@ -55,7 +55,7 @@ def text_name(name: str, wanted: Container[str]) -> str | None:
 
 
 RENAMES: dict[str, Rename] = {"unet": same_name, "vae": vae_name, "text_encoder": text_name}
-"""What names the tensors of each part of a folder."""
+"""The renaming function of each part of a folder."""
 
 
 def own_names(stored: Collection[str], wanted: Container[str], rename: Rename) -> dict[str, str]:

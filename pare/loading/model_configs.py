@@ -1,7 +1,7 @@
-"""What the small files of a model's folder say: quick to read, and checked before the weights.
+"""A model folder's configs: read, and checked against each other before the weights are read.
 
-`check_index` sees from `model_index.json` whether pare runs such a model at all; `read_configs`
-reads the configs of its parts and its tokenizer's files, and checks that they fit together.
+`check_index` checks in `model_index.json` that the model is Stable Diffusion 1.x or 2.x;
+`read_configs` reads the configs of its parts and the tokenizer's files.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
-# Parts that look at finished images or at nothing; pare does not load them.  The
-# scheduler is described by its own file.
+# Parts that pare does not load: the filter of finished images, and what feeds it.  The
+# scheduler has a config file of its own.
 SKIPPED = frozenset({"scheduler", "safety_checker", "feature_extractor"})
 
 # Pipelines of other models, by how their class names begin.
@@ -99,7 +99,7 @@ def check_index(folder: Path) -> None:
 
 
 def check_fit(folder: Path, unet: UNetConfig, vae: VAEConfig, text: TextConfig) -> None:
-    """Check that the parts speak to each other: what one puts out, the next takes in.
+    """Check that the parts fit: the width of one's output is that of the next one's input.
 
     Raises:
         ModelError: a UNet for another task.
@@ -128,14 +128,14 @@ def config_of(folder: Path, part: str) -> tuple[dict[str, Any], str]:
 def scheduler_config_of(folder: Path) -> tuple[dict[str, Any], str]:
     """The scheduler's config as diffusers' Stable Diffusion pipelines run it, and its file's name.
 
-    Some things are not as `scheduler_config.json` says:
+    These differ from `scheduler_config.json`:
 
-    - The class is the one that `model_index.json` names.  Whoever gives a model another solver
-      often changes it there alone.
-    - `steps_offset` is 1.  Files from before October 2022 are silent or say 0, and the model's own
+    - The class is the one in `model_index.json`, where authors who change the solver often
+      change it alone.
+    - `steps_offset` is 1.  Files from before October 2022 lack it or have 0, while CompVis' own
       code starts at 1.
-    - `clip_sample` is false: clipping is for pixels, and DDIM's class clips if nobody speaks.
-    - `skip_prk_steps` is true of a model for inpainting.
+    - `clip_sample` is false: clipping is meant for pixels, and is the default of DDIM's class.
+    - `skip_prk_steps` is true for an inpainting model.
     """
     config, where = config_of(folder, "scheduler")
     index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}

@@ -125,16 +125,16 @@ class ModelSource:
 
 
 def fingerprint_function(algorithm: object) -> Callable[[Path], str]:
-    """What computes a recipe's fingerprints.
+    """The function that computes fingerprints as a recipe has them.
 
     Args:
-        algorithm: the recipe's; recipes from before there was a choice name none.
+        algorithm: the recipe's `model["fingerprint"]`; older recipes have none.
     """
     return sha256_of if algorithm == ALGORITHM else sampled_fingerprint
 
 
 def config_fingerprints(folder: Path) -> Fingerprints:
-    """Of a model's small files: they decide about an image as its weights do."""
+    """Fingerprints of a model's configs and tokenizer files, on which images depend as well."""
     return Fingerprints(existing(folder, (*hub_folder.CONFIGS, *hub_folder.TOKENIZER_EXTRAS)))
 
 
@@ -184,7 +184,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sampled_fingerprint(path: Path) -> str:
-    """What recipes before SHA-256 have: of large files, 256 blocks spread evenly.
+    """The fingerprint in older recipes: SHA-256 of 256 evenly spread blocks of a large file.
 
     Two trainings of one model differ in every block; a change of a few bytes is not seen.
     """

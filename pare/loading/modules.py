@@ -1,9 +1,8 @@
-"""A resolved model to modules: built empty, filled strictly.
+"""Loads a resolved model into modules, strictly.
 
-Modules are built on the `meta` device, where tensors have shapes and no memory.  The
-file's tensors, mapped into memory rather than read, are then put in their place, and
-every name and shape has to match: nothing is initialised only to be overwritten, and
-nothing is silently left out.
+Modules are built on the `meta` device, where tensors have shapes but no memory.  The file's
+tensors, memory-mapped, are then assigned.  Every name and shape must match: no weight is
+initialised only to be overwritten, and none is left out silently.
 """
 
 from __future__ import annotations
@@ -124,8 +123,8 @@ def load_model(
 ) -> Components:
     """Load a model: "roads", a folder in the Hub's layout, a file, or `owner/name` on the Hub.
 
-    What can be wrong with it is looked for before anything slow happens: reading gigabytes,
-    and importing transformers.
+    Names and configs are checked before the slow parts: reading weights, importing
+    transformers.
 
     Args:
         revision: a branch, a tag or a commit's hash of a model on the Hub.
@@ -165,7 +164,7 @@ def load_folder(model: ModelFolder, dtype: torch.dtype) -> Components:
 
     modules = empty_modules(configs.unet, configs.vae, configs.text_encoder)
     for part in ("unet", "vae", "text_encoder"):
-        # What is cast is copied: the file is let go before the next one is read.
+        # A cast copies: drop the file before the next one is read.
         fill(modules[part], stored.pop(part), paths[part], dtype, RENAMES[part])
     text = configs.text_encoder
     return Components(
@@ -370,14 +369,14 @@ def check_type(key: str, stored_as: str, path: Path) -> None:
 
 
 def in_dtype(key: str, tensor: Tensor, dtype: torch.dtype, path: Path) -> Tensor:
-    """A weight in the type that the model works in.
+    """A weight in the model's dtype.
 
-    One that has this dtype stays mapped and is not read, so it is not checked here: a
-    NaN in it is found by the first run (`pare.runtime.numerics`).  One that is cast is in the CPU's
-    cache just then, and looking at it costs next to nothing.
+    A weight that has this dtype stays mapped and is not read, so it is not checked here: a
+    NaN in it is found by the first run (`pare.runtime.numerics`).  A weight that is cast is
+    checked, which costs little as it is in the CPU's cache.
 
     Raises:
-        WeightsError: it holds NaN or infinities, or numbers that `dtype` does not reach.
+        WeightsError: it holds NaN or infinities, or numbers beyond the range of `dtype`.
     """
     if tensor.dtype == dtype:
         return tensor
@@ -403,7 +402,7 @@ def warn_of_8_bits(dtypes: Sequence[str], path: Path, dtype: torch.dtype) -> Non
     if small:
         warnings.warn(
             f"{path} holds {len(small)} of {len(dtypes)} tensors in 8 bits ({small[0]}): they are "
-            f"cast to {dtype_name(dtype)} in memory, and what was rounded away stays away",
+            f"cast to {dtype_name(dtype)} in memory, which does not restore their precision",
             PrecisionWarning,
             stacklevel=2,
         )
@@ -434,7 +433,7 @@ def mismatches(
 def check_names(
     wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path
 ) -> None:
-    """Raise one table of everything that does not match, or return."""
+    """Raise a WeightsError with a table of everything that does not match."""
     rows = mismatches(wanted, found)
     if not rows:
         return

@@ -1,6 +1,6 @@
-"""What a single file does not say in its tensors: what the UNet predicts, and the schedule.
+"""A single file's prediction type (eps or v) and noise schedule, which its weights do not show.
 
-Notes in the file are read first.  Where there is none, SD 2's UNet runs once (`probe_unet`).
+Metadata in the file decides.  Without any, SD 2's UNet runs once (`probe_unet`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def choose_prediction(
 
 
 def noted_prediction(checkpoint: Checkpoint, kind: str) -> tuple[str, str] | None:
-    """What the UNet predicts, and how that is known, if the file tells without its weights."""
+    """What the UNet predicts, and how that is known, if the file's metadata or kind says so."""
     extras = checkpoint.extras
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):
         noted = str(extras.get(key, "")).lower()
@@ -76,7 +76,7 @@ def probe_unet(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tupl
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((1, unet.config.out_channels, 16, 16), generator=generator)
     inputs = noise
-    if unet.config.inpaints:  # all is to be painted, and of the image nothing is to be seen
+    if unet.config.inpaints:  # mask 1 everywhere, masked image 0
         inputs = torch.cat([noise, torch.ones_like(noise[:, :1]), torch.zeros_like(noise)], dim=1)
     text = torch.zeros(1, 77, unet.config.cross_attention_dim, dtype=dtype)
     output = unet.eval()(inputs.to(dtype), 999, text).float()

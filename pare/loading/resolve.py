@@ -1,12 +1,12 @@
-"""A model's name to what it stands for: a folder in the Hub's layout, or a single file.
+"""Resolves a model's name to a folder in the Hub's layout, or to a single file.
 
     "roads"                built in: a folder that comes with pare
     "sd15"                 short for a well-known repository on the Hub (`HUB_NAMES`)
     a path                 a folder, or a single file (.safetensors, .ckpt)
     "owner/name"           a repository on the Hub: the folder of its snapshot in the cache
 
-Of a repository, what the cache does not have is downloaded here.  Otherwise nothing slow
-happens: configs and headers are read, weights are not.
+Files of a repository that the cache lacks are downloaded here.  Configs and headers are read,
+weights are not.
 """
 
 from __future__ import annotations
@@ -101,16 +101,16 @@ def resolve_model(
     revision: str | None = None,
     check_hashes: bool = True,
 ) -> ResolvedModel:
-    """What a model's name stands for; a model that is resolved already stays what it is.
+    """The folder or file that a model's name refers to; a resolved model is returned as it is.
 
-    A folder or file that exists goes before a repository of that name, or a short name.  Of a
-    repository, no file is downloaded that is not read, and no weights before the configs are
-    known to be those of a model that pare runs.
+    A folder or file that exists takes precedence over a short name, and over a repository of
+    that name.  Of a repository only the files that pare reads are downloaded, and the weights
+    only once the configs are known to be those of a model that pare runs.
 
     Args:
         dtype: what the weights will be cast to, as a repository may have float16 files too.
         revision: a branch, a tag or a commit's hash of a model on the Hub.
-        check_hashes: see that what is downloaded has the SHA-256 that the server announced.
+        check_hashes: check that downloads have the SHA-256 that the server announced.
 
     Raises:
         ModelError: no such model, or one that is incomplete or of another kind.
@@ -173,7 +173,7 @@ def weight_limits(folder: Path) -> dict[str, int]:
 
 
 def resolve_file(name: str, path: Path) -> ModelFile:
-    """Open a single file, and see that it is a model that has every tensor."""
+    """Open a single file, and check that it is a model with every tensor."""
     plan = make_plan(open_checkpoint(path), ema=None, only=None)
     check_rows(path, inventory(plan))
     return ModelFile(name, path, plan)

@@ -1,9 +1,9 @@
-"""An image made again from its recipe: what it was made from is found, what differs is said.
+"""Reproducing an image from its recipe: finds inputs, model and device, and compares results.
 
-A recipe is a stranger's word.  What *it* names is used only if it is still what it was
-(inputs by their SHA-256, models by their fingerprints), and nothing is fetched from a
-network for it.  What the *user* names in its place is used as it is, and a difference is
-said.  `pare.cli.commands.rerun` runs the recipe's command with what is found here.
+A recipe is untrusted input.  Files that it names are used only if they are unchanged (inputs by
+their SHA-256, models by their fingerprints), and nothing is downloaded for it.  Files that the
+user names instead are used as they are, and a difference is reported.
+`pare.cli.commands.rerun` runs the recipe's command with what is found here.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 MAX_INPUT = 2**30  # bytes that are hashed because a recipe says so
 
 
-# --- finding what an image was made from -----------------------------------------------
+# --- inputs and model -----------------------------------------------------------------
 
 
 def find_input(
     name: str, recorded: Mapping[str, str], image: Path, folders: Sequence[Path] = ()
 ) -> Path:
-    """The file that was the input `name`: beside the image that it became, here, or in `folders`.
+    """The file of the input `name`: beside the image, in the current folder, or in `folders`.
 
     Args:
         recorded: its "name" and its "sha256".  A recipe of the first format may have a path.
@@ -63,7 +63,7 @@ def find_input(
 
 
 def worth_hashing(path: Path) -> bool:
-    """Whether it can be an input at all: a device, or a file of /proc, may never end."""
+    """Whether it is a regular file of at most 1 GiB: a device or a file of /proc may never end."""
     return os.path.isfile(path) and 0 < path.stat().st_size <= MAX_INPUT
 
 
@@ -189,12 +189,12 @@ def find_scheduler(description: Mapping[str, Any]) -> Scheduler:
     return rebuild_scheduler(description)
 
 
-# --- finding a machine like the one it was made on ----------------------------------------
+# --- device, threads and batch ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where an image is made again, and what cannot be as it was."""
+    """The device, dtype and threads of a rerun, and notes on what differs from the recipe."""
 
     device: str
     dtype: str
@@ -205,7 +205,7 @@ class Machine:
 def find_machine(
     recipe: Recipe, device: str | None = None, dtype: str | None = None, threads: int | None = None
 ) -> Machine:
-    """Device, dtype and threads as given, else as the recipe has them, else what there is."""
+    """Device, dtype and threads: those given, else the recipe's, else what the machine has."""
     notes = []
     kind = recipe.dtype
     if device is None:
@@ -214,7 +214,9 @@ def find_machine(
             choose_device(device)
         except DeviceError:
             device, kind = str(choose_device("auto")), "auto"
-            notes.append(f"made on {recipe.device}, which this machine has not: on {device} now")
+            notes.append(
+                f"made on {recipe.device}, which this machine does not have: on {device} now"
+            )
     processors = os.cpu_count() or 1
     kind = str(choose_dtype(dtype or kind, choose_device(device)))
     if threads is None and recipe.threads > processors:
@@ -267,14 +269,14 @@ DIGESTS = ("model.files.", "model.configs.", "model.fingerprint")
 
 @dataclass(frozen=True)
 class Change:
-    """A fact about two images' making in which they differ; None where one has none."""
+    """One setting in which two recipes differ; None where a recipe does not have it."""
 
     name: str
     one: Any
     other: Any
 
     def in_words(self) -> str:
-        """For an image and its second making."""
+        """The change in words, from an image to its rerun."""
         kind, _, name = self.name.partition(".")
         if kind == "input":
             return f"the {name} is another file"
@@ -287,7 +289,7 @@ class Change:
 
 
 def facts(recipe: Recipe) -> dict[str, Any]:
-    """All that decides the pixels, one name each; what is inside something else has a dot."""
+    """Every setting that affects the pixels, as a flat table: nested names have dots."""
     own = {
         name: value
         for name, value in recipe.arguments.items()
@@ -339,7 +341,7 @@ def compare_recipes(one: Recipe, other: Recipe) -> list[Change]:
 
 
 def short(value: Any, most: int = 60) -> str:
-    """A fact for a line of text; a digest by its beginning, as Git does."""
+    """A value for a line of text; of a digest its first 10 digits, as Git does."""
     text = "none" if value is None else str(value)
     if len(text) == 64 and all(letter in "0123456789abcdef" for letter in text):
         return text[:10]
@@ -351,7 +353,7 @@ def short(value: Any, most: int = 60) -> str:
 
 @dataclass(frozen=True)
 class PixelDifference:
-    """How far two 8-bit images are apart; of unequal sizes nothing else is known."""
+    """The difference of two 8-bit images; for unequal sizes only the sizes are known."""
 
     sizes: tuple[tuple[int, int], tuple[int, int]]  # (width, height) of each
     pixels: int | None = None  # how many differ in any channel

@@ -1,8 +1,8 @@
-"""An image carries the recipe that made it: JSON in a PNG's text, or in the EXIF of other formats.
+"""Recipes: the settings that made an image, as JSON in its PNG text or EXIF metadata.
 
 A recipe names files by their names and SHA-256 sums, and never says in which folders they are.
-Reading one is reading what a stranger wrote: every size and type is checked.  Whether
-the settings make sense is seen by whoever runs them again (`pare.recipes.rebuild`).
+A recipe is untrusted input: every size and type is checked.  The settings' values are checked
+when they are run again (`pare.recipes.rebuild`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MAX_PARTS = 64  # images of one seed
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that it takes to make the image again, and to say why it differs.
+    """Everything needed to make an image again, and to explain a difference.
 
     The image's own seed is `seeds[index]`: an image depends on the size of its batch
     (matrix products of other shapes round differently), so the batch is recorded whole.

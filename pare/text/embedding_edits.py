@@ -1,18 +1,18 @@
-"""Other vectors in place of a word's: what can be done to a prompt behind its words.
+"""Edits of token embeddings: replace or mix words' embeddings, add textual-inversion words.
 
-Of a prompt the text encoder sees 77 token ids.  Each id points at a row of a table, the
-token's embedding; to it the embedding of its *position* is added, and the sum goes through
-the encoder's layers (`pare.text.text_encoder.encode`).  An edit lets ids point at other rows:
+The text encoder reads 77 token ids a prompt.  Each id selects a row of the token embedding
+table; the position embedding is added, and the sum goes through the encoder's layers
+(`pare.text.text_encoder.encode`).  An edit lets ids select other rows:
 
     TextEdits(words=[Replace("cat", "dog")])            the dog's embedding where the cat's was
-    TextEdits(words=[Mix("cat", "dog", share=0.3)])     something between the two
-    TextEdits(learned=[LearnedWord("<cat-toy>", v)])    a word that was learned later
+    TextEdits(words=[Mix("cat", "dog", share=0.3)])     0.7 of the cat's and 0.3 of the dog's
+    TextEdits(learned=[LearnedWord("<cat-toy>", v)])    a textual-inversion embedding
 
-Mixtures and learned words are in no model's table.  They are `rows` of the run's own behind
-it, with the ids that follow the vocabulary's, and `with_rows` reads both: the loaded model is
-never changed, so that runs with other edits, in other threads, can share it.
+Mixtures and learned words are extra `rows` that a run appends to the table, with the ids that
+follow the vocabulary's; `with_rows` makes an encoder that reads both.  The loaded model is not
+changed, so that runs with other edits, in other threads, can share it.
 
-`MixPrompts` acts behind the encoder, on what it makes of two whole prompts.
+`MixPrompts` mixes the encoder's outputs for two whole prompts.
 
     edited = pipe.with_text_edits(TextEdits(words=[Mix("cat", "dog")]))
     images = edited("a photo of a cat", seeds=7)
@@ -50,15 +50,15 @@ TOKEN_ID = re.compile(r"\s*#([0-9]{1,6})\s*")
 
 
 class TokenIdWarning(UserWarning):
-    """A bare number as a replacement, which is taken as text and may be meant as a token's id."""
+    """A bare number as a replacement is read as text; a token's id is written `#2368`."""
 
 
 @dataclass(frozen=True)
 class Replace:
-    """`by`'s token embeddings in the place of `word`'s.
+    """The token embeddings of `by` in place of those of `word`.
 
-    With two words of the vocabulary this is what writing the other word would do, as far as
-    the tokens are concerned; `by` may be a learned word, or a token by its id: `#2368`.
+    With two words of the vocabulary this equals writing the other word in the prompt; `by` may
+    be a learned word, or a token by its id: `#2368`.
     """
 
     word: str
@@ -68,20 +68,20 @@ class Replace:
 
 @dataclass(frozen=True)
 class Mix:
-    """In the place of `word`'s embeddings (1 - share) times them plus `share` times `by`'s.
+    """In place of the embeddings of `word`: (1 - share) * word + share * by.
 
-    Token by token, so that both need to be as many tokens.
+    Token by token, so both words must have the same number of tokens.
     """
 
     word: str
     by: str
     share: float = 0.5
-    """0 leaves the word, 1 replaces it; beyond that leads away from one of the two."""
+    """0 keeps the word, 1 replaces it; values outside [0, 1] extrapolate."""
 
 
 @dataclass(frozen=True)
 class MixPrompts:
-    """(1 - share) times what the encoder makes of the prompt plus `share` times another's."""
+    """(1 - share) times the prompt's text embeddings plus `share` times those of another one."""
 
     prompt: str
     share: float = 0.5
@@ -89,7 +89,7 @@ class MixPrompts:
 
 @dataclass(frozen=True)
 class TextEdits:
-    """All that is done to a run's prompts; the negative prompt knows the learned words alone."""
+    """All edits of a run's prompts; in the negative prompt only the learned words apply."""
 
     learned: Sequence[LearnedWord] = ()
     words: Sequence[Replace | Mix] = ()
@@ -131,7 +131,7 @@ class TextEdits:
         return texts + [edit.prompt for edit in self.prompts]
 
     def without_learned(self, text: str) -> str:
-        """The text without the learned words in it, for who counts the words of the model."""
+        """The text without its learned words, which are not in the model's vocabulary."""
         pattern = self.pattern
         return text if pattern is None else pattern.sub(" ", text)
 
@@ -174,18 +174,18 @@ class Token:
 
 @dataclass(frozen=True, eq=False)
 class EditedPrompt:
-    """A prompt's 77 ids, some of which may point behind the model's table; and their words."""
+    """A prompt's 77 ids, some of which may refer to rows appended to the table, and its words."""
 
     words: Words
     """Its `ids` are without padding."""
     ids: Tensor
     """(1, 77)"""
     rows: Tensor
-    """(k, C): what the id `vocabulary + j` stands for, j below k."""
+    """(k, C): row j is the embedding of the id `vocabulary + j`."""
 
 
 class Layout:
-    """Puts prompts into ids under some edits; collects the rows that they need."""
+    """Tokenizes prompts under some edits, and collects the extra rows that they need."""
 
     def __init__(
         self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, edits: TextEdits
@@ -200,13 +200,13 @@ class Layout:
         }
 
     def new_ids(self, vectors: Tensor) -> list[int]:
-        """Keep vectors (n, C) as rows of the run's own; the ids that point at them."""
+        """Append vectors (n, C) as extra rows; returns their ids."""
         first = len(self.table) + len(self.rows)
         self.rows += vectors.to(self.table).unbind()
         return list(range(first, first + len(vectors)))
 
     def vectors(self, ids: Sequence[int]) -> Tensor:
-        """What ids point at, (n, C), in float32."""
+        """The embeddings of ids, (n, C), in float32."""
         known = len(self.table)
         each = [self.table[i] if i < known else self.rows[i - known] for i in ids]
         return torch.stack(each).float()
@@ -362,7 +362,7 @@ def in_tokens(tokens: Sequence[Token]) -> str:
 
 
 class MoreRows(nn.Module):
-    """An embedding table that goes on, behind its end, with rows of its own."""
+    """A token embedding table with extra rows after its end."""
 
     def __init__(self, table: nn.Embedding, rows: Tensor) -> None:
         """`rows` (k, C), k at least 1, on the table's device and in its type."""
@@ -378,9 +378,9 @@ class MoreRows(nn.Module):
 
 
 def with_rows(text_encoder: CLIPTextModel, rows: Tensor) -> CLIPTextModel:
-    """A text encoder that knows more ids: all layers are the given one's, which stays as it is.
+    """A text encoder whose embedding table has `rows` after its end; the given one is unchanged.
 
-    Another object with the same layers, from the top down to the table; nothing is copied.
+    The modules on the path to the table are new objects; all weights are shared, not copied.
     """
     if not len(rows):
         return text_encoder
@@ -397,7 +397,7 @@ def with_rows(text_encoder: CLIPTextModel, rows: Tensor) -> CLIPTextModel:
 
 
 def shallow(module: nn.Module) -> Any:
-    """Another module with the same children and weights, which can be given other children."""
+    """A shallow copy: the same weights and children, which can be replaced in the copy."""
     other = copy.copy(module)
     other._modules = dict(module._modules)
     return other
@@ -405,7 +405,7 @@ def shallow(module: nn.Module) -> Any:
 
 @torch.no_grad()
 def encode_edited(text_encoder: CLIPTextModel, edited: EditedPrompt) -> Tensor:
-    """What the UNet reads of an edited prompt, (1, 77, C).
+    """The text embeddings of an edited prompt, (1, 77, C).
 
     Raises:
         NonFiniteError: the embeddings hold NaN or infinities.
@@ -469,12 +469,12 @@ def require_words(
             raise PromptError(f"{edit.word!r} is not in the prompt {there[0].prompt!r}")
 
 
-# --- looking -------------------------------------------------------------------------------
+# --- inspection ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Near:
-    """A token of the vocabulary, and how like another's embedding its own is."""
+    """A token of the vocabulary, and the cosine similarity of its embedding to a given one."""
 
     token: str
     id: int
@@ -485,9 +485,9 @@ class Near:
 def nearest_tokens(
     tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, vectors: Tensor, count: int = 3
 ) -> list[list[Near]]:
-    """For each of the vectors (n, C) the tokens whose embeddings point most nearly its way.
+    """For each of the vectors (n, C) the tokens of the highest cosine similarity.
 
-    A vector that is a token's own has that token first, at 1.
+    A token's own embedding has that token first, at 1.
     """
     table = text_encoder.get_input_embeddings().weight.float()
     known = len(tokenizer)  # a table may be longer than the vocabulary
@@ -514,10 +514,10 @@ def token_name(tokenizer: CLIPTokenizer, number: int) -> str:
 
 
 def changed(before: Tensor, after: Tensor) -> list[float]:
-    """How far each of the 77 outputs has moved, over its own length; 0: not by a bit.
+    """The relative change |after - before| / |before| of each of the 77 embeddings.
 
     The encoder is causal: an output depends on the tokens up to its own.  So nothing before an
-    edited token changes, and everything behind it does, the padding included.
+    edited token changes, and everything after it does, the padding included.
 
     Args:
         before, after: (1, 77, C)

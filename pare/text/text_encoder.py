@@ -1,7 +1,7 @@
 """Prompts to embeddings: the tokenizer and CLIP's text encoder, both from transformers.
 
-The UNet never sees words.  It sees 77 vectors a prompt, one a token, and every pixel's
-cross-attention chooses among them (`pare.attention`).
+The UNet gets 77 vectors a prompt, one a token: the keys and values of its cross-attention
+(`pare.attention`).
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class PromptTruncated(UserWarning):
 
 
 class UnknownWords(UserWarning):
-    """A prompt has words that the model was never taught."""
+    """A prompt has words that do not occur in the captions that the model was trained on."""
 
 
 WORDS_FILE = "tokenizer/words.txt"  # one a line, in a model's folder
@@ -125,7 +125,7 @@ WEIGHT = re.compile(r"\(([^():]*):[0-9.]+\)")  # as web interfaces write it: (ca
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """What the UNet reads: the prompts, and what guidance steers away from."""
+    """Text embeddings of the prompts, and of the negative prompts for guidance."""
 
     cond: Tensor
     """(B, 77, C)"""
@@ -164,8 +164,8 @@ def encode(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Seque
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int = 77) -> Tensor:
     """Prompts -> token ids (B, length): start, the words, end, and padding to `length`.
 
-    Start, end and padding are put on here.  A tokenizer that is asked to pad or truncate
-    changes its own settings, and two runs that share one would meet there.
+    Start, end and padding are added here: a tokenizer that is asked to pad or truncate changes
+    its own settings, which two runs in two threads may share.
     """
     words = {prompt: words_of(tokenizer, prompt, length - 2) for prompt in dict.fromkeys(prompts)}
     rows = []
@@ -203,11 +203,11 @@ def cut_off(count: int, room: int, rest: str) -> PromptTruncated:
 
 
 def known_words(folder: Path | str) -> frozenset[str] | None:
-    """The words that a model was taught, in lower case; None if it does not list them.
+    """The words of the captions that a model was trained on, lower case; None if not listed.
 
-    A tokenizer encodes any text, and splits a word that it does not know into smaller pieces;
-    so the words are listed in a file of their own, `tokenizer/words.txt`.  The built-in model,
-    whose language is small, has one; models that were trained on the web have none.
+    A tokenizer encodes any text and splits an unknown word into smaller pieces, so the words
+    are listed in a file of their own, `tokenizer/words.txt`.  The built-in model has one;
+    models that were trained on captions from the web have none.
 
     Args:
         folder: the model's (`pipe.source.path`).
@@ -224,7 +224,7 @@ def unknown_words(prompt: str, known: frozenset[str]) -> list[str]:
 
 
 def warn_of_unknown_words(prompts: Sequence[str], known: frozenset[str], model: str) -> None:
-    """Say so if `model` was never taught some of the prompts' words."""
+    """Warn about words of the prompts that `model` was not trained on."""
     text = " ".join(prompts)
     weighted = WEIGHT.search(text)
     if weighted:

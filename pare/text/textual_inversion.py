@@ -1,8 +1,8 @@
-"""Words that a model learned later, by textual inversion (arXiv:2208.01618).
+"""Textual-inversion embeddings (arXiv:2208.01618): a placeholder word and its vectors.
 
-A few images of a thing, or of a style, train one or several vectors that go into the text
-encoder in the place of a token's embedding.  `pare.loading.embedding_file` reads the files in
-which they are passed on.
+One or several vectors are trained on a few images of an object or a style, and replace the
+placeholder's token embedding in the text encoder.  `pare.loading.embedding_file` reads them
+from files.
 """
 
 from __future__ import annotations

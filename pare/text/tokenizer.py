@@ -1,13 +1,12 @@
-"""A tokenizer's folder to CLIP's tokenizer.
+"""Reads and checks a tokenizer's folder, and builds transformers' CLIP tokenizer from it.
 
     tokenizer.json              all of it, as transformers 5 writes it; or, as before it,
     vocab.json, merges.txt      the tokens and their ids; which pairs of tokens become one
     tokenizer_config.json, special_tokens_map.json, added_tokens.json
                                 the start, end, padding and unknown tokens; tokens added later
 
-transformers would trust these files, which anyone may have written, and what it cannot
-read ends in whatever its parser raises.  Here they are read and checked first; its CLIP
-tokenizer is then built from what they say.
+transformers does not validate these files, which anyone may have written: errors come from
+within its parsers.  So they are read and checked here first.
 
 **Which file wins** where two disagree is transformers' order
 (`PreTrainedTokenizerBase._from_pretrained`, 5.23), since the embeddings depend on it:

@@ -1,8 +1,8 @@
-"""Words as people write them, and the tokens that the model sees for them.
+"""The words of a prompt, and the positions of each word's tokens among the 77.
 
     read(tokenizer, "A sunny road, at night").find("Sunny")  ->  (2,)
 
-Token 0 is the prompt's start; behind the last word come its end and padding up to 77.
+Token 0 is the start token; after the last word come the end token and padding up to 77.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Word:
 
     text: str
     tokens: tuple[int, ...]
-    """Their places among the 77, one behind the other; none if the word was cut off."""
+    """Their positions among the 77, in order; none if the word was cut off."""
 
     @property
     def key(self) -> str:
-        """What two spellings of one word have in common."""
+        """The word in normal form, without case: equal for two spellings of one word."""
         return unicodedata.normalize("NFC", self.text).casefold()
 
 
@@ -46,20 +46,20 @@ class Words:
     prompt: str
     words: tuple[Word, ...]
     ids: tuple[int, ...]
-    """Of the start, the words' tokens and the end; the rest of the 77 is padding."""
+    """Token ids of start, words and end; the rest of the 77 is padding."""
     names: tuple[str, ...]
-    """Of all 77 tokens, for people."""
+    """Readable names of all 77 tokens."""
 
     @property
     def length(self) -> int:
-        """77"""
+        """The number of tokens, padding included: 77."""
         return len(self.names)
 
     def find(self, wanted: str) -> tuple[int, ...]:
-        """The places of a word's tokens, of all its occurrences; `road#2` is the second alone.
+        """The positions of a word's tokens, of all its occurrences; `road#2` is the second alone.
 
         Raises:
-            PromptError: no such word; the sentence names those that there are.
+            PromptError: no such word; the message names those of the prompt.
         """
         return tuple(place for places in self.occurrences(wanted) for place in places)
 
@@ -70,7 +70,7 @@ class Words:
         k-th occurrence alone, from 1.
 
         Raises:
-            PromptError: no such word, not so many of it, or cut off behind the 77th token.
+            PromptError: no such word, not so many of it, or cut off after the 77th token.
         """
         text, number = numbered(wanted)
         key = [word.key for word in split(text)]

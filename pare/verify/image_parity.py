@@ -1,4 +1,4 @@
-"""Finished images under every solver: generated, image-to-image, and blended."""
+"""Parity of finished images under every solver: generated, image-to-image, and blended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layer by layer: finds the first layer whose output differs from diffusers'.
+"""Comparison layer by layer: finds the first layer whose output differs from diffusers'.
 
 pare's modules and diffusers' both have the Hub's names, so modules of the same path must give
 the same output for the same input.  Their outputs are read with PyTorch's forward hooks, which

@@ -75,7 +75,7 @@ def run_load_bench(
     pairs: int = 5,
     progress: Callable[[str], None] | None = None,
 ) -> BenchReport:
-    """Measurement loading on the CPU: seconds, and the process's peak memory in the end.
+    """Measure loading on the CPU: seconds, and the process's peak memory in the end.
 
     Args:
         model: "sd1" or "sd21", which are written to the current folder at true size (8.5 and

@@ -45,7 +45,7 @@ class ModelPair:
 
     @property
     def inpaints(self) -> bool:
-        """Whether the UNet wants a mask and a masked image beside the latents."""
+        """Whether the UNet takes a mask and a masked image beside the latents."""
         return self.pipe.unet.config.in_channels != self.pipe.vae.config.latent_channels
 
     @cached_property
@@ -101,7 +101,7 @@ def exact_float32() -> Iterator[None]:
 
 
 def soft_colours() -> Image.Image:
-    """An image of nothing, for models that cannot make one from a prompt alone."""
+    """A smooth random image, for models that cannot make one from a prompt alone."""
     colours = np.random.default_rng(SEED).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(colours).resize((256, 256), Image.Resampling.BICUBIC)
 

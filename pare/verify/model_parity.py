@@ -1,4 +1,4 @@
-"""The text encoder, the UNet and the VAE, layer by layer."""
+"""Parity of the text encoder, the UNet and the VAE, layer by layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The solvers, rolled out on a denoiser whose exact answer is known."""
+"""Parity of the solvers: rolled out on a denoiser whose exact output is known."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ replaced by those of the *original* image, noised to the noise level of the step
 
     x_t = mask * x_t + (1 - mask) * q(x_t | source)
 
-The model so denoises the whole scene at every step, and the foreground fits its surroundings.
+So the model denoises the whole scene at every step, and the foreground fits its surroundings.
 """
 
 from __future__ import annotations

@@ -7,9 +7,8 @@ channels (sec. 4.5 has the idea; the order is that of the published weights):
     mask           1   1 = paint, 0 = keep, on the latent grid
     masked image   4   its VAE latents, scaled; the region to paint is mid-grey in it
 
-The model so knows at every step what stays, and was trained to continue it: no blend is needed
-between the steps.  Its output outside the mask is a copy, not the original; `blend`'s
-`background` decides what becomes of it.
+Every step is conditioned on the kept pixels, so no blend is needed between the steps.  The output
+outside the mask is a copy, not the original; `blend`'s `background` decides what becomes of it.
 """
 
 from __future__ import annotations

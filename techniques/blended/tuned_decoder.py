@@ -44,7 +44,7 @@ def decode_tuned(
         (1, 3, H, W) in about [-1, 1], float32 on the CPU.
     """
     original, edit = original.to(pipe.device), edit.to(pipe.device)
-    edited = pipe.decode(latents).to(pipe.device)  # what the inside is to stay
+    edited = pipe.decode(latents).to(pipe.device)  # the target inside the mask
     with torch.no_grad():
         unscaled = (latents / pipe.vae.config.scaling_factor).to(pipe.device)
         z = copy.deepcopy(pipe.vae.post_quant_conv).float()(unscaled)

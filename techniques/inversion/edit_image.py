@@ -91,11 +91,13 @@ class Edited(Images):
     latents: Tensor  # (1, 4, h, w), scaled, float32
     inverted: Inverted
     reconstruction: Image.Image | None
-    """What the inversion gives back under the source prompt; None if it was not asked for."""
+    """The inversion's reconstruction under the source prompt; None with `reconstruct=False`."""
     reconstructed: Likeness | None  # of the reconstruction to the image
     vae_alone: Likeness  # of the VAE's round trip: the most that any inversion can reach
     outside: Difference | None  # to the image, outside the mask; None without a mask
-    tables: list[p2p.TokenMap]  # of prompt-to-prompt: which word is fed by which
+    tables: list[
+        p2p.TokenMap
+    ]  # of prompt-to-prompt: which source tokens each target token takes its weights from
 
     def report(self) -> dict[str, object]:
         """Fit for JSON, which has no infinity: the psnr of equal images is None."""

@@ -206,7 +206,7 @@ def described(solver: Scheduler) -> dict[str, Any]:
 def check_fit(pipe: Pipeline, inverted: Inverted) -> None:
     """Raise an InversionError unless the pipeline has the inversion's model and noise levels."""
     solver, _ = ddim_inversion.solvers(pipe)
-    if not pipe.source.has_files(inverted.model):
+    if fingerprints(pipe) != inverted.model and not pipe.source.has_files(inverted.model):
         raise InversionError(
             f"the inversion is of another model than {pipe.source.name}",
             expected="the model that the image was inverted with",

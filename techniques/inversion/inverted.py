@@ -44,7 +44,7 @@ class Inverted:
 
     method: Method
     prompt: str  # what the image shows
-    guidance: float  # at which the prompt gives the image back
+    guidance: float  # at which the prompt reconstructs the image
     width: int  # of the image in pixels
     height: int
     model: Mapping[str, str]  # weight file -> fingerprint
@@ -79,7 +79,7 @@ class Inverted:
 def load(path: Path | str) -> Inverted:
     """The inversion that `Inverted.save` wrote.
 
-    Nothing in the file is trusted: names, types, shapes and numbers are checked.
+    The file is untrusted input: names, types, shapes and numbers are checked.
 
     Raises:
         InversionError: not such a file, damaged, or one that pare did not write.
