@@ -214,9 +214,7 @@ def find_machine(
             choose_device(device)
         except DeviceError:
             device, kind = str(choose_device("auto")), "auto"
-            notes.append(
-                f"made on {recipe.device}, which this machine does not have: on {device} now"
-            )
+            notes.append(f"made on {recipe.device}, which this machine lacks: on {device} now")
     processors = os.cpu_count() or 1
     kind = str(choose_dtype(dtype or kind, choose_device(device)))
     if threads is None and recipe.threads > processors:

@@ -95,9 +95,8 @@ class Edited(Images):
     reconstructed: Likeness | None  # of the reconstruction to the image
     vae_alone: Likeness  # of the VAE's round trip: the most that any inversion can reach
     outside: Difference | None  # to the image, outside the mask; None without a mask
-    tables: list[
-        p2p.TokenMap
-    ]  # of prompt-to-prompt: which source tokens each target token takes its weights from
+    tables: list[p2p.TokenMap]
+    """Of prompt-to-prompt: the source tokens whose attention weights each target token takes."""
 
     def report(self) -> dict[str, object]:
         """Fit for JSON, which has no infinity: the psnr of equal images is None."""

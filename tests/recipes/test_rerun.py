@@ -358,7 +358,7 @@ def test_a_machine_that_is_not_here(work: Path, capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().err
     assert f"made with {many} threads: with {many - 1} now" in said
     assert "device was cuda:77 and is cpu" in said
-    assert any("cuda:77, which this machine has not" in note for note in machine.notes)
+    assert any("cuda:77, which this machine lacks" in note for note in machine.notes)
 
 
 def test_other_versions_are_said(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
