@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -153,13 +154,23 @@ class PareCommand(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:  # fmt: skip
+        typed = list(args)  # click empties `args`
         with errors_name_options(self, parent):
             try:
                 return super().make_context(info_name, args, parent, **extra)
             except click.UsageError as error:
                 if not error.message.startswith("Got unexpected extra argument"):
                     raise
-                raise click.UsageError(error.message.rstrip(".") + QUOTES, error.ctx) from error
+                flag = self.flag_before(typed, error.message)
+                hint = f"; {flag} takes no value" if flag else QUOTES
+                raise click.UsageError(error.message.rstrip(".") + hint, error.ctx) from error
+
+    def flag_before(self, typed: Sequence[str], message: str) -> str | None:
+        """The flag (--grid) that was given one of the unexpected arguments as its value."""
+        extra = message.partition("(")[2].rstrip(".)").split()
+        flags = {name for one in self.params if getattr(one, "is_flag", False) for name in one.opts}
+        pairs = itertools.pairwise(typed)
+        return next((flag for flag, word in pairs if flag in flags and word in extra), None)
 
     def invoke(self, ctx: click.Context) -> Any:
         with errors_name_options(self, ctx.parent):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from pare.cli.grouped_help import option, options, together
+from pare.cli.grouped_help import Function, option, options, together
 from pare.cli.option_types import (
     DTYPE_NAMES,
     SCHEDULER_NAMES,
@@ -28,11 +29,18 @@ image_argument = click.argument("image", type=InputFile())
 
 json_option = option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 force_option = option("--force", is_flag=True, usual=True, help="Overwrite existing files.")
-size_option = option(
-    "--size", metavar="WxH", callback=checked(validation.parse_size), usual=True,
-    help="Width and height in pixels, multiples of 8 (512 is 512x512). Default: IMAGE's own, or "
-         "the size that the model was trained at.",
-)  # fmt: skip
+
+
+def size_option_with(default: str) -> Callable[[Function], Function]:
+    return option(
+        "--size", metavar="WxH", callback=checked(validation.parse_size), usual=True,
+        help=f"Width and height in pixels, multiples of 8 (512 is 512x512). Default: {default}.",
+    )  # fmt: skip
+
+
+size_option = size_option_with("what the model was trained at")
+image_size_option = size_option_with("IMAGE's")
+optional_image_size_option = size_option_with("IMAGE's, or what the model was trained at")
 
 preview_option = option(
     "--preview", is_flag=True, **not_in_recipe("preview"),
@@ -61,16 +69,23 @@ tokenizer_option = option(
 model_options = options("Model and machine", *MACHINE, tokenizer_option)
 model_options_without_tokenizer = options("Model and machine", *MACHINE)
 
-scheduler_options = options(
-    "Scheduler",
-    option("--scheduler", type=SchedulerName(), usual=True, aliases=("--sampler",),
-           metavar="NAME",
-           help=f"The solver: {', '.join(SCHEDULER_NAMES)}. Default: the model's own."),
-    option("--karras/--no-karras", default=None, callback=karras_of_name,
-           help="Karras noise levels (arXiv:2206.00364), for the schedulers that have them."),
-    option("--eta", type=float, callback=checked(validation.check_eta),
-           help="DDIM: how much fresh noise each step adds, from 0 (none) to 1 (as DDPM)."),
-)  # fmt: skip
+
+def scheduler_options_with(default: str) -> Callable[[Function], Function]:
+    return options(
+        "Scheduler",
+        option("--scheduler", type=SchedulerName(), usual=True, aliases=("--sampler",),
+               metavar="NAME",
+               help=f"The solver: {', '.join(SCHEDULER_NAMES)}. Default: {default}."),
+        option("--karras/--no-karras", default=None, callback=karras_of_name,
+               help="Karras noise levels (arXiv:2206.00364), for the schedulers that have them."),
+        option("--eta", type=float, callback=checked(validation.check_eta),
+               help="DDIM: how much fresh noise each step adds, from 0 (none) to 1 (as DDPM)."),
+    )  # fmt: skip
+
+
+scheduler_options = scheduler_options_with("the model's own")
+edit_scheduler_options = scheduler_options_with("dpm++2m with Karras noise levels")
+inversion_scheduler_options = scheduler_options_with("ddim, which can be inverted")
 
 sampling_options = options(
     "Sampling",
@@ -121,3 +136,4 @@ output_options = options(
 )  # fmt: skip
 
 run_options = together(sampling_options, scheduler_options, model_options, output_options)
+edit_run_options = together(sampling_options, edit_scheduler_options, model_options, output_options)

@@ -98,9 +98,9 @@ def test_what_was_pushed_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ("snow", -1.0, 2),
     ]
     assert rows[0]["places"] == 1.0
-    assert "'lamps' was pushed away in 2 steps, at 100% of all places" in printed.err
-    assert "'clouds' was never pushed" in printed.err
-    assert "'snow' was pushed towards in 2 steps" in printed.err
+    assert "guided away from 'lamps' in 2 steps, at 100% of all latent pixels" in printed.err
+    assert "'clouds' had no effect at any step" in printed.err
+    assert "guided towards 'snow' in 2 steps" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["image2image", "photo.png", A_ROAD], "No such command"),
     (["generate"], "Missing argument 'PROMPT'"),
     (["generate", "a", "road"], "put a prompt of several words in quotes"),
+    (["generate", A_ROAD, "--grid", "grid.png"], "--grid takes no value"),
+    (["generate", "--force", "a", "road"], "put a prompt of several words in quotes"),
     (["generate", A_ROAD, "--step", "5"], "Did you mean"),
     (["generate", A_ROAD, "--guidence", "5"], "Did you mean one of: '--device', '--guidance'"),
     (["generate", A_ROAD, "--steps"], "'--steps' requires an argument"),

@@ -12,11 +12,11 @@ from pare.cli.grouped_help import option, options
 from pare.cli.image_run import ImageRun, image_command
 from pare.cli.option_types import InputFile, checked, not_in_recipe, noted, number
 from pare.cli.options import (
+    edit_run_options,
     image_argument,
+    image_size_option,
     memory_options,
     prompt_argument,
-    run_options,
-    size_option,
 )
 from pare.cli.terminal import progress
 from pare.runtime import validation
@@ -88,15 +88,16 @@ EXAMPLES = (
 @prompt_argument
 @blend_options
 @background_options
-@size_option
-@run_options
+@image_size_option
+@edit_run_options
 @embedding_options
 @memory_options
 def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any) -> None:
     """Blended latent diffusion: paint PROMPT into the masked part of IMAGE, keep the rest.
 
-    With an inpainting model the UNet also reads the mask and the masked IMAGE. The default
-    scheduler is dpm++2m with Karras noise levels (arXiv:2206.02779).
+    Before every step the latents outside the mask are replaced by IMAGE's, noised to the step's
+    noise level (arXiv:2206.02779). With an inpainting model the UNet also reads the mask and the
+    masked IMAGE.
     """
     from pare.io.images import fit, load_image, load_mask
     from techniques.blended import prepare_mask

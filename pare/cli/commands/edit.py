@@ -26,9 +26,9 @@ from pare.cli.image_run import ImageRun, image_command
 from pare.cli.option_types import InputFile, as_typed, checked, noted
 from pare.cli.options import (
     image_argument,
+    inversion_scheduler_options,
     model_options,
     output_options,
-    scheduler_options,
 )
 from pare.cli.terminal import progress
 from pare.errors import SettingError
@@ -100,15 +100,15 @@ EXAMPLES = (
 @local_blend_options
 @background_options
 @concept_options
-@scheduler_options
+@inversion_scheduler_options
 @model_options
 @output_options
 def edit(image: Path, **given: Any) -> None:
     """Edit a real image by a prompt: invert IMAGE, described by SOURCE, and sample TARGET.
 
-    Also says how well the inversion reconstructs IMAGE: what it loses, the edit loses, too. The
-    scheduler is ddim, which can be inverted; only edit-friendly draws noise (--seed). Options
-    about words and attention belong to p2p, --concept and --preset to erase.
+    Also says how well the inversion reconstructs IMAGE: what it loses, the edit loses, too. Only
+    edit-friendly draws noise (--seed). Options about words and attention belong to p2p, --concept
+    and --preset to erase.
     """
     check_use(given)
     if noted("explain"):

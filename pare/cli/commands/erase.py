@@ -20,7 +20,12 @@ from pare.cli.option_types import (
     noted,
     number,
 )
-from pare.cli.options import memory_options, prompt_argument, run_options, size_option
+from pare.cli.options import (
+    edit_run_options,
+    memory_options,
+    optional_image_size_option,
+    prompt_argument,
+)
 from pare.cli.output_files import output_paths
 from pare.cli.terminal import progress
 from pare.errors import PromptError
@@ -119,15 +124,14 @@ EXAMPLES = (
 @concept_option
 @gate_options
 @image_options
-@size_option
-@run_options
+@optional_image_size_option
+@edit_run_options
 @memory_options
 def erase(image: Path | None, prompt: str, concepts: Sequence[str], **given: Any) -> None:
     """Concept erasure: generate PROMPT, or re-generate IMAGE, guided away from each --concept.
 
     Unlike --negative, which replaces the unconditional prediction, each concept has its own
-    weight, and gates choose where and when it acts. The default scheduler is dpm++2m with Karras
-    noise levels.
+    weight, and gates choose where and when it acts.
     """
     from pare.io.images import load_image
 
@@ -222,12 +226,12 @@ def pushed(concept: Concept, pushes: Tensor) -> dict[str, Any]:
 
 
 def push_in_words(row: Mapping[str, Any]) -> str:
-    away = "away" if row["weight"] >= 0 else "towards"
     if not row["steps"]:
-        return f"{row['concept']!r} was never pushed"
+        return f"{row['concept']!r} had no effect at any step"
+    direction = "away from" if row["weight"] >= 0 else "towards"
     return (
-        f"{row['concept']!r} was pushed {away} in {row['steps']} steps, at {row['places']:.0%} of "
-        f"all places and steps, by {row['strength']:.2f} there"
+        f"guided {direction} {row['concept']!r} in {row['steps']} steps, at {row['places']:.0%} of "
+        f"all latent pixels and steps, there by {row['strength']:.2f} on average"
     )
 
 

@@ -13,11 +13,11 @@ from pare.cli.image_run import ImageRun, image_command
 from pare.cli.option_types import checked
 from pare.cli.options import (
     image_argument,
+    image_size_option,
     memory_options,
     preview_option,
     prompt_argument,
     run_options,
-    size_option,
 )
 from pare.cli.terminal import progress
 from pare.runtime import validation
@@ -43,7 +43,7 @@ EXAMPLES = ('pare img2img photo.jpg "a road in winter" --strength 0.6 --out wint
 @prompt_argument
 @strength_option
 @start_option
-@size_option
+@image_size_option
 @run_options
 @preview_option
 @embedding_options

@@ -12,10 +12,10 @@ from pare.cli.image_run import ImageRun, image_command
 from pare.cli.option_types import checked
 from pare.cli.options import (
     image_argument,
+    inversion_scheduler_options,
     model_options,
     output_options,
     prompt_argument,
-    scheduler_options,
 )
 from pare.cli.terminal import progress
 from pare.runtime import validation
@@ -50,7 +50,7 @@ EXAMPLES = (
 @image_argument
 @prompt_argument
 @invert_options
-@scheduler_options
+@inversion_scheduler_options
 @model_options
 @output_options
 def invert(image: Path, prompt: str, **given: Any) -> None:
@@ -58,8 +58,7 @@ def invert(image: Path, prompt: str, **given: Any) -> None:
 
     Writes the reconstruction, and beside it NAME.safetensors with the latents of every step, for
     `techniques.inversion.sample` and other prompts. Says how near the reconstruction is, and
-    whether the noise is Gaussian. The scheduler is ddim, which can be inverted; only edit-friendly
-    draws noise (--seed).
+    whether the noise is Gaussian. Only edit-friendly draws noise (--seed).
     """
     from pare.io.images import load_image
 

@@ -22,7 +22,7 @@ from pare.cli.option_types import (
     noted,
     number,
 )
-from pare.cli.options import memory_options, run_options, size_option
+from pare.cli.options import edit_run_options, memory_options, size_option
 from pare.cli.terminal import progress
 from pare.errors import PromptError, SettingError
 from pare.runtime import validation
@@ -150,7 +150,7 @@ EXAMPLES = (
 @local_blend_options
 @separately_option
 @size_option
-@run_options
+@edit_run_options
 @memory_options
 def p2p(source: str, targets: Sequence[str], **given: Any) -> None:
     """Prompt-to-Prompt: generate SOURCE, and edit it into each TARGET by attention control.
@@ -160,7 +160,7 @@ def p2p(source: str, targets: Sequence[str], **given: Any) -> None:
     images: NAME-source.png and NAME-target.png, or NAME-target-1.png, …
 
     `road#2` is the second road of a prompt; options about words apply to every TARGET that has
-    them. The default scheduler is dpm++2m with Karras noise levels.
+    them.
     """
     check_options(given)
     if noted("explain"):

@@ -11,7 +11,7 @@ import click
 from pare.cli.grouped_help import option, options
 from pare.cli.image_run import ImageRun, image_command, load_pipeline
 from pare.cli.option_types import InputFile, checked, scheduler_of
-from pare.cli.options import prompt_argument, run_options, size_option
+from pare.cli.options import optional_image_size_option, prompt_argument, run_options
 from pare.cli.terminal import progress
 from pare.errors import SettingError
 from pare.runtime import validation
@@ -105,7 +105,7 @@ EXAMPLES = (
 @image_command(section="study", examples=EXAMPLES)
 @prompt_argument
 @sweep_options
-@size_option
+@optional_image_size_option
 @run_options
 def sweep(
     prompt: str, over: tuple[str, ...], target: str | None, image: Path | None,

@@ -65,8 +65,8 @@ def table(rows: Sequence[TokenRow], vocabulary: int) -> Iterator[str]:
     padding = rows[len(shown) :]
     names = [one_line(row.text) for row in shown]
     width = max(7, *map(len, names)) + 2
-    lengths = "  |token|  |place| |output|" + ("    moved" if edited else "")
-    yield f"{'':>5}{'id':>7}  {'token':{width}}{lengths}  like"
+    lengths = "  |token|    |pos| |output|" + ("    moved" if edited else "")
+    yield f"{'':>5}{'id':>7}  {'token':{width}}{lengths}  nearest"
     for row, name in zip(shown, names, strict=True):
         yield numbers(f"{row.index:5d}", row, name, width, vocabulary)
     if padding:
