@@ -1,15 +1,15 @@
-"""The client's connection to the Hub, with bounds on what a server can make it do.
+"""HTTP limits for huggingface_hub's client: sizes, speed, waiting, redirects, headers.
 
 huggingface_hub trusts the server: it names files in its cache by the server's ETag, waits as
-long as it is told to, and takes what is sent until it ends.  A mirror (`HF_ENDPOINT`), a proxy
-or a hotel's login page may say anything.  `connection` gives huggingface_hub's own client
+long as a header asks, and reads a body until it ends.  A mirror (`HF_ENDPOINT`), a proxy or a
+login page may send anything.  `connection` gives huggingface_hub's own client
 hooks that check every response before its body is read:
 
     ETag, X-Repo-Commit     are names of files in the cache: plain tokens, or refused
     sizes                   known before a byte is taken, and no byte more is taken
     compressed bodies       unpacked no further than the same size
     speed                   at least `FLOOR` bytes in `WINDOW` seconds
-    Retry-After             a minute in all, and said
+    Retry-After             a minute in all, with a message
     redirects               to addresses that are addresses
     the token               to the endpoint and the Hub alone, not to whom a header names
 """

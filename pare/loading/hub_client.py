@@ -1,13 +1,13 @@
-"""A repository on the Hub to a folder on this machine, with nothing fetched that is not read.
+"""Downloads a model from the Hub into huggingface_hub's cache: only the files that are read.
 
-    1. ask what the repository holds at the revision, and which commit that is
-    2. fetch model_index.json, and see that pare runs such a model
-    3. fetch the configs and the tokenizer, and see that they are ones that pare knows
-    4. fetch one set of weights a part (see `pare.loading.hub_folder`)
+    1. list the repository's files at the revision, and resolve it to a commit
+    2. fetch model_index.json, and check that it is a model that pare runs
+    3. fetch the configs and the tokenizer, and check them
+    4. fetch one set of weights for each part (see `pare.loading.hub_folder`)
 
 Everything goes through huggingface_hub: its cache (`HF_HOME`), its token (`hf auth login`
 or `HF_TOKEN`), its endpoint (`HF_ENDPOINT`) and its resuming.  Where the Hub cannot be
-reached, or no longer has the model, the copy in the cache is used, and that is said.
+reached, or no longer has the model, the copy in the cache is used, with a warning.
 """
 
 from __future__ import annotations
