@@ -28,6 +28,8 @@ ROOT_PAGES = {
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 # The link that docs/course/build.py writes above an excerpt, and the name of what it shows.
 EXCERPT = re.compile(r"<!-- source: (?P<name>[\w.]+)[^>]*-->\n\[(?P<text>[^\]]*)\]\([^)]*\)")
+# A dotted name in code marks, outside a link's text: a link where the API has that name.
+NAME = re.compile(r"(?<![\[`])`(?P<name>(?:pare|techniques|roads)(?:\.\w+)+)`(?![`\]])")
 FENCE = re.compile(r"^```.*?^```", flags=re.MULTILINE | re.DOTALL)
 
 
@@ -113,6 +115,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         return f"[{match['text']}][{name}]"
 
+    def named(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f'<autoref optional identifier="{name}"><code>{name}</code></autoref>'
+
     def moved(match: re.Match[str]) -> str:
         target, anchor = match["target"], match["anchor"] or ""
         if ":" in target:
@@ -136,6 +142,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     # Code keeps its text: in it, [a](b) is no link.
     parts, end = [], 0
     for fence in FENCE.finditer(text):
-        parts += [LINK.sub(moved, text[end : fence.start()]), fence[0]]
+        parts += [NAME.sub(named, LINK.sub(moved, text[end : fence.start()])), fence[0]]
         end = fence.end()
-    return "".join([*parts, LINK.sub(moved, text[end:])])
+    return "".join([*parts, NAME.sub(named, LINK.sub(moved, text[end:]))])
