@@ -1,9 +1,10 @@
 """Opens checkpoint files, safetensors or `.ckpt`, without running code in them or copying them.
 
-A safetensors file is a table of names, types, shapes and offsets, followed by the numbers.  A `.ckpt` (also `.pt`, `.pth`, `.bin`) is a zip archive with a pickle
-in it, which is a small *program*: torch's restricted reader (`weights_only`) runs the few
-instructions that build tensors and stops at all others.  Both are mapped into memory: the
-operating system reads a tensor when it is first used.
+A safetensors file is a table of names, types, shapes and offsets, followed by the numbers.
+A `.ckpt` (also `.pt`, `.pth`, `.bin`) is a zip archive with a pickle in it, which is a small
+*program*: torch's restricted reader (`weights_only`) runs the few instructions that build
+tensors and stops at all others.  Both are mapped into memory: the operating system reads a
+tensor when it is first used.
 
 The format is recognised by the first bytes, not by the file's name.
 """
