@@ -251,7 +251,7 @@ def handler_of(hub: Hub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
         ) -> None:
             headers, status = {**(headers or {}), "Accept-Ranges": "bytes"}, 200
             asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            if asked:
+            if asked and content:  # an empty file has no part to send
                 start, whole = int(asked[1]), len(content)
                 content = content[start : int(asked[2]) + 1 if asked[2] else whole]
                 end, status = start + len(content) - 1, 206

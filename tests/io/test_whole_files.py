@@ -39,7 +39,7 @@ def test_writes_a_new_file_with_the_umask_s_permissions(tmp_path: Path) -> None:
 def test_refuses_to_overwrite_unless_forced(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
-    with pytest.raises(OutputError, match="--force"):
+    with pytest.raises(OutputError, match="force=True"):
         write_whole(path, write_new)
     assert path.read_bytes() == b"old"
     write_whole(path, write_new, force=True)

@@ -603,7 +603,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "again.safetensors exists" in capsys.readouterr().err
     assert not out.exists()
     assert main([*line, "--force"]) == 0
-    assert "dB from IMAGE, SSIM" in capsys.readouterr().err
+    assert "the reconstruction is at" in capsys.readouterr().err
     more = ["--force", "--method", "edit-friendly", "--seed", "4"]
     assert main([*line, *more]) == main(["rerun", str(out), "--check"]) == 0
     assert main([*line, "--force", "--scheduler", "euler"]) == 2
