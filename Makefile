@@ -6,6 +6,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 # The versions to install; `make test CONSTRAINTS=` takes the newest that pyproject.toml allows.
 CONSTRAINTS ?= -c constraints.txt
+WORKERS ?= 2
 VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
@@ -19,9 +20,10 @@ demo: $(READY)
 	$(PY) -m pare.cli.demo_page --out demo
 	@echo "Look at it: $(CURDIR)/demo/index.html"
 
-# Everything but the slow and the GPU tests, then the same comparison as users see it.
+# Everything but the slow and the GPU tests, a process per core, then the same comparison as users
+# see it.  `make test WORKERS=8` takes eight; each needs 2 GB.
 test: $(READY)
-	$(PY) -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 	$(VENV)/bin/pare verify --device cpu
 
 lint: $(READY)

@@ -235,7 +235,6 @@ def rootless(image: Tensor) -> Tensor:
         (lambda image: (image > 0.5).float().mean(), "does not depend on the image"),
         (rootless, "gradient at step 0 holds NaN"),
     ],
-    ids=str,
 )
 def test_a_loss_that_is_none_is_a_sentence(model: TinyModel, loss: Any, words: str) -> None:
     with pytest.raises(LossError, match=words):
@@ -442,7 +441,6 @@ def test_what_is_no_clip_is_a_sentence(clip_folder: Path, tmp_path: Path) -> Non
         ("image.flip(-1).roll(2, dims=3).amax()", lambda x: x.flip(-1).roll(2, dims=3).amax()),
         ("(1 - image).clamp(0, 0.5).norm()", lambda x: (1 - x).clamp(0, 0.5).norm()),
     ],
-    ids=str,
 )
 def test_a_line_is_what_it_says(line: str, same: Any) -> None:
     image = normal(1, 3, 8, 8).sigmoid()
