@@ -28,8 +28,18 @@ PROMPTS = {
 }
 SCENE = 10
 EDITS = {
-    "sky": "a sunny road in the mountains with clouds in the sky and a red car and a house",
-    "car": "a sunny road in the mountains with a blue car and a house",
+    "sky": (
+        "a sunny road in the mountains with a red car and clouds and a house and the sun",
+        0,
+        0.95,
+        7.5,  # strength and guidance: README's own command
+    ),
+    "car": (
+        "a sunny road in the mountains with a blue car and a house",
+        1,
+        1.0,
+        6.0,
+    ),
 }
 
 
@@ -39,12 +49,12 @@ def main() -> None:
     scene = draw_scene(HELD_OUT_SEEDS + SCENE).replace(weather="sunny", clouds=False, car="red")
     photo = Image.fromarray(render(scene).pixels)
     images = [*made, photo]
-    for thing, prompt in EDITS.items():
+    for thing, (prompt, seed, strength, guidance) in EDITS.items():
         marked = region(scene, thing)
         if thing == "car":  # its shadow, too
             marked = binary_dilation(marked, iterations=3)
         mask = Image.fromarray(marked.astype(np.uint8) * 255)
-        edited = blend(pipe, photo, mask, prompt, [1], strength=1.0, guidance=6)
+        edited = blend(pipe, photo, mask, prompt, [seed], strength=strength, guidance=guidance)
         images += edited.images
     words = "a snowy road in the mountains with a red car and a house"
     images += pipe.img2img(photo, words, 1, strength=0.5, guidance=6)
