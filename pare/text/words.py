@@ -124,7 +124,8 @@ def read(tokenizer: CLIPTokenizer, prompt: str, length: int = 77) -> Words:
     # A token belongs to the last word that starts at or before it.
     pieces = list(PIECE.finditer(prompt))
     places: list[list[int]] = [[] for _ in pieces]
-    for k, (start, _) in enumerate(offsets):
+    # A prompt of control characters alone has tokens and no word.
+    for k, (start, _) in enumerate(offsets if pieces else ()):
         owner = sum(piece.start() <= start for piece in pieces) - 1
         places[max(owner, 0)].append(1 + k)
 

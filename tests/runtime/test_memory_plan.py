@@ -70,7 +70,7 @@ def test_with_room_a_run_is_one_batch_and_whole(pipe: Pipeline) -> None:
         assert pipe.plan(3, 64, 64, batch=2, tile=64) == Plan(3, 2, 64)
         assert pipe.plan(3, 64, 64, batch=200) == Plan(3, 3, None)
     for wrong in (0, -1, True, 1.5):
-        with pytest.raises(SettingError, match="batch is"):
+        with pytest.raises(SettingError, match="`batch` is"):
             pipe.plan(3, 64, 64, batch=wrong)  # type: ignore[arg-type]
 
 

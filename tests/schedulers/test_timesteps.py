@@ -121,7 +121,7 @@ def test_a_strength_out_of_range(strength: Any) -> None:
 @pytest.mark.parametrize("steps", [0, -1, 1001, 2.0, True, "5", None, math.nan])
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_out_of_range(name: str, steps: Any) -> None:
-    with pytest.raises(SettingError, match="steps is"):
+    with pytest.raises(SettingError, match="`steps` is"):
         schedule(name, steps)
 
 

@@ -366,7 +366,7 @@ def test_ranges_and_other_names_on_an_axis() -> None:
         (["--over", "steps=1", "--strength", "0.5"], "--strength needs an image"),
         ([], "--over"),
         (["--over", "cross_replace=0,1"], "cross_replace needs a prompt to edit to; pass --to"),
-        (["--to", "b", "--over", "self_replace=2"], "self_replace is 2.0"),
+        (["--to", "b", "--over", "self_replace=2"], "`self_replace` is 2.0"),
         (["--to", "b", "--over", "start=1"], "'start' cannot be swept with --to"),
     ],
 )

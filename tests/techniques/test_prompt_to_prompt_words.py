@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import pare
@@ -87,6 +87,7 @@ def test_several_tokens_a_word_and_accents(tokenizer: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore::pare.text.text_encoder.PromptTruncated")
 @given(text=st.text(max_size=60))
+@example("\x1f")
 def test_every_token_belongs_to_one_word(tokenizer: Any, text: str) -> None:
     try:
         prompt = read(tokenizer, text)
