@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pare.recipes.recipe import Recipe
     from pare.schedulers import Scheduler
     from pare.text.embedding_edits import TextEdits
+    from roads.judge.comparison import Comparison
 
 NOT_IN_RECIPE = frozenset(("out", "force", "as_json"))
 """Arguments that say where images go, not what they are."""
@@ -209,8 +210,30 @@ class ImageRun:
 
     # --- the images -------------------------------------------------------------------------
 
-    def write(self, pipe: Pipeline, images: Sequence[Image.Image], **report: object) -> None:
-        """Write every image with its recipe; print the paths, or all as a JSON object."""
+    def judge(
+        self, pipe: Pipeline, image: Image.Image, *, before: Image.Image | None = None,
+        prompt: str, unwanted: Sequence[str] = (),
+    ) -> Comparison | None:  # fmt: skip
+        """What the judge of the built-in world finds in an image, beside the one `before` it;
+        None for other models, whose images it does not know."""
+        if self.rerun is not None or pipe.source.describe()["name"] != "roads":
+            return None
+        from roads.judge.comparison import Comparison, compare
+
+        found = compare(before, image, prompt=prompt, unwanted=unwanted)
+        return None if found == Comparison() else found
+
+    def write(
+        self, pipe: Pipeline, images: Sequence[Image.Image],
+        judged: Sequence[Comparison | None] = (), **report: object,
+    ) -> None:  # fmt: skip
+        """Write every image with its recipe; print the paths, or all as a JSON object.
+
+        Args:
+            judged: what the judge finds in each image.
+            report: what else the JSON says.
+        """
+        judged = judged or [None] * len(images)
         recipes = [self.recipe(pipe, index, part) for index, part in self.places]
         if self.rerun is not None:
             self.rerun.made.extend(zip(images, recipes, strict=True))
@@ -227,11 +250,17 @@ class ImageRun:
                 {"path": str(path), "seed": recipe.seed}
                 | ({"part": recipe.part} if recipe.parts else {})
                 | {"width": image.width, "height": image.height}
-                for path, recipe, image in zip(self.paths, recipes, images, strict=True)
+                | ({"judge": found.report()} if found else {})
+                for path, recipe, image, found in zip(
+                    self.paths, recipes, images, judged, strict=True
+                )
             ]
             result = {"command": self.command.name, "images": written, "seconds": round(seconds, 3)}
             terminal.result(json.dumps(result | report, indent=2))
         terminal.summary(self.summary(seconds))
+        for path, found in zip(self.paths, judged, strict=True):
+            if found:
+                self.say(f"{path}: {found.sentence()}")
 
     def write_one(self, image: Image.Image, recipe: Recipe, path: Path) -> Path:
         """Write an image; under the next free name if the one that pare chose is taken by now."""

@@ -51,23 +51,25 @@ class Comparison:
 
     def sentence(self) -> str:
         """One line of text: "judge: …", with the empty parts left out."""
+        lists = {
+            "kept": self.kept,
+            "lost": [name for name in self.lost if name not in self.erased],
+            "added": self.added,
+            "erased": [name for name in self.erased if name in self.lost],
+            "without": [name for name in self.erased if name not in self.lost],
+            "still there:": self.remaining,
+            "not there, though the prompt names it:": self.missing,
+        }
         parts = [*self.changed]
-        for word in ("kept", "lost", "added", "erased"):
-            if names := getattr(self, word):
-                parts.append(f"{word} {', '.join(names)}")
-        if self.remaining:
-            parts.append(f"not erased: {', '.join(self.remaining)}")
-        if self.missing:
-            parts.append(f"not there, though the prompt names it: {', '.join(self.missing)}")
-        elif self.found:
+        parts += [f"{word} {', '.join(names)}" for word, names in lists.items() if names]
+        if self.found and not self.missing:
             parts.append("all that the prompt names is there")
         return f"judge: {'; '.join(parts)}" if parts else "judge: nothing to say"
 
     def report(self) -> dict[str, Any]:
-        """The same for JSON: lists, and `succeeded`."""
-        return {name: list(value) for name, value in asdict(self).items()} | {
-            "succeeded": self.succeeded
-        }
+        """The same for JSON: lists, `succeeded` and the sentence."""
+        lists = {name: list(value) for name, value in asdict(self).items()}
+        return {**lists, "succeeded": self.succeeded, "sentence": self.sentence()}
 
 
 def compare(
@@ -83,7 +85,8 @@ def compare(
     Args:
         before: None for an image made from a prompt alone.
         prompt: what `after` is to show; words that this world does not have say nothing.
-        unwanted: phrases that name what `after` is not to show, such as "streetlights".
+        unwanted: phrases that name what `after` is not to show, such as "streetlights", even if
+            the prompt names it.
         judge: by default the built-in one.
     """
     judge = judge or builtin_judge()
@@ -108,13 +111,10 @@ def compare_verdicts(
                 lost += [old] if old else []
                 added += [new] if new else []
     asked = read_caption(prompt.lower())
+    refused = [pair for text in unwanted for pair in read_caption(text.lower()).items()]
+    hated = {phrase(name, value, after): shows(after, name, value) for name, value in refused}
     wanted = {phrase(name, value, after): shows(after, name, value)
-              for name, value in asked.items()}  # fmt: skip
-    hated = {
-        phrase(name, value, after): shows(after, name, value)
-        for text in unwanted
-        for name, value in read_caption(text.lower()).items()
-    }
+              for name, value in asked.items() if name not in dict(refused)}  # fmt: skip
     return Comparison(
         changed=tuple(changed),
         kept=tuple(kept),

@@ -56,6 +56,10 @@ def test_what_was_to_be_erased() -> None:
     gone = compare_verdicts(lit, DAY, unwanted=["Streetlights", "the moon"])
     assert (gone.erased, gone.remaining) == (("streetlights",), ("the sun",))
     assert not gone.succeeded
+    assert "erased streetlights; still there: the sun" in gone.sentence()
+    dark = compare_verdicts(None, DAY, prompt="a road with streetlights", unwanted=["streetlights"])
+    assert dark.sentence() == "judge: without streetlights"  # whatever the prompt names
+    assert dark.succeeded
     assert compare_verdicts(lit, lit, unwanted=["streetlights"]).remaining == ("streetlights",)
     assert not compare_verdicts(lit, lit, unwanted=["streetlights"]).succeeded
 

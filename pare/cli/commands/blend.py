@@ -117,7 +117,8 @@ def blend(image: Path, mask: Path, invert_mask: bool, prompt: str, **given: Any)
         **{name: given[name] for name in SETTINGS},
     )  # fmt: skip
     run.note(batch=result.plan.batch, tile=result.plan.tile)
-    run.write(pipe, result.images, **result.report())
+    judged = [run.judge(pipe, one, before=input_image, prompt=prompt) for one in result]
+    run.write(pipe, result.images, judged, **result.report())
     if result.outside and result.vae_alone:
         for path, difference in zip(run.paths, result.outside, strict=True):
             run.say(f"{path}, outside the mask: {difference_in_words(difference)}")

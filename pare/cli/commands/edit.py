@@ -20,6 +20,7 @@ from pare.cli.commands.p2p import (
     pairing_options,
     schedule_options,
     sites,
+    weights_of,
 )
 from pare.cli.grouped_help import option, options
 from pare.cli.image_run import ImageRun, image_command
@@ -158,9 +159,15 @@ def edit(image: Path, **given: Any) -> None:
         )
         for seed in run.seeds
     ]  # fmt: skip
+    unwanted = [concept.prompt for concept in concepts if concept.weight > 0]
+    unwanted += [word for word, weight in weights_of(given).items() if weight <= 0]
     run.write(
         pipe,
         [result[0] for result in results],
+        [
+            run.judge(pipe, result[0], before=input_image, prompt=words, unwanted=unwanted)
+            for result in results
+        ],
         edit=given["kind"],
         method=method,
         report=[result.report() for result in results],

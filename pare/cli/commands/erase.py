@@ -163,7 +163,11 @@ def erase(image: Path | None, prompt: str, concepts: Sequence[str], **given: Any
         [pushed(concept, made.term_norms[:, k, row]) for k, concept in enumerate(listed)]
         for row in range(len(run.seeds))
     ]
-    run.write(pipe, made.images, pushed=report, maps=[str(path) for path in maps])
+    unwanted = [concept.prompt for concept in listed if concept.weight > 0]
+    judged = [
+        run.judge(pipe, one, before=input_image, prompt=prompt, unwanted=unwanted) for one in made
+    ]
+    run.write(pipe, made.images, judged, pushed=report, maps=[str(path) for path in maps])
     for path, rows in zip(run.paths, report, strict=True):
         for row in rows:
             run.say(f"{path}: {push_in_words(row)}")

@@ -60,7 +60,8 @@ def img2img(image: Path, prompt: str, strength: float, start: int | None, **give
     run = ImageRun.start()
     if start is not None:
         strength = strength_from(start, given["steps"])
-    input_image, restore = fit(load_image(image), given["size"])
+    source = load_image(image)
+    input_image, restore = fit(source, given["size"])
     pipe = run.load_pipeline(texts=[prompt, given["negative"]])
     width, height = run.size(pipe, input_image.size)
     fitted = run.fit_memory(pipe, width, height)
@@ -69,4 +70,5 @@ def img2img(image: Path, prompt: str, strength: float, start: int | None, **give
             input_image, prompt, run.seeds, strength=strength, progress=progress(), **fitted,
             **run.sampling,
         )  # fmt: skip
-    run.write(pipe, [restore(made) for made in images])
+    made = [restore(one) for one in images]
+    run.write(pipe, made, [run.judge(pipe, one, before=source, prompt=prompt) for one in made])

@@ -187,7 +187,14 @@ def p2p(source: str, targets: Sequence[str], **given: Any) -> None:
     )  # fmt: skip
     run.note(batch=made.plan.batch, tile=made.plan.tile)
     report = differences(made)
-    run.write(pipe, made.images, targets=report)
+    unwanted = [word for word, weight in weights_of(given).items() if weight <= 0]
+    judged = [
+        None if target is None
+        else run.judge(pipe, image, before=source_image, prompt=target, unwanted=unwanted)
+        for source_image, row in zip(made.sources, made.targets, strict=True)
+        for target, image in zip([None, *targets], [source_image, *row], strict=True)
+    ]  # fmt: skip
+    run.write(pipe, made.images, judged, targets=report)
     for path, row in zip(target_paths(run), report, strict=True):
         run.say(f"{path}: {row_in_words(row)}")
 
@@ -218,7 +225,7 @@ def pair(
     tokenizer, length = load_words(given)
     before = read(tokenizer, source, length)
     after = [read(tokenizer, target, length) for target in targets]
-    weights = dict_of("weight", [validation.parse_weight("weight", t) for t in given["weight"]])
+    weights = weights_of(given)
     spans = dict_of("cross_replace_word", [parse_word_span(t) for t in given["cross_replace_word"]])
     replaced = [validation.parse_pair("word_map", text, "OLD=NEW") for text in given["word_map"]]
     for word in (*weights, *spans, *(new for _, new in replaced)):
@@ -240,6 +247,11 @@ def pair(
     ]
     tables = [edit.table(before, words) for edit, words in zip(edits, after, strict=True)]
     return edits, tables
+
+
+def weights_of(given: Mapping[str, Any]) -> dict[str, float]:
+    """Word -> its weight."""
+    return dict_of("weight", [validation.parse_weight("weight", t) for t in given["weight"]])
 
 
 def dict_of(name: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
