@@ -80,7 +80,7 @@ def p2p() -> None:
 def erasure_maps() -> None:
     with elsewhere():
         run('pare erase "a road at night" --concept streetlights=10 --concept "the moon=10" '
-            "--preset sega --warm-up 2 --steps 20 --seed 4 --maps maps.png")  # fmt: skip
+            "--gates sega --warm-up 2 --steps 20 --seed 4 --maps maps.png")  # fmt: skip
         save("erasure-maps.png", Image.open("maps.png"))
 
 

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from pare.cli.parameter_names import with_options
+from pare.cli.presets import find_preset, read_presets, settings_for
 from pare.errors import PareError
 
 SECTIONS = {
@@ -105,6 +107,32 @@ HELP_ALL = Option(
 )  # fmt: skip
 
 
+def use_presets(context: click.Context, parameter: click.Parameter, value: Sequence[str]) -> None:
+    """Put the options of presets in the place of defaults; later ones have precedence."""
+    gates = next((one for one in context.command.params if one.name == "preset"), None)
+    settings: dict[str, Any] = {}
+    for name in value:
+        # Before there were presets in files, `--preset` was what is called `--gates` now.
+        if gates and isinstance(gates.type, click.Choice) and name in gates.type.choices:
+            settings["preset"] = name
+        else:
+            settings |= settings_for(find_preset(name), context.command)
+    context.default_map = settings
+
+
+def offer_presets(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem[str]]:
+    return [CompletionItem(name) for name in read_presets() if name.startswith(incomplete)]
+
+
+PRESET = Option(
+    ["--preset", "presets"], multiple=True, is_eager=True, expose_value=False, callback=use_presets,
+    metavar="NAME", usual=True, shell_complete=offer_presets,
+    help="Options from a file; see `pare presets`.",
+)  # fmt: skip
+
+
 class PareCommand(click.Command):
     """A command with a place in `pare --help`, whose errors name its own options."""
 
@@ -119,7 +147,10 @@ class PareCommand(click.Command):
         model.safetensors and as model.ckpt, and an inpainting.safetensors."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        return [*super().get_params(ctx), HELP_ALL] if self.unusual() else super().get_params(ctx)
+        more = [PRESET] if any(one.name == "model" for one in self.params) else []
+        more += [HELP_ALL] if self.unusual() else []
+        own = super().get_params(ctx)
+        return [*own[:-1], *more, *own[-1:]] if more else own  # --help is the last
 
     def unusual(self) -> list[Option]:
         """The options that --help leaves out: none where there are few."""

@@ -47,12 +47,13 @@ def check_eta(eta: float) -> float:
 
 def check_strength(strength: float) -> float:
     """The fraction of the steps that is run on a given image: above 0, at most 1."""
-    value = check_number("strength", strength, 0.0, 1.0)
-    if value == 0.0:
-        raise SettingError(
-            "`strength` is 0, which runs no step at all", expected="a number above 0, at most 1"
-        )
-    return value
+    expected = "a number above 0, at most 1, such as 0.6"
+    if not isinstance(strength, bool) and strength == 0:
+        raise SettingError("`strength` is 0, which runs no step at all", expected=expected)
+    try:
+        return check_number("strength", strength, 0.0, 1.0)
+    except SettingError as error:
+        raise SettingError(error.problem, expected=expected) from None
 
 
 def check_number(name: str, value: float, low: float, high: float) -> float:

@@ -64,7 +64,7 @@ def test_the_presets_are_those_of_the_technique() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        [PROMPT, "--preset", "ledits++", "--count", "2"],
+        [PROMPT, "--gates", "ledits++", "--count", "2"],
         [PROMPT, "--count", "3", "--batch", "2", "--scheduler", "euler-ancestral"],
         ["photo.png", PROMPT, "--strength", "0.7", "--seed", "5", "--quantile", "0.5"],
         ["photo.png", PROMPT, "--size", "64x48", "--negative", "snow"],
@@ -87,17 +87,17 @@ def test_any_image_is_made_again_to_the_pixel(
     assert "--warm-up 0" in line
 
 
-def test_what_was_pushed_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_each_concept_did_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     given = [PROMPT, "--concept", "lamps=4", "--concept", "clouds=0", "--concept", "snow=-1"]
-    assert erase(*given, "--preset", "ungated", "--json") == 0
+    assert erase(*given, "--gates", "ungated", "--json") == 0
     printed = capsys.readouterr()
-    rows = json.loads(printed.out)["pushed"][0]
+    rows = json.loads(printed.out)["terms"][0]
     assert [(row["concept"], row["weight"], row["steps"]) for row in rows] == [
         ("lamps", 4.0, 2),
         ("clouds", 0.0, 0),
         ("snow", -1.0, 2),
     ]
-    assert rows[0]["places"] == 1.0
+    assert rows[0]["fraction"] == 1.0
     assert "guided away from 'lamps' in 2 steps, at 100% of all latent pixels" in printed.err
     assert "'clouds' had no effect at any step" in printed.err
     assert "guided towards 'snow' in 2 steps" in printed.err
@@ -106,9 +106,9 @@ def test_what_was_pushed_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("given", "weights"),
     [
-        (["--preset", "ungated"], [10.0, 3.0]),
-        (["--preset", "sega"], [5.0, 3.0]),
-        (["--preset", "safe-max", "--guidance", "6"], [6.0, 3.0]),
+        (["--gates", "ungated"], [10.0, 3.0]),
+        (["--gates", "sega"], [5.0, 3.0]),
+        (["--gates", "safe-max", "--guidance", "6"], [6.0, 3.0]),
         (["--weight", "0"], [0.0, 3.0]),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_concept_without_a_weight_has_the_usual_one(
         ["--quantile", "0.9"],
         ["--attention", "0.75"],
         ["--quantile", "0.5", "--attention", "0.5"],
-        ["--push-threshold", "0"],
+        ["--threshold", "0"],
         ["--sensitivity", "0.5"],
         ["--momentum", "0.5"],
         ["--momentum", "0.5", "--momentum-memory", "0.5"],
@@ -142,8 +142,8 @@ def test_a_concept_without_a_weight_has_the_usual_one(
     ],
     ids=" ".join,
 )
-def test_every_gate_changes_the_pushes(more: list[str]) -> None:
-    base = [PROMPT, "--concept", "lamps=6", "--preset", "ungated", "--out"]
+def test_every_gate_changes_the_image(more: list[str]) -> None:
+    base = [PROMPT, "--concept", "lamps=6", "--gates", "ungated", "--out"]
     assert erase(*base, "a.png", steps=3) == 0
     assert erase(*base, "b.png", *more, steps=3) == 0
     assert not np.array_equal(pixels("a.png"), pixels("b.png"))
@@ -163,7 +163,7 @@ def test_a_concept_that_is_the_prompt_and_prompts_of_all_kinds(
 
 def test_maps_are_a_page_and_numbers_for_each_image(capsys: pytest.CaptureFixture[str]) -> None:
     Path("maps").mkdir()
-    given = ["--concept", "lamps=3", "--concept", "snow", "--preset", "ungated", "--count", "2"]
+    given = ["--concept", "lamps=3", "--concept", "snow", "--gates", "ungated", "--count", "2"]
     assert erase(PROMPT, *given, "--maps", "maps", steps=3) == 0
     made = sorted(path.name for path in Path("maps").iterdir())
     assert made == [f"erase-maps-{k}.{end}" for k in (0, 1) for end in ("png", "safetensors")]
@@ -181,7 +181,7 @@ def test_maps_are_a_page_and_numbers_for_each_image(capsys: pytest.CaptureFixtur
 
 
 def test_maps_of_an_image_begin_where_its_run_does() -> None:
-    given = ["photo.png", PROMPT, "--concept", "snow", "--preset", "ungated", "--strength", "0.5"]
+    given = ["photo.png", PROMPT, "--concept", "snow", "--gates", "ungated", "--strength", "0.5"]
     assert erase(*given, "--maps", "m.png", steps=4) == 0
     with safe_open("m.safetensors", "pt") as file:
         assert file.get_tensor("term_norms").shape[0] == 2
@@ -227,7 +227,7 @@ def test_of_many_steps_some_are_drawn() -> None:
         ([PROMPT, "--concept", "snow=1e9"], "the weight of 'snow' is 1000000000.0"),
         ([PROMPT, *["--concept", "snow"] * 33], "33 concepts are given"),
         ([PROMPT, "--concept", "snow", "--weight", "inf"], "weight is inf"),
-        ([PROMPT, "--concept", "snow", "--preset", "mild"], "not one of 'ungated'"),
+        ([PROMPT, "--concept", "snow", "--gates", "mild"], "not one of 'ungated'"),
         ([PROMPT, "--concept", "snow", "--quantile", "1.5"], "quantile is 1.5"),
         ([PROMPT, "--concept", "snow", "--attention", "-1"], "attention is -1.0"),
         ([PROMPT, "--concept", "snow", "--momentum", "nan"], "momentum is nan"),

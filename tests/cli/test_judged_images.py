@@ -1,4 +1,4 @@
-"""What the judge of the built-in world finds is said of every edited image, for that model alone."""
+"""What the judge finds in an edited image is said, for the built-in model alone."""
 
 from __future__ import annotations
 

@@ -39,7 +39,9 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["generate", A_ROAD, "--size", "513"], "the width is 513; expected a multiple of 8"),
     (["generate", A_ROAD, "--size", "big"], "expected WIDTHxHEIGHT, for example 512x512"),
     (["img2img", "photo.png", A_ROAD, "--strength", "0"], "--strength is 0, which runs no step"),
-    (["img2img", "photo.png", A_ROAD, "--strength", "60"], "expected a number from 0 to 1"),
+    (["img2img", "photo.png", A_ROAD, "--strength", "60"], "expected a number above 0, at most 1"),
+    (["img2img", "photo.png", A_ROAD, "--strength", "1.5"], "expected a number above 0, at most 1"),
+    (["img2img", "photo.png", A_ROAD, "--strength", "1", "--start", "3"], "--start exclude each"),
     # Seeds.
     (["generate", A_ROAD, "--seed", "-2"], "or -1 for a random one"),
     (["generate", A_ROAD, "--seed", "4-1"], "expected a range of 1 to 256 seeds"),
@@ -69,6 +71,11 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["rerun", "photo.png"], "carries no recipe; expected an image as `pare` wrote it"),
     (["rerun", "photo.png", "--show", "--check"], "exclude each other"),
     (["convert", "text.txt"], "Missing argument 'TARGET'"),
+    # Presets.
+    (["generate", A_ROAD, "--preset", "drafts"], "there is no preset 'drafts' (did you mean"),
+    (["generate", A_ROAD, "--preset", "typo"], "'stesp', which is no option of `pare generate` ("),
+    (["generate", A_ROAD, "--preset", "wrong"], "steps of [wrong] in"),
+    (["blend", "photo.png", A_ROAD, "--preset", "draft"], "sets 'batch_sise', which is no option"),
     # Masks and words.
     (["blend", "photo.png", A_ROAD], "Missing option '--mask'"),
     (["blend", "photo.png", A_ROAD, "--mask", "black.png"], "pass --invert-mask"),
@@ -84,6 +91,13 @@ MISTAKES: list[tuple[list[str], str]] = [
 ]
 
 
+PRESETS = """
+draft = {steps = 3, blend = {batch_sise = 1}}
+typo = {stesp = 3}
+wrong = {steps = true}
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pipe = FakePipeline()
@@ -93,6 +107,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.new("L", (16, 16)).save("black.png")
     Image.linear_gradient("L").resize((64, 16)).save("wide.png")
     Path("text.txt").write_text("text\n")
+    Path("pare.toml").write_text(PRESETS)
     return tmp_path
 
 

@@ -338,7 +338,7 @@ EDITED = {  # what makes the image, and how many looks its last walk has (PNDM's
     "guide": ([PROMPT, "--loss", "blue", "--every", "2", "--size", "40x24"], 5),
     "guide through": ([PROMPT, "--loss", "blue", "--through-unet", "--size", "40x24"], 5),
     "erase": ([PROMPT, "--concept", "a car", "--concept", "the sun"], 4),
-    "erase by attention": (["photo.png", PROMPT, "--concept", "a car", "--preset", "ledits++",
+    "erase by attention": (["photo.png", PROMPT, "--concept", "a car", "--gates", "ledits++",
                             "--strength", "0.75"], 3),
     "p2p": (["a sunny road", PROMPT, "a rainy road", "--size", "40x24"], 4),
     "edit": (["photo.png", "--from", "a sunny road", "--to", PROMPT, "--strength", "0.75"], 3),

@@ -60,7 +60,7 @@ edit_options = options(
            aliases=("--num-inference-steps",), help="Steps each way, 1 to 1000. Default: 50."),
     option("--guidance", type=float, callback=checked(validation.check_guidance), usual=True,
            aliases=("--cfg", "--cfg-scale", "--guidance-scale"),
-           help="Guidance scale of the edit. Default: the method's."),
+           help="Guidance scale. Default: the method's."),
     option("--strength", type=float, callback=checked(validation.check_strength), usual=True,
            aliases=("--denoising-strength",),
            help="How much of the schedule is sampled anew: less keeps more. Default: 1; less with "
@@ -73,7 +73,7 @@ concept_options = options(
     "Erasing",
     option("--concept", multiple=True, metavar="WORDS[=WEIGHT]", callback=as_typed(check_concept),
            usual=True, help="What to guide away from, and with which weight, as in `pare erase`."),
-    option("--preset", type=click.Choice(PRESETS), default="sega", show_default=True,
+    option("--gates", "preset", type=click.Choice(PRESETS), default="sega", show_default=True,
            help="Where and when a concept acts, as in `pare erase`."),
 )  # fmt: skip
 
@@ -109,7 +109,7 @@ def edit(image: Path, **given: Any) -> None:
 
     Also says how well the inversion reconstructs IMAGE: what it loses, the edit loses, too. Only
     edit-friendly draws noise (--seed). Options about words and attention belong to p2p, --concept
-    and --preset to erase.
+    and --gates to erase.
     """
     check_use(given)
     if noted("explain"):

@@ -78,27 +78,30 @@ gate_options = options(
     option("--weight", type=float, callback=number("weight", -1000.0, 1000.0), usual=True,
            help="Of concepts without their own. Default: the preset's, 10 (ungated), 5 (sega, "
                 "ledits++) or the guidance scale (safe-*)."),
-    option("--preset", type=click.Choice(PRESETS), default="sega", show_default=True, usual=True,
+    option("--gates", "preset", type=click.Choice(PRESETS), default="sega", show_default=True,
+           usual=True,
            help="Published settings of the gates, which choose where and when a concept acts."),
-    option("--warm-up", type=click.IntRange(0, 1000), help="Steps before the first push."),
+    option("--warm-up", type=click.IntRange(0, 1000),
+           help="The first steps, in which no concept acts."),
     option("--quantile", type=float, callback=number("quantile", 0.0, 1.0),
-           help="Push where the push of a channel exceeds this quantile over the image (SEGA)."),
+           help="Act where the concept's direction, in a channel, exceeds this quantile over the "
+                "image (SEGA)."),
     option("--attention", type=float, callback=number("attention", 0.0, 1.0),
-           help="Push where the attention to the concept's words exceeds this quantile; with "
+           help="Act where the attention to the concept's words exceeds this quantile; with "
                 "--quantile, in the intersection (LEDITS++)."),
-    option("--push-threshold", "threshold", type=float,
+    option("--threshold", type=float, aliases=("--push-threshold",),
            callback=number("threshold", -1000.0, 1000.0),
-           help="Push where PROMPT's prediction minus the concept's is below this (Safe Latent "
+           help="Act where PROMPT's prediction minus the concept's is below this (Safe Latent "
                 "Diffusion's lambda)."),
     option("--sensitivity", type=float, callback=number("sensitivity", 0.0, 1e6),
-           help="Scale each push by this times the distance of PROMPT's and the concept's "
-                "predictions, at most 1 (Safe Latent Diffusion's s_S)."),
+           help="Scale each concept's term by this times the distance of PROMPT's and the "
+                "concept's predictions, at most 1 (Safe Latent Diffusion's s_S)."),
     option("--momentum", type=float, callback=number("momentum", 0.0, 1.0),
-           help="How much of the earlier pushes is added."),
+           help="How much of the terms of earlier steps is added."),
     option("--momentum-memory", "memory", type=float, callback=number("memory", 0.0, 1.0),
            help="How slowly the momentum forgets (beta)."),
     option("--cap", type=float, callback=number("cap", 0.0, 1000.0),
-           help="Limit of all pushes together, relative to the norm of the guidance of PROMPT."),
+           help="Limit of the norm of all terms together, relative to that of PROMPT's guidance."),
 )  # fmt: skip
 
 image_options = options(
@@ -106,14 +109,14 @@ image_options = options(
     option("--strength", type=float, callback=checked(validation.check_strength), usual=True,
            help="With IMAGE: how much of the schedule runs, above 0 to 1. Default: 0.3."),
     option("--maps", type=click.Path(path_type=Path), metavar="PATH", **not_in_recipe("maps"),
-           help="Draw where each concept was pushed at each step, NAME.png or a folder; the "
-                "numbers are written beside it, NAME.safetensors."),
+           help="Draw where each concept's term was subtracted at each step, and how large it "
+                "was: NAME.png or a folder; the numbers are written to NAME.safetensors."),
 )  # fmt: skip
 
 
 EXAMPLES = (
-    'pare erase "a road at night" --concept streetlights=5 --preset ungated --seed 4',
-    'pare erase "a road at night" --concept "the moon=8" --concept clouds=-2 --preset ledits++',
+    'pare erase "a road at night" --concept streetlights=5 --gates ungated --seed 4',
+    'pare erase "a road at night" --concept "the moon=8" --concept clouds=-2 --gates ledits++',
     'pare erase photo.jpg "a road" --concept "a car" --strength 0.5 --maps maps.png --out gone.png',
 )
 
@@ -160,17 +163,17 @@ def erase(image: Path | None, prompt: str, concepts: Sequence[str], **given: Any
     )  # fmt: skip
     run.note(batch=made.plan.batch, tile=made.plan.tile)
     report = [
-        [pushed(concept, made.term_norms[:, k, row]) for k, concept in enumerate(listed)]
+        [term_report(concept, made.term_norms[:, k, row]) for k, concept in enumerate(listed)]
         for row in range(len(run.seeds))
     ]
     unwanted = [concept.prompt for concept in listed if concept.weight > 0]
     judged = [
         run.judge(pipe, one, before=input_image, prompt=prompt, unwanted=unwanted) for one in made
     ]
-    run.write(pipe, made.images, judged, pushed=report, maps=[str(path) for path in maps])
+    run.write(pipe, made.images, judged, terms=report, maps=[str(path) for path in maps])
     for path, rows in zip(run.paths, report, strict=True):
         for row in rows:
-            run.say(f"{path}: {push_in_words(row)}")
+            run.say(f"{path}: {term_in_words(row)}")
     if run.rerun is None:
         write_maps(
             maps, made, listed, start_index(given["steps"], strength) if input_image else 0, run
@@ -214,28 +217,28 @@ def fitted_size(pipe: Pipeline, image: Image.Image | None) -> tuple[int, int] | 
     return None if image is None else fit_to_multiple(image, pipe.vae.config.factor)[0].size
 
 
-# --- what was pushed ----------------------------------------------------------------------
+# --- what each concept did ----------------------------------------------------------------
 
 
-def pushed(concept: Concept, pushes: Tensor) -> dict[str, Any]:
-    """How much of an image, and how hard, `pushes` (steps, h, w) pushed a concept."""
-    acted = pushes > 0
+def term_report(concept: Concept, norms: Tensor) -> dict[str, Any]:
+    """Where a concept's term acted and how large it was; `norms` are (steps, h, w)."""
+    acted = norms > 0
     return {
         "concept": concept.prompt,
         "weight": concept.weight,
         "steps": int(acted.flatten(1).any(1).sum()),
-        "places": round(float(acted.float().mean()), 4),
-        "strength": round(float(pushes[acted].mean()) if acted.any() else 0.0, 4),
+        "fraction": round(float(acted.float().mean()), 4),
+        "mean_norm": round(float(norms[acted].mean()) if acted.any() else 0.0, 4),
     }
 
 
-def push_in_words(row: Mapping[str, Any]) -> str:
+def term_in_words(row: Mapping[str, Any]) -> str:
     if not row["steps"]:
         return f"{row['concept']!r} had no effect at any step"
     direction = "away from" if row["weight"] >= 0 else "towards"
     return (
-        f"guided {direction} {row['concept']!r} in {row['steps']} steps, at {row['places']:.0%} of "
-        f"all latent pixels and steps, there by {row['strength']:.2f} on average"
+        f"guided {direction} {row['concept']!r} in {row['steps']} steps, at {row['fraction']:.0%} "
+        f"of all latent pixels and steps, there by {row['mean_norm']:.2f} on average"
     )
 
 
@@ -261,7 +264,7 @@ def plan_maps(run: ImageRun) -> list[Path]:
 def write_maps(
     pages: Sequence[Path], made: Erased, concepts: Sequence[Concept], first: int, run: ImageRun
 ) -> None:
-    """Draw each image's pushes, and keep their numbers beside the page.
+    """Draw the norms of each image's terms, and keep the numbers beside the page.
 
     Args:
         first: the step at which the run began, on an IMAGE.
@@ -269,8 +272,8 @@ def write_maps(
     from techniques.erasure.erasure_maps import save_term_norms, term_sheet
 
     for row, page in enumerate(pages):
-        pushes, numbers = made.term_norms[:, :, row], page.with_suffix(".safetensors")
-        sheet = term_sheet(made.images[row], pushes, concepts, first)
+        norms, numbers = made.term_norms[:, :, row], page.with_suffix(".safetensors")
+        sheet = term_sheet(made.images[row], norms, concepts, first)
         write_whole(page, functools.partial(sheet.save, format="PNG"), force=run.force)
-        save_term_norms(numbers, pushes, concepts, first=first, force=run.force)
-        run.say(f"{page}, {numbers}: where it was pushed")
+        save_term_norms(numbers, norms, concepts, first=first, force=run.force)
+        run.say(f"{page}, {numbers}: where each concept acted")

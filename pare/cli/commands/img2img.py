@@ -22,11 +22,13 @@ from pare.cli.options import (
 from pare.cli.terminal import progress
 from pare.runtime import validation
 
+STRENGTH = 0.8
+
 strength_option = option(
-    "--strength", type=float, default=0.8, show_default=True, usual=True,
+    "--strength", type=float, usual=True,
     aliases=("--denoising-strength",), callback=checked(validation.check_strength),
     help="How much of the schedule runs, above 0 to 1: 0.2 changes details, 1 keeps little more "
-         "than IMAGE's light and colours.",
+         "than IMAGE's light and colours. Default: 0.8.",
 )  # fmt: skip
 
 start_option = option(
@@ -48,7 +50,9 @@ EXAMPLES = ('pare img2img photo.jpg "a road in winter" --strength 0.6 --out wint
 @preview_option
 @embedding_options
 @memory_options
-def img2img(image: Path, prompt: str, strength: float, start: int | None, **given: Any) -> None:
+def img2img(
+    image: Path, prompt: str, strength: float | None, start: int | None, **given: Any
+) -> None:
     """Image-to-image: re-generate IMAGE from PROMPT, keeping its composition.
 
     IMAGE is noised to the middle of the schedule and denoised from there (SDEdit,
@@ -57,9 +61,12 @@ def img2img(image: Path, prompt: str, strength: float, start: int | None, **give
     from pare.io.images import fit, load_image
     from pare.study.record.setting_sweep import strength_from
 
+    if strength is not None and start is not None:
+        raise click.UsageError("--strength and --start exclude each other.")
     run = ImageRun.start()
     if start is not None:
         strength = strength_from(start, given["steps"])
+    strength = STRENGTH if strength is None else strength
     source = load_image(image)
     input_image, restore = fit(source, given["size"])
     pipe = run.load_pipeline(texts=[prompt, given["negative"]])
