@@ -225,7 +225,7 @@ class ImageRun:
 
     def write(
         self, pipe: Pipeline, images: Sequence[Image.Image],
-        judged: Sequence[Comparison | None] = (), **report: object,
+        judged: Sequence[Comparison | None] = (), /, **report: object,
     ) -> None:  # fmt: skip
         """Write every image with its recipe; print the paths, or all as a JSON object.
 

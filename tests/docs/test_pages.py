@@ -28,7 +28,7 @@ def page(request: pytest.FixtureRequest) -> Path:
 
 def options() -> set[str]:
     """Every option of every command, and of the modules of roads that pages call."""
-    found = {"--help", "--help-all", "--version"}
+    found = {"--help", "--help-all", "--version", "--preset"}
     for command in pare.cli.main.all_commands().values():
         for parameter in command.params:
             if isinstance(parameter, click.Option):
@@ -56,7 +56,7 @@ def test_the_files_and_modules_that_a_page_names_exist(page: Path) -> None:
         while "." in module and not is_module(module):
             module, _, attribute = module.rpartition(".")
             attributes.append(attribute)
-        if name.endswith((".png", ".json", ".py")):
+        if name.endswith((".png", ".json", ".py", ".toml")):
             continue
         assert module != name.partition(".")[0] or hasattr(pare, attributes[-1]), name
         if attributes:
