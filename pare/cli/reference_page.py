@@ -27,10 +27,10 @@ Every command of `pare`, its options and their defaults. The same is in `pare CO
 This page is made from the code: `python -m pare.cli.reference_page > docs/reference.md`.
 
 `pare --version` says which version it is. An option stands before or after the arguments, and
-`--` ends the options. Every command with `--model` also takes `--preset NAME`: options under a name,
-from a file ([presets](presets.md)). Results go to stdout: the names of the files that were written, a table, or
-JSON. Progress, notes, warnings and errors go to stderr, each error in one sentence that says what
-was wrong, what was expected and what to do.
+`--` ends the options. Every command with `--model` also takes `--preset NAME`: options under a
+name, from a file ([presets](presets.md)). Results go to stdout: the names of the files that were
+written, a table, or JSON. Progress, notes, warnings and errors go to stderr, each error in one
+sentence that says what was wrong, what was expected and what to do.
 """.strip()
 
 ENVIRONMENT = {
