@@ -14,6 +14,7 @@ Bounds:
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import torch
 
 from pare.errors import SettingError
 from pare.recipes.recipe import current_versions
+from pare.schedulers.reliability import UnreliableSolver
 from pare.verify import (
     diffusers_side,
     image_parity,
@@ -81,7 +83,9 @@ def run_verify(
     say = progress or (lambda words: None)
     rows: list[ParityRow] = []
     skipped: dict[str, str] = {}
-    with diffusers_side.quiet(), exact_float32():
+    with diffusers_side.quiet(), exact_float32(), warnings.catch_warnings():
+        # Every solver is compared, however few steps it is given: the images' quality is not asked.
+        warnings.simplefilter("ignore", UnreliableSolver)
         say("loading the model with pare and with diffusers")
         kind = "float32" if dtype == "auto" else dtype
         models = load_pair(model, device, kind, steps, revision)
