@@ -7,8 +7,15 @@ pare: it keeps its traceback and exits with code 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
+
+# The out-of-memory messages of PyTorch's allocators for the CPU and for Apple's GPUs.
+NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator: (can't allocate memory|not enough memory)|MPS backend out of memory"
+)
 
 
 class PareError(ValueError):
@@ -115,3 +122,42 @@ class NotEnoughMemoryError(PareError):
 
 class MissingExtraError(PareError):
     """An optional package is needed and not installed."""
+
+
+# --- memory ---------------------------------------------------------------------------------
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator has no more memory: the GPU's, the CPU's, or Python's.
+
+    PyTorch's are RuntimeErrors, and on a CPU nothing but the words tells them from others.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return type(error) is RuntimeError and bool(NO_MEMORY.search(str(error)))
+
+
+def requested_memory(error: BaseException) -> str:
+    """` (2.5 GiB more were requested)`, where the allocator says so."""
+    asked = re.search(r"[Tt]ried to allocate ([0-9.]+ \w+)", str(error))
+    return f" ({asked[1]} more were requested)" if asked else ""
+
+
+@contextmanager
+def memory_for_reading(what: object) -> Iterator[None]:
+    """Report a lack of memory inside as that of `what`, which is being read.
+
+    Otherwise the size of the image would be blamed, which a file has nothing to do with.
+
+    Raises:
+        NotEnoughMemoryError: an allocator failed inside.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NotEnoughMemoryError(
+            f"reading {what} takes more memory than there is{requested_memory(error)}",
+            fix="free some memory, or check that it is what you expect",
+        ) from error

@@ -113,6 +113,7 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.log: list[Request] = []
         self.cdn_log: list[Request] = []
+        self.xet_url = "http://127.0.0.1:9"  # where nobody listens
         self.mutate: Callable[[Message], Message] | None = None
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self, cdn=False))
         self.cdn = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self, cdn=True))
@@ -158,7 +159,7 @@ def handler_of(hub: Hub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
                 return
             if XET.fullmatch(path):
                 nowhere = {
-                    "X-Xet-Cas-Url": "http://127.0.0.1:9",
+                    "X-Xet-Cas-Url": hub.xet_url,
                     "X-Xet-Access-Token": "a token",
                     "X-Xet-Token-Expiration": str(int(time.time()) + 3600),
                 }

@@ -438,6 +438,7 @@ def load_pipeline(
 
     use_threads(given)
     where = {name: given[name] for name in ("device", "dtype", "revision", "tokenizer")}
+    where["check_hashes"] = not noted("no_hash")
     rerun = click.get_current_context().find_object(Rerun)
     if rerun is not None:
         pipe = Pipeline(load_model(rerun.model or given["model"], **where), rerun.scheduler)

@@ -66,7 +66,11 @@ tokenizer_option = option(
     "--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
     help="Tokenizer of a single file whose model does not use CLIP's own.",
 )  # fmt: skip
-model_options = options("Model and machine", *MACHINE, tokenizer_option)
+no_hash_option = option(
+    "--no-hash", is_flag=True, **not_in_recipe("no_hash"),
+    help="Do not compare downloaded weights with the SHA-256 that the server announces.",
+)  # fmt: skip
+model_options = options("Model and machine", *MACHINE, tokenizer_option, no_hash_option)
 model_options_without_tokenizer = options("Model and machine", *MACHINE)
 
 

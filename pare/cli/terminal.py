@@ -11,7 +11,6 @@ import errno
 import functools
 import io
 import os
-import re
 import signal
 import sys
 import threading
@@ -23,7 +22,7 @@ from typing import TextIO
 import click
 
 from pare.cli.parameter_names import with_options
-from pare.errors import PareError
+from pare.errors import PareError, is_out_of_memory, requested_memory
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -57,12 +56,8 @@ OS_ERRORS = {
     errno.EMFILE: "too many open files",
 }
 
-# The out-of-memory messages of PyTorch's allocators for the CPU and for Apple's GPUs.
-NO_MEMORY = re.compile(
-    r"DefaultCPUAllocator: (can't allocate memory|not enough memory)|MPS backend out of memory"
-)
-
 STARTED = "pare.started"  # where a context's `meta` keeps when the command began
+FOLLOW = "pare.follow"  # and, for a recipe's run, what times its steps
 
 # Read by transformers and huggingface_hub when they are imported.
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -205,22 +200,11 @@ def os_error_sentence(error: OSError) -> str:
     return f"{os.fsdecode(error.filename)}: {words}" if error.filename else words
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocator has no more memory: the GPU's, the CPU's, or Python's.
-
-    PyTorch's are RuntimeErrors, and on a CPU nothing but the words tells them from others.
-    """
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return type(error) is RuntimeError and bool(NO_MEMORY.search(str(error)))
-
-
 def out_of_memory_sentence(error: Exception) -> str:
-    asked = re.search(r"[Tt]ried to allocate ([0-9.]+ \w+)", str(error))
-    amount = f" ({asked[1]} more were asked for)" if asked else ""
     return (
-        f"there is not enough memory{amount}; make a smaller image (--size), fewer at once "
-        "(--batch, --count), let the VAE work in tiles (--tile), or use a smaller --dtype"
+        f"there is not enough memory{requested_memory(error)}; make a smaller image (--size), "
+        "fewer at once (--batch, --count), let the VAE work in tiles (--tile), or use a smaller "
+        "--dtype"
     )
 
 
@@ -316,9 +300,12 @@ def library_environment() -> Iterator[None]:
 
 def progress(what: str = "steps") -> Callable[[Iterable[int]], Iterable[int]]:
     """What to wrap a loop's indices in: a bar on stderr, or nothing if that is no terminal."""
-    if not sys.stderr.isatty():
-        return iter
-    clear_busy()
-    from tqdm import tqdm
+    bar: Callable[[Iterable[int]], Iterable[int]] = iter
+    if sys.stderr.isatty():
+        clear_busy()
+        from tqdm import tqdm
 
-    return functools.partial(tqdm, desc=what, leave=False)
+        bar = functools.partial(tqdm, desc=what, leave=False)
+    context = click.get_current_context(silent=True)
+    follow = context.meta.get(FOLLOW) if context else None
+    return functools.partial(follow, bar=bar) if follow else bar

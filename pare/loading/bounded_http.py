@@ -23,7 +23,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Connection:
     def __init__(self) -> None:
         self.what, self.most, self.seconds = "", JSON_BYTES, JSON_SECONDS
         self.busy = self.small = self.part = self.said = False
-        self.received = self.waited = 0
+        self.received = self.shown = self.waited = 0
         self.started = self.changed = time.monotonic()
         self.failure: NotServedError | None = None
         self.ended = threading.Event()
@@ -82,7 +82,8 @@ class Connection:
             part: only the beginning is asked for, of a file of any size.
         """
         self.what, self.most, self.small, self.part = what, most, small, part
-        self.failure, self.said, self.received, self.waited = None, False, 0, 0
+        self.failure, self.said = None, False
+        self.received = self.shown = self.waited = 0
         self.started = self.changed = time.monotonic()
         self.busy = True
         try:
@@ -96,9 +97,19 @@ class Connection:
             self.busy = False
 
     def take(self, count: int) -> None:
-        """Note bytes that have come."""
+        """Note bytes of a body that have come."""
         self.received += count
         self.changed = time.monotonic()
+
+    def show(self, total: int) -> None:
+        """Note what a progress bar shows: hf_xet carries large files past the hooks."""
+        if total > self.shown:
+            self.shown, self.changed = total, time.monotonic()
+
+    @property
+    def progress(self) -> int:
+        """Bytes of the file that have come, by either account."""
+        return max(self.received, self.shown)
 
     # --- hooks of the client ---
 
@@ -213,22 +224,28 @@ class Connection:
 
         class Bounded(stream):  # type: ignore[misc,valid-type]
             def __iter__(self) -> Iterator[bytes]:
-                return counted(inner)
+                return body
 
             def close(self) -> None:
                 inner.close()
 
-        def counted(chunks: Iterable[bytes]) -> Iterator[bytes]:
-            total = 0
-            for chunk in unpacked(chunks, most, self.take) if packed else chunks:
-                total += len(chunk)
-                if not packed:
-                    self.take(len(chunk))
-                if total > most:
-                    raise self.too_large("does not end")
-                yield chunk
-
+        # Compression may add a little, and may unpack to anything.
+        body = self.bounded(inner, most + (most // 1000 + 2**16 if packed else 0), self.take)
+        if packed:
+            body = self.bounded(unpacked(body, most), most)
         response.stream = Bounded()
+
+    def bounded(
+        self, chunks: Iterable[bytes], most: int, take: Callable[[int], object] = int
+    ) -> Iterator[bytes]:
+        """The chunks, which `take` is told of, up to `most` bytes."""
+        total = 0
+        for chunk in chunks:
+            take(len(chunk))
+            total += len(chunk)
+            if total > most:
+                raise self.too_large("does not end")
+            yield chunk
 
     # --- what went wrong ---
 
@@ -250,13 +267,11 @@ class Connection:
 
     def watch(self) -> None:
         """In a thread of its own: end what is too slow, and say what is waited for."""
-        from huggingface_hub import close_session
-
         begun, before = time.monotonic(), 0
         while not self.ended.wait(min(0.5, WINDOW / 4, JSON_SECONDS / 4)):
             now = time.monotonic()
             if not self.busy or self.failure is not None or begun < self.started:
-                begun, before = now, self.received if self.busy else 0
+                begun, before = now, self.progress if self.busy else 0
                 continue
             if now - self.changed > SAID_AFTER and not self.said:
                 self.said = True
@@ -265,12 +280,23 @@ class Connection:
             if self.small and now - self.started > JSON_SECONDS:
                 slow = f"has not come within {JSON_SECONDS:g} seconds"
             elif now - begun > WINDOW:
-                if not self.small and self.received - before < FLOOR:
+                if not self.small and self.progress - before < FLOOR:
                     slow = f"comes at less than {FLOOR} bytes in {WINDOW:g} seconds"
-                begun, before = now, self.received
+                begun, before = now, self.progress
             if slow:
-                self.failure = NotServedError(f"{self.what} {slow}", fix="try again later")
-                close_session()  # what waits for a byte of it gets an error
+                self.end(NotServedError(f"{self.what} {slow}", fix="try again later"))
+            elif self.shown > self.most and not self.part:
+                self.end(self.too_large("does not end"))
+
+    def end(self, failure: NotServedError) -> None:
+        """Let what waits for a byte get an error."""
+        from huggingface_hub import close_session
+
+        self.failure = failure
+        close_session()
+        abort = xet_abort()
+        if abort is not None and "hf_xet" in sys.modules:
+            abort()
 
 
 def streams(response: Any) -> Any:
@@ -278,34 +304,47 @@ def streams(response: Any) -> Any:
     return sys.modules[type(response).__module__.partition(".")[0]].SyncByteStream
 
 
-def unpacked(chunks: Iterable[bytes], most: int, take: Any) -> Iterator[bytes]:
-    """gzip or deflate, unpacked a piece at a time and no further than a byte past `most`."""
+def unpacked(chunks: Iterable[bytes], most: int) -> Iterator[bytes]:
+    """gzip or deflate, unpacked a piece at a time and no further than a byte past `most`.
+
+    What follows the end of the compressed data is not read.
+    """
     unpacker = zlib.decompressobj(47)  # with either header
     total = 0
     for chunk in chunks:
-        take(len(chunk))
         while chunk and total <= most:
             try:
                 piece = unpacker.decompress(chunk, min(2**20, most + 1 - total))
             except zlib.error as error:
                 raise NotServedError(f"a response has damaged compression ({error})") from error
+            if unpacker.eof:
+                yield piece
+                return
             chunk = unpacker.unconsumed_tail
             total += len(piece)
             yield piece
 
 
 def drop_foreign_routes(response: Any) -> None:
-    """Forget a store of large files (Xet) that is elsewhere: the token would go there.
+    """Forget a store of large files (Xet) that is elsewhere, as the token would go there.
 
-    Without one, huggingface_hub takes the file from the server itself.
+    Also where a transfer from it could not be ended.  Without one, huggingface_hub takes the
+    file from the server itself.
     """
     headers = response.headers
     link = response.links.get("xet-auth", {}) if "Link" in headers else {}
     for route in (headers.get("X-Xet-Refresh-Route"), link.get("url")):
-        if route is not None and not trusted(str(route)):
+        if route is not None and (xet_abort() is None or not trusted(str(route))):
             for name in ("X-Xet-Hash", "X-Xet-Refresh-Route", "Link"):
                 headers.pop(name, None)
             return
+
+
+def xet_abort() -> Any:
+    """What ends a transfer of hf_xet; None where this huggingface_hub has nothing that does."""
+    from huggingface_hub.utils import _xet
+
+    return getattr(_xet, "abort_xet_session", None)
 
 
 def trusted(url: str) -> bool:

@@ -30,7 +30,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pare.errors import ModelError, WeightsError
+from pare.errors import ModelError, WeightsError, is_out_of_memory, memory_for_reading
 
 # Files that stand where weights were expected, by their first bytes.
 OTHER_FILES = {
@@ -180,9 +180,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         ModelError: the file is something else.
-        WeightsError: it is damaged, or a pickle that wants to run code.
+        WeightsError: it is damaged, or a pickle that would run code.
+        NotEnoughMemoryError: it asks for more memory than there is.
         OSError: it cannot be opened.
     """
+    with memory_for_reading(path):
+        return open_by_first_bytes(path)
+
+
+def open_by_first_bytes(path: Path) -> Checkpoint:
     if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
         raise ModelError(f"{path} is not a regular file", expected="a checkpoint")
     with path.open("rb") as file:
@@ -235,6 +241,8 @@ def open_pickle(path: Path) -> Checkpoint:
     except WeightsError:
         raise
     except MALFORMED as error:
+        if is_out_of_memory(error):
+            raise
         raise damaged(path, ".ckpt", error) from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}", expected="named tensors")

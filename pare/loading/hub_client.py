@@ -330,7 +330,7 @@ def fetch_beginning(repo_id: str, commit: str, name: str, count: int) -> tuple[b
 def progress_bar(server: Connection) -> Any:
     """A bar for each file where somebody watches, else what huggingface_hub finds right.
 
-    Either tells the connection how much has come: hf_xet carries large files past it.
+    Either shows the connection how much has come: hf_xet carries large files past it.
     """
     from huggingface_hub.utils.tqdm import tqdm as quiet_bar
     from tqdm import tqdm
@@ -338,6 +338,8 @@ def progress_bar(server: Connection) -> Any:
     watched = sys.stderr.isatty()
 
     class Bar(tqdm if watched else quiet_bar):  # type: ignore[misc]
+        taken = 0.0  # a bar that is not drawn does not count
+
         def __init__(self, *args: Any, name: str = "", **options: Any) -> None:
             if watched:
                 super().__init__(*args, **options | {"leave": False, "disable": False})
@@ -345,9 +347,10 @@ def progress_bar(server: Connection) -> Any:
                 super().__init__(*args, name=name, **options)
 
         def update(self, n: float | None = 1) -> bool | None:
-            server.take(int(n or 0))
-            shown: bool | None = super().update(n)
-            return shown
+            drawn: bool | None = super().update(n)
+            self.taken += n or 0
+            server.show(int(self.taken))
+            return drawn
 
     return Bar
 

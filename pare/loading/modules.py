@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import pare.unet
 import pare.vae
 from pare.config import HubConfig, UNetConfig, VAEConfig
-from pare.errors import SettingError, WeightsError
+from pare.errors import SettingError, WeightsError, memory_for_reading
 from pare.loading import hub_folder
 from pare.loading.checkpoint import (
     FLOATING,
@@ -136,17 +136,19 @@ def load_model(
         ConfigError, WeightsError: a config or a tensor that does not fit.
         DeviceError: a device that this machine does not have.
         SettingError: a revision of a model that is not on the Hub.
+        NotEnoughMemoryError: the weights do not fit.
     """
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
     resolved = resolve_model(model, dtype=torch_dtype, revision=revision, check_hashes=check_hashes)
-    if isinstance(resolved, ModelFile):
-        parts = load_file(resolved, torch_dtype, tokenizer)
-    else:
-        refuse_tokenizer(resolved, tokenizer)
-        parts = load_folder(resolved, torch_dtype)
-    for module in (parts.unet, parts.vae, parts.text_encoder):
-        module.to(torch_device)
+    with memory_for_reading(f"the model {resolved.name}"):
+        if isinstance(resolved, ModelFile):
+            parts = load_file(resolved, torch_dtype, tokenizer)
+        else:
+            refuse_tokenizer(resolved, tokenizer)
+            parts = load_folder(resolved, torch_dtype)
+        for module in (parts.unet, parts.vae, parts.text_encoder):
+            module.to(torch_device)
     return parts
 
 

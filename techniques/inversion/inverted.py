@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pare.errors import InversionError
+from pare.errors import InversionError, memory_for_reading
 from pare.io.whole_files import write_whole
 from pare.runtime.validation import MAX_PROMPT, MAX_SIDE, MAX_STEPS
 from techniques.inversion.latent_trace import Method, Trace
@@ -91,7 +91,7 @@ def load(path: Path | str) -> Inverted:
     if status.st_size > MOST_BYTES:
         raise InversionError(f"{path} is larger than any inversion that pare writes")
     try:
-        with safe_open(path, framework="pt") as file:
+        with memory_for_reading(path), safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
             if text is None:
                 raise InversionError(

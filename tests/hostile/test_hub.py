@@ -9,6 +9,7 @@ import gzip
 import json
 import re
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -188,6 +189,27 @@ def test_packed_answers_that_grow(hub: Hub, user: User, file: str, encoding: str
     refused(user, "")
 
 
+ENDLESS = {
+    "more after the end": (gzip.compress(bytes(3 * 2**20)), bytes(2**16)),
+    "blocks of nothing": (gzip.compress(b"")[:10], b"\0\0\0\xff\xff" * 2**13),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_packed_listing_without_end(hub: Hub, user: User, kind: str) -> None:
+    begin, rest = ENDLESS[kind]
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        headers = {"ETag": '"abc"', "X-Repo-Commit": COMMIT, "Content-Encoding": "gzip"}
+        send_head(handler, 200, headers)
+        handler.wfile.write(begin)
+        while handler.command == "GET":
+            handler.wfile.write(rest)
+
+    hub.repositories[NAME] = repository(tricks={"": answer})
+    refused(user, "")
+
+
 @pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "x" * 1000])
 def test_packed_in_ways_that_were_not_asked_for(hub: Hub, user: User, encoding: str) -> None:
     hub.repositories[NAME] = repository(headers={"": {"Content-Encoding": encoding}})
@@ -245,6 +267,16 @@ def test_a_byte_at_a_time(hub: Hub, user: User, impatient: None, file: str, part
     result = refused(user, "")
     assert re.search("has not come within 1 seconds|comes at less than", result.error)
     assert any("waiting for" in warning for warning in result.warnings) or part == "body"
+
+
+def test_a_xet_store_that_never_answers(hub: Hub, user: User, impatient: None) -> None:
+    pytest.importorskip("hf_xet")
+    hub.repositories[NAME] = repository(xet=True)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hub.xet_url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        result = user.fetch()  # its log lies in hf_xet's own cache, not in the tests'
+    assert f"of {NAME} comes at less than" in result.error
+    assert any("waiting for" in warning for warning in result.warnings)
 
 
 @pytest.mark.parametrize("status", [429, 503, 408])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from pare.pipeline import Pipeline
@@ -26,6 +27,7 @@ WRONG_SETTINGS = """
 --size 0x0|--size 9|--size 8x|--size x8|--size -8x8|--size 12x16|--size 8200x8|--size 16x16x16
 --size 999999999999x8|--size 8.0x8|--size nanxnan|--size=|--size ٨x٨|--eta -0.1|--eta nan
 --eta 2|--eta inf|--scheduler dream|--scheduler=|--scheduler DDIMM|--device cuda:99|--device tpu
+--device cuda:128|--device cuda:9999999999|--device cuda:1:2|--device CUDA|--device mps:7
 --device cpu:7|--device=|--device cuda:-1|--device mps|--dtype int8|--dtype float64|--threads 0
 --threads 1000000|--threads -1|--revision main|--tokenizer nowhere|--frobnicate|--out
 --json=1|--steps 1 2|--scheduler euler --eta 0.5|--scheduler ddim --karras
@@ -44,6 +46,36 @@ def listed(table: str) -> list[str]:
 @pytest.mark.parametrize("words", listed(WRONG_SETTINGS))
 def test_wrong_settings(pare: Command, model: Path, words: str) -> None:
     pare.refuses("generate", "x", "--model", "model", *QUICK, *words.split(" "))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_gpu_that_is_not_there(pare: Command, model: Path, device: str) -> None:
+    pare.refuses("generate", "x", "--model", "model", *QUICK, "--device", device, words=device)
+
+
+def test_a_report_by_a_name_that_is_not_text(loaded: Command) -> None:
+    name = os.fsdecode(b"a\xffb.html")
+    code, _, err = loaded.run(("report", "x", "--steps", "1", "--size", "16x16", "--out", name))
+    assert code == 0, err
+    assert os.path.exists(name)
+
+
+def test_memory_that_a_file_asks_for(
+    pare: Command, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is named, not the size of the image."""
+    for failure in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: …")):
+        monkeypatch.setattr("pare.loading.checkpoint.safe_open", raising(failure))
+        err = pare.refuses("generate", "x", "--model", "model", *QUICK, words="reading the model")
+        assert "--size" not in err
+
+
+def raising(error: Exception) -> Any:
+    def fail(*given: object, **named: object) -> None:
+        raise error
+
+    return fail
 
 
 @pytest.mark.parametrize("words", listed(WRONG_BLENDS))

@@ -26,6 +26,7 @@ from pare.cli.image_run import ImageCommand
 from pare.cli.json_output import plain
 from pare.cli.main import cli, main
 from pare.cli.recipe_arguments import check_recipe, for_a_shell, parse, words
+from pare.cli.time_limit import TimedRun, limit_of
 from pare.errors import PareError, RecipeError
 from pare.loading.model_source import sampled_fingerprint
 from pare.recipes.rebuild import (
@@ -736,6 +737,41 @@ def test_a_large_run_is_said_before_it_begins(
         main(["rerun", "generate-0.png"])
     said = capsys.readouterr().err
     assert "the recipe asks for 1 image of 4096 x 4096 in 900 steps, which may take minutes" in said
+
+
+@pytest.mark.parametrize("command", [["rerun", "--check"], ["report", "--out", "page.html"]])
+def test_a_run_longer_than_its_limit_ends(
+    work: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    make("generate", "--steps", "900")
+    capsys.readouterr()
+    before = sorted(work.iterdir())
+    assert main([*command, "generate-0.png", "--time-limit", "0.001"]) == 2  # 60 ms
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert "expected at most 0.06 seconds; allow more with --time-limit" in sentence
+    assert sorted(work.iterdir()) == before
+
+
+def test_steps_are_timed_by_the_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 3.0])
+    monkeypatch.setattr("pare.cli.time_limit.time.monotonic", lambda: next(clock))
+    assert list(TimedRun(None).follow(range(50), bar=iter)) == list(range(50))
+    assert capsys.readouterr().err == "pare: by the first of 50 steps, these take 2 minutes\n"
+    clock = iter([0.0, 3.0])
+    steps = TimedRun(100.0).follow(range(50), bar=iter)
+    assert next(steps) == 0
+    with pytest.raises(RecipeError, match="will take 2 minutes, by its first step; expected at"):
+        next(steps)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "unattended", "seconds"),
+    [(None, True, 1800), (None, False, None), (0, True, None), (2, False, 120)],
+)
+def test_limits(minutes: float | None, unattended: bool, seconds: float | None) -> None:
+    assert limit_of(minutes, unattended=unattended) == seconds
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pare.cli.terminal import is_out_of_memory, run_in_words
+from pare.cli.terminal import run_in_words
 from pare.config import VAEConfig
-from pare.errors import NotEnoughMemoryError, SettingError
+from pare.errors import NotEnoughMemoryError, SettingError, is_out_of_memory
 from pare.pipeline import Pipeline
 from pare.runtime import memory_plan
 from pare.runtime.memory_plan import MemoryWarning, Plan, fitting_count, fitting_tile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from pare.cli.options import (
 from pare.cli.output_files import output_paths
 from pare.cli.recipe_arguments import check_recipe, for_a_shell
 from pare.cli.terminal import one_line, progress
+from pare.cli.time_limit import time_limit_option
 from pare.errors import RecipeError, SettingError
 from pare.runtime import validation
 
@@ -52,6 +53,7 @@ report_options = options(
     option("--inputs", "folders", multiple=True, metavar="FOLDER", usual=True,
            type=click.Path(path_type=Path, exists=True, file_okay=False),
            help="Look for IMAGE's inputs and model here, too. Default: beside it, and here."),
+    time_limit_option("for an IMAGE"),
     option("--force", is_flag=True, usual=True, help="Overwrite an existing file."),
     json_option,
 )  # fmt: skip
@@ -72,11 +74,11 @@ EXAMPLES = (
 def report(prompt: str, **given: Any) -> None:
     """Explain a run on one page for a browser: generate PROMPT, or run the recipe of IMAGE again.
 
-    For an IMAGE that pare made only --inputs, --out and --force count. Of an edit the page shows
-    the sampling from the inverted latents; of p2p the prompts of this image, with the attention
-    after the edit. It is one file and needs no network: attention maps of every word, x_t and x0
-    step by step, the effect of guidance, and every layer of the UNet with its shape, cost, code
-    and output.
+    For an IMAGE that pare made only --inputs, --time-limit, --out and --force count. Of an edit
+    the page shows the sampling from the inverted latents; of p2p the prompts of this image, with
+    the attention after the edit. It is one file and needs no network: attention maps of every
+    word, x_t and x0 step by step, the effect of guidance, and every layer of the UNet with its
+    shape, cost, code and output.
     """
     path = Path(prompt)
     from_image = path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".avif")
@@ -87,7 +89,7 @@ def report(prompt: str, **given: Any) -> None:
     (out,) = output_paths(given["out"], name, seeds, endings=[".html", ".htm"],
                           force=given["force"])  # fmt: skip
     if from_image:
-        reported, image, about = from_recipe(path, given["folders"])
+        reported, image, about = from_recipe(path, given)
     else:
         reported, image, about = from_prompt(validation.check_prompt(prompt), seed, given)
     size = reported.write(out, image, about, force=given["force"])
@@ -134,7 +136,7 @@ def from_prompt(
 
 
 def from_recipe(
-    path: Path, folders: Sequence[Path]
+    path: Path, given: Mapping[str, Any]
 ) -> tuple[RunReport, Image.Image, dict[str, Any]]:
     """An image's own run, once more.
 
@@ -145,7 +147,7 @@ def from_recipe(
     from pare.recipes.recipe import read_recipe
     from pare.study.record.html_report import RunReport
 
-    recipe = read_recipe(path)
+    recipe, folders = read_recipe(path), given["folders"]
     require_followed(path, recipe)
     texts, which = prompts_of(recipe)
     steps = steps_of(path, recipe, folders)
@@ -167,6 +169,8 @@ def from_recipe(
             "folders": folders,
             "alone": True,
             "watch": watch,
+            "time_limit": given["time_limit"],
+            "unattended": True,
         }
         if recipe.command == "edit":  # or its last sampling were the reconstruction's
             how["otherwise"] = {"reconstruct": False}

@@ -20,6 +20,7 @@ from pare.cli.option_types import DTYPE_NAMES
 from pare.cli.options import force_option, json_option
 from pare.cli.output_files import output_paths
 from pare.cli.terminal import one_line
+from pare.cli.time_limit import TimedRun, follow_in, limit_of, nobody_watches, time_limit_option
 from pare.errors import RecipeError
 from pare.io.whole_files import sha256, write_whole
 
@@ -53,6 +54,7 @@ look_options = options(
     option("--check", is_flag=True, usual=True, help="Run and compare, but write nothing."),
     option("--alone", is_flag=True, usual=True,
            help="Run without the other images of its batch: quicker, but rounding may differ."),
+    time_limit_option("if stderr is not a terminal"),
 )  # fmt: skip
 
 instead_options = options(
@@ -298,7 +300,10 @@ def run_again(
         terminal.note(one_line(note))
 
     again = Rerun(scheduler, found, watch=given.get("watch"))
-    with parse(command, arguments, str(path), again) as context:
+    seconds = limit_of(given["time_limit"], unattended=given.get("unattended", nobody_watches()))
+    timed = TimedRun(seconds)
+    with timed.limited(), parse(command, arguments, str(path), again) as context:
+        follow_in(context, timed)
         command.invoke(context)
     place = recipe.seed, recipe.part
     image, remade = next(made for made in again.made if (made[1].seed, made[1].part) == place)
