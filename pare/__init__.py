@@ -19,8 +19,8 @@ from pare.version import __version__
 if TYPE_CHECKING:
     from pare.attention import Control
     from pare.errors import PareError
-    from pare.loading.modules import AutoencoderKL, UNet
-    from pare.loading.parts import Scheduler, TextEncoder, Tokenizer
+    from pare.loading.modules import AutoencoderKL, TextEncoder, UNet
+    from pare.loading.parts import Scheduler, Tokenizer
     from pare.pipeline import Pipeline
     from pare.results import Images
 
@@ -44,7 +44,7 @@ _HOMES = {
     "PareError": "pare.errors",
     "Pipeline": "pare.pipeline",
     "Scheduler": "pare.loading.parts",
-    "TextEncoder": "pare.loading.parts",
+    "TextEncoder": "pare.loading.modules",
     "Tokenizer": "pare.loading.parts",
     "UNet": "pare.loading.modules",
 }

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pare.config import UNetConfig, VAEConfig
-from pare.loading import ldm_names
+from pare.config import TextConfig, UNetConfig, VAEConfig
 from pare.loading.conversion import ldm_tensors
 from pare.loading.single_file import SingleFile, StoredPart
+from pare.text.clip import TextEncoder
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 from tests.random_models import TINY_UNET, TINY_VAE, random_state
@@ -53,7 +53,7 @@ def hub_model(
         states: dict[str, dict[str, Tensor]] = {
             "unet": UNet(UNetConfig.read(unet, "unet")).state_dict(),
             "vae": AutoencoderKL(VAEConfig.read(vae, "vae")).state_dict(),
-            "text_encoder": {n: torch.empty(s) for n, s in ldm_names.text_shapes(text).items()},
+            "text_encoder": TextEncoder(TextConfig.read(text, "it")).state_dict(),
         }
     if device != "meta":
         generator = torch.Generator().manual_seed(0)

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from pare.config import UNetConfig, VAEConfig
+from pare.config import TextConfig, UNetConfig, VAEConfig
 from pare.errors import OutputError, SettingError, WeightsError
 from pare.io.whole_files import check_output, claim, exchange, part_beside, write_whole
 from pare.loading import ldm_names
@@ -52,7 +52,7 @@ from pare.loading.single_file import (
     tokenizer_files,
 )
 from pare.runtime.numerics import Numbers, is_finite
-from pare.text.text_encoder import TextConfig
+from pare.text.clip import TextEncoder
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 
@@ -259,7 +259,7 @@ def hub_shapes(name: str, config: Mapping[str, Any], where: str) -> dict[str, Sh
             return shapes_of(UNet(UNetConfig.read(config, where)))
         if name == "vae":
             return shapes_of(AutoencoderKL(VAEConfig.read(config, where)))
-    return ldm_names.text_shapes(dataclasses.asdict(TextConfig.read(config, where)))
+        return shapes_of(TextEncoder(TextConfig.read(config, where)))
 
 
 # --- to a folder --------------------------------------------------------------------------

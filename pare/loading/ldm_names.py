@@ -312,30 +312,6 @@ def read_text(shapes: Shapes, *, open_clip: bool) -> dict[str, Any]:
     }
 
 
-def text_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Names and shapes of CLIP's text encoder on the Hub (transformers' CLIPTextModel)."""
-    width, wide = config["hidden_size"], config["intermediate_size"]
-    shapes: dict[str, Shape] = {
-        "text_model.embeddings.token_embedding.weight": (config["vocab_size"], width),
-        "text_model.embeddings.position_embedding.weight": (
-            config["max_position_embeddings"],
-            width,
-        ),
-        "text_model.final_layer_norm.weight": (width,),
-        "text_model.final_layer_norm.bias": (width,),
-    }
-    matrices = {f"self_attn.{x}_proj": (width, width) for x in ("q", "k", "v", "out")}
-    matrices |= {"mlp.fc1": (wide, width), "mlp.fc2": (width, wide)}
-    for number in range(config["num_hidden_layers"]):
-        layer = f"text_model.encoder.layers.{number}"
-        for norm in ("layer_norm1", "layer_norm2"):
-            shapes[f"{layer}.{norm}.weight"] = shapes[f"{layer}.{norm}.bias"] = (width,)
-        for name, shape in matrices.items():
-            shapes[f"{layer}.{name}.weight"] = shape
-            shapes[f"{layer}.{name}.bias"] = shape[:1]
-    return shapes
-
-
 # --- reading an architecture off names and shapes -----------------------------------------
 
 

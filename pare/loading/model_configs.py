@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pare.config import UNetConfig, VAEConfig, read_json, short_json
+from pare.config import TextConfig, UNetConfig, VAEConfig, read_json, short_json
 from pare.errors import ConfigError, ModelError
 from pare.loading.hub_folder import INDEX, part_file
-from pare.text.text_encoder import TextConfig
 from pare.text.tokenizer import TokenizerFiles, read_tokenizer
 
 # What each part of a model may be, by the class that `model_index.json` names.

@@ -7,21 +7,20 @@ initialised only to be overwritten, and none is left out silently.
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+import pare.text.clip
 import pare.unet
 import pare.vae
-from pare.config import HubConfig, UNetConfig, VAEConfig
+from pare.config import HubConfig, TextConfig, UNetConfig, VAEConfig
 from pare.errors import SettingError, WeightsError, memory_for_reading
 from pare.loading import hub_folder
 from pare.loading.checkpoint import (
@@ -50,11 +49,10 @@ from pare.loading.single_file import tokenizer_files
 from pare.runtime.device import choose_device, choose_dtype, dtype_name
 from pare.runtime.forked import check_forked
 from pare.runtime.numerics import Numbers, PrecisionWarning, is_finite
-from pare.text.text_encoder import TextConfig
 from pare.text.tokenizer import build_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
 
 Config = TypeVar("Config", bound=HubConfig)
@@ -75,9 +73,7 @@ class UNet(pare.unet.UNet):
         revision: str | None = None,
     ) -> Self:
         """A model's UNet alone; `model` and what it raises as for `load_model`."""
-        return load_part(
-            partial(on_meta, cls), UNetConfig, model, "unet", subfolder, device, dtype, revision
-        )
+        return load_part(cls, UNetConfig, model, "unet", subfolder, device, dtype, revision)
 
 
 class AutoencoderKL(pare.vae.AutoencoderKL):
@@ -94,9 +90,24 @@ class AutoencoderKL(pare.vae.AutoencoderKL):
         revision: str | None = None,
     ) -> Self:
         """A model's VAE alone; `model` and what it raises as for `load_model`."""
-        return load_part(
-            partial(on_meta, cls), VAEConfig, model, "vae", subfolder, device, dtype, revision
-        )
+        return load_part(cls, VAEConfig, model, "vae", subfolder, device, dtype, revision)
+
+
+class TextEncoder(pare.text.clip.TextEncoder):
+    """The text encoder, which can be loaded by itself: `TextEncoder.from_pretrained("roads")`."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        subfolder: str = "text_encoder",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+    ) -> Self:
+        """A model's text encoder alone; `model` and what it raises as for `load_model`."""
+        return load_part(cls, TextConfig, model, "text_encoder", subfolder, device, dtype, revision)
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ class Components:
     unet: pare.unet.UNet
     vae: pare.vae.AutoencoderKL
     tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
+    text_encoder: pare.text.clip.TextEncoder
     scheduler_config: Mapping[str, Any]
     """The JSON object of `scheduler_config.json`: any solver can be built from it."""
     source: ModelSource
@@ -220,7 +231,7 @@ def load_part(
     Of a repository on the Hub, the whole model is downloaded into the cache, once.
 
     Args:
-        build: makes the module from its config, on the meta device.
+        build: the module's class.
         subfolder: as diffusers has it; it is the part's own name.
 
     Raises:
@@ -241,14 +252,10 @@ def load_part(
         path = hub_folder.find_weights(resolved.path, part, torch_dtype == torch.float16)
         stored, rename = open_weights(path), RENAMES[part]
     config = config_type.read(raw, where)
-    module = build(config)
+    with torch.device("meta"):
+        module = build(config)
     fill(module, stored, path, torch_dtype, rename)
     return module.to(torch_device)
-
-
-def on_meta(build: Callable[[Config], Module], config: Config) -> Module:
-    with torch.device("meta"):
-        return build(config)
 
 
 def check_subfolder(part: str, subfolder: str) -> None:
@@ -451,23 +458,8 @@ def check_names(
 def empty_modules(unet: UNetConfig, vae: VAEConfig, text: TextConfig) -> dict[str, Any]:
     """The three networks on the meta device, by the names of `Components`."""
     with torch.device("meta"):
-        modules: dict[str, Any] = {"unet": UNet(unet), "vae": AutoencoderKL(vae)}
-    return modules | {"text_encoder": empty_text_encoder(text)}
-
-
-def empty_text_encoder(config: TextConfig) -> CLIPTextModel:
-    """transformers' module on the meta device, for tensors read as strictly as the others.
-
-    Its own loader would set torch's default dtype meanwhile, for all threads of the process.
-    """
-    from transformers.models.clip.configuration_clip import CLIPTextConfig
-    from transformers.models.clip.modeling_clip import CLIPTextModel
-
-    with torch.device("meta"):
-        model = CLIPTextModel(CLIPTextConfig(**dataclasses.asdict(config)))
-    # The positions' numbers are in no state dict: what is loaded later leaves them alone.
-    for name, buffer in list(model.named_buffers()):
-        if name.endswith("position_ids"):
-            owner = model.get_submodule(name.rpartition(".")[0])
-            owner.position_ids = torch.arange(buffer.shape[-1]).expand(1, -1)
-    return model
+        return {
+            "unet": UNet(unet),
+            "vae": AutoencoderKL(vae),
+            "text_encoder": TextEncoder(text),
+        }

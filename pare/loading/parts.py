@@ -14,45 +14,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pare import schedulers
-from pare.loading.modules import (
-    check_subfolder,
-    empty_text_encoder,
-    load_part,
-    load_tokenizer,
-)
+from pare.loading.modules import check_subfolder, load_tokenizer
 from pare.loading.resolve import resolve_model, scheduler_config
-from pare.text.text_encoder import TextConfig
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-
-class TextEncoder:
-    """Loads CLIP's text encoder, which is transformers' module."""
-
-    @staticmethod
-    def from_pretrained(
-        model: str | Path,
-        *,
-        subfolder: str = "text_encoder",
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "auto",
-        revision: str | None = None,
-    ) -> CLIPTextModel:
-        """A model's text encoder; `model` and what it raises as for `load_model`."""
-        return load_part(
-            empty_text_encoder,
-            TextConfig,
-            model,
-            "text_encoder",
-            subfolder,
-            device,
-            dtype,
-            revision,
-        )
+    from transformers import CLIPTokenizer
 
 
 class Tokenizer:

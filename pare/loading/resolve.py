@@ -11,7 +11,6 @@ weights are not.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from pare.errors import ModelError, SettingError
 from pare.loading.checkpoint import open_checkpoint
 from pare.loading.hub_client import fetch_snapshot, looks_like_repository, say_what_is_left_out
 from pare.loading.hub_folder import INDEX
-from pare.loading.ldm_names import text_shapes
 from pare.loading.model_configs import check_index, read_configs, scheduler_config_of
 from pare.loading.single_file import (
     FilePlan,
@@ -36,6 +34,7 @@ from pare.loading.single_file import (
     read_plan,
     shapes_of,
 )
+from pare.text.clip import TextEncoder
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 
@@ -164,7 +163,7 @@ def weight_limits(folder: Path) -> dict[str, int]:
         shapes = {
             "unet": shapes_of(UNet(configs.unet)),
             "vae": shapes_of(AutoencoderKL(configs.vae)),
-            "text_encoder": text_shapes(dataclasses.asdict(configs.text_encoder)),
+            "text_encoder": shapes_of(TextEncoder(configs.text_encoder)),
         }
     return {
         part: MARGIN + torch.float64.itemsize * sum(map(math.prod, sizes.values()))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pare.config import UNetConfig, VAEConfig
+from pare.config import TextConfig, UNetConfig, VAEConfig
 from pare.errors import ModelError, WeightsError
 from pare.loading import hub_names, ldm_names
 from pare.loading.checkpoint import Checkpoint, open_checkpoint
@@ -26,6 +26,7 @@ from pare.loading.file_kinds import LANDMARKS, check_kind, find_prefix
 from pare.loading.ldm_names import Place, Shape, Shapes
 from pare.loading.prediction import choose_prediction, scheduler_config
 from pare.runtime.device import dtype_name
+from pare.text.clip import TextEncoder
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 
@@ -241,7 +242,7 @@ def plan_text(
     shapes, open_clip = checkpoint.shapes, prefixes["open_clip"]
     if open_clip is not None:
         config = ldm_names.read_text(without_prefix(shapes, open_clip), open_clip=True)
-        wanted = ldm_names.text_shapes(config)
+        wanted = text_shapes(config, checkpoint.path)
         last = rf"{re.escape(open_clip)}transformer\.resblocks\.{config['num_hidden_layers']}\."
         dropped = [(last, "OpenCLIP's last layer: SD 2 reads the one before")]
         return PartPlan(
@@ -251,11 +252,16 @@ def plan_text(
     stem = "" if str(prefixes["clip"]).endswith("text_model.") else "text_model."
     bare = {stem + name: shape for name, shape in without_prefix(shapes, prefix).items()}
     config = ldm_names.read_text(bare, open_clip=False)
-    wanted = ldm_names.text_shapes(config)
+    wanted = text_shapes(config, checkpoint.path)
     ids = checkpoint.tensors.get(prefix + hub_names.POSITION_IDS.removeprefix(stem))
     if ids is not None and ids.dtype == torch.int64 and ids.shape == (1, counted(config)):
         wanted[hub_names.POSITION_IDS] = tuple(ids.shape)
     return PartPlan(config, wanted, prefixed(wanted, prefix, lambda n: Place(n[len(stem) :]))), []
+
+
+def text_shapes(config: Mapping[str, Any], path: Path) -> dict[str, Shape]:
+    with torch.device("meta"):
+        return shapes_of(TextEncoder(TextConfig.read(config, f"{path} (text encoder)")))
 
 
 def counted(config: Mapping[str, Any]) -> int:

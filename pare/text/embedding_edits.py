@@ -35,12 +35,13 @@ from torch import Tensor, nn
 from pare.errors import PromptError
 from pare.runtime.numerics import check_finite
 from pare.runtime.validation import check_number, check_prompt
+from pare.text.clip import TextEncoder
 from pare.text.text_encoder import PromptEmbeddings, cut_off
 from pare.text.textual_inversion import LearnedWord, check_width
 from pare.text.words import END, PADDING, PIECE, START, Word, Words, numbered
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
 
 # --- the edits -----------------------------------------------------------------------------
@@ -188,7 +189,7 @@ class Layout:
     """Tokenizes prompts under some edits, and collects the extra rows that they need."""
 
     def __init__(
-        self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, edits: TextEdits
+        self, tokenizer: CLIPTokenizer, text_encoder: TextEncoder, edits: TextEdits
     ) -> None:
         self.tokenizer, self.edits = tokenizer, edits
         self.table: Tensor = text_encoder.get_input_embeddings().weight
@@ -377,7 +378,7 @@ class MoreRows(nn.Module):
         return torch.where(inside, self.table(ids.clamp(max=known - 1)), ours)
 
 
-def with_rows(text_encoder: CLIPTextModel, rows: Tensor) -> CLIPTextModel:
+def with_rows(text_encoder: TextEncoder, rows: Tensor) -> TextEncoder:
     """A text encoder whose embedding table has `rows` after its end; the given one is unchanged.
 
     The modules on the path to the table are new objects; all weights are shared, not copied.
@@ -404,7 +405,7 @@ def shallow(module: nn.Module) -> Any:
 
 
 @torch.no_grad()
-def encode_edited(text_encoder: CLIPTextModel, edited: EditedPrompt) -> Tensor:
+def encode_edited(text_encoder: TextEncoder, edited: EditedPrompt) -> Tensor:
     """The text embeddings of an edited prompt, (1, 77, C).
 
     Raises:
@@ -419,7 +420,7 @@ def encode_edited(text_encoder: CLIPTextModel, edited: EditedPrompt) -> Tensor:
 
 def encode_prompts_edited(
     tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
+    text_encoder: TextEncoder,
     prompts: Sequence[str],
     negatives: Sequence[str],
     edits: TextEdits,
@@ -452,7 +453,7 @@ def encode_prompts_edited(
 
 def require_words(
     tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
+    text_encoder: TextEncoder,
     prompts: Sequence[str],
     edits: TextEdits,
 ) -> None:
@@ -483,7 +484,7 @@ class Near:
 
 @torch.no_grad()
 def nearest_tokens(
-    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, vectors: Tensor, count: int = 3
+    tokenizer: CLIPTokenizer, text_encoder: TextEncoder, vectors: Tensor, count: int = 3
 ) -> list[list[Near]]:
     """For each of the vectors (n, C) the tokens of the highest cosine similarity.
 

@@ -1,4 +1,4 @@
-"""Prompts to embeddings: the tokenizer and CLIP's text encoder, both from transformers.
+"""Prompts to embeddings: tokens (`pare.text.tokenizer`) through CLIP's encoder (`pare.text.clip`).
 
 The UNet gets 77 vectors a prompt, one a token: the keys and values of its cross-attention
 (`pare.attention`).
@@ -9,104 +9,22 @@ from __future__ import annotations
 import re
 import shlex
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pare.config import HubConfig, Pin, integer, number, one_of
-from pare.errors import ConfigError, SettingError
+from pare.errors import SettingError
 from pare.runtime.forked import check_forked
 from pare.runtime.numerics import check_finite
 from pare.runtime.validation import check_prompt, prompt_list
+from pare.text.clip import TextEncoder
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-
-@dataclass(frozen=True)
-class TextConfig(HubConfig):
-    """The architecture of the text encoder: `text_encoder/config.json` (`CLIPTextModel`)."""
-
-    vocab_size: int
-    hidden_size: int
-    """Width of the embeddings, the UNet's `cross_attention_dim`."""
-    intermediate_size: int
-    num_hidden_layers: int
-    """12 for SD 1; 23 for SD 2, which leaves out the last of OpenCLIP's 24."""
-    num_attention_heads: int
-    max_position_embeddings: int
-    """Tokens a prompt, its start and its end included: 77."""
-    hidden_act: str
-    layer_norm_eps: float
-    bos_token_id: int
-    eos_token_id: int
-    """Where the encoder's pooled output is read, which Stable Diffusion does not use."""
-    pad_token_id: int
-
-    # What transformers' class meant by an absent key when SD 1 was published.
-    HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
-        "vocab_size": 49408,
-        "hidden_size": 512,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 8,
-        "max_position_embeddings": 77,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "pad_token_id": 1,
-    }
-
-    PINNED: ClassVar[Mapping[str, Pin]] = {
-        "model_type": Pin(("clip_text_model",), "SD's text encoder is CLIP's alone"),
-        "pruned_heads": Pin(({}, None), "SD's text encoder has all its heads"),
-        "is_decoder": Pin((False,), "SD's text encoder writes no text"),
-        "is_encoder_decoder": Pin((False,), "SD's text encoder writes no text"),
-        "add_cross_attention": Pin((False,), "SD's text encoder sees text alone"),
-        "quantization_config": Pin((None,), "pare reads plain numbers"),
-    }
-    # What transformers writes into the file of any model, over the years: how to train it, what
-    # to return from a call, how to write text with it.  None of it changes the embeddings.
-    UNUSED: ClassVar[frozenset[str]] = frozenset(
-        """
-        architectures attention_dropout dropout initializer_factor initializer_range
-        projection_dim transformers_version name_or_path
-        torch_dtype dtype use_bfloat16 torchscript tf_legacy_loss gradient_checkpointing
-        attn_implementation auto_map chunk_size_feed_forward use_cache
-        output_attentions output_hidden_states output_scores return_dict return_dict_in_generate
-        tie_word_embeddings tie_encoder_decoder cross_attention_hidden_size
-        finetuning_task id2label label2id num_labels problem_type task_specific_params
-        tokenizer_class prefix sep_token_id decoder_start_token_id
-        max_length min_length do_sample early_stopping num_beams num_beam_groups
-        diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
-        no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
-        forced_bos_token_id forced_eos_token_id remove_invalid_values
-        exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-        """.split()  # noqa: SIM905 - one name a line would fill a screen
-    )
-
-    @classmethod
-    def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
-        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"):
-            integer(values, key, where, 1)
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            integer(values, key, where, 0, values["vocab_size"] - 1)
-        integer(values, "num_hidden_layers", where, 1, 1000)
-        integer(values, "max_position_embeddings", where, 3, 1000)  # start, a token, end
-        one_of(values, "hidden_act", where, ("quick_gelu", "gelu"))
-        values["layer_norm_eps"] = number(values, "layer_norm_eps", where, 0, 1)
-        if values["hidden_size"] % values["num_attention_heads"]:
-            raise ConfigError(
-                f"{where} splits {values['hidden_size']} channels into "
-                f"{values['num_attention_heads']} heads",
-                expected="a number of heads that divides the width",
-            )
-        return values
+    from transformers import CLIPTokenizer
 
 
 class PromptTruncated(UserWarning):
@@ -140,7 +58,7 @@ class PromptEmbeddings:
 
 
 @torch.no_grad()
-def encode(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> Tensor:
+def encode(tokenizer: CLIPTokenizer, text_encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
     """Prompts -> embeddings (B, 77, C): the encoder's last hidden state, normed.
 
     Warns:

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pare.config import UNetConfig, VAEConfig
-from pare.loading import conversion, ldm_names
+from pare.config import TextConfig, UNetConfig, VAEConfig
+from pare.loading import conversion
 from pare.loading.architectures import SCHEDULERS, TEXTS, UNETS, VAE
 from pare.loading.model_source import ModelSource
 from pare.loading.modules import load_model
@@ -35,7 +35,7 @@ from pare.loading.single_file import SingleFile, StoredPart
 from pare.recipes.recipe import current_versions
 from pare.runtime.device import DTYPES, choose_dtype
 from pare.runtime.peak_memory import peak_memory
-from pare.text.text_encoder import TextConfig
+from pare.text.clip import TextEncoder
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 from pare.verify.diffusers_side import (
@@ -185,17 +185,18 @@ def models_to_load(
 
 def write_random_file(model: str, path: Path, dtype: torch.dtype) -> None:
     """A single file at true size.  All its tensors are beginnings of one row of numbers."""
-    text = dataclasses.asdict(TextConfig.read(TEXTS[model], model))
+    text = TextConfig.read(TEXTS[model], model)
     with torch.device("meta"):
         states: dict[str, Mapping[str, Tensor]] = {
             "unet": UNet(UNetConfig.read(UNETS[model], model)).state_dict(),
             "vae": AutoencoderKL(VAEConfig.read(VAE, model)).state_dict(),
-            "text_encoder": {n: torch.empty(s) for n, s in ldm_names.text_shapes(text).items()},
+            "text_encoder": TextEncoder(text).state_dict(),
         }
     largest = max(tensor.numel() for state in states.values() for tensor in state.values())
     numbers = torch.randn(largest, generator=torch.Generator().manual_seed(0)) * 0.02
     numbers = numbers.to(dtype)
-    configs: dict[str, Any] = {"unet": UNETS[model], "vae": VAE, "text_encoder": text}
+    configs: dict[str, Any] = {"unet": UNETS[model], "vae": VAE}
+    configs["text_encoder"] = dataclasses.asdict(text)
     parts = {
         name: StoredPart(
             configs[name], {n: numbers[: t.numel()].view(t.shape) for n, t in state.items()}

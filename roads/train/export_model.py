@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from pare.pipeline import Pipeline
+from pare.text.clip import TextEncoder
 from pare.text.text_encoder import WORDS_FILE
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
@@ -44,8 +44,7 @@ MODEL_INDEX: dict[str, Any] = {
 
 def export(run: Path, out: Path) -> None:
     """Write the averaged weights of the run in the folder `run` as a model folder `out`."""
-    tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
-    model = train_unet.new_model(tokenizer, seed=0)
+    model = train_unet.new_model(seed=0)
     saved = torch.load(run / "unet.pt", map_location="cpu", weights_only=True)["average"]
     for name, module in model.modules().items():
         module.load_state_dict(saved[name])
@@ -65,7 +64,7 @@ def adopt(model: Path, run: Path) -> None:
     pipe = Pipeline.from_pretrained(model, device="cpu", dtype=torch.float32)
     shutil.copytree(model / "tokenizer", run / "tokenizer", dirs_exist_ok=True)
     write_json(run / "vae.json", {"scaling_factor": pipe.vae.config.scaling_factor})
-    parts = {
+    parts: dict[str, dict[str, nn.Module]] = {
         "vae.pt": {"vae": pipe.vae},
         "unet.pt": {"unet": pipe.unet, "text_encoder": pipe.text_encoder},
     }
@@ -82,7 +81,7 @@ def write_model(
     unet: UNet,
     vae: AutoencoderKL,
     scaling_factor: float,
-    text_encoder: CLIPTextModel,
+    text_encoder: TextEncoder,
     tokenizer: Path,
 ) -> None:
     """Write the whole folder."""
@@ -94,22 +93,24 @@ def write_model(
     (out / WORDS_FILE).write_text("\n".join(words) + "\n", encoding="utf-8")
     write_module(out / "unet", unet, train_unet.CONFIG)
     write_module(out / "vae", vae, {**train_vae.CONFIG, "scaling_factor": scaling_factor})
-    text_encoder.half().save_pretrained(out / "text_encoder")
-    # transformers loads in the type that the config names: without this, diffusers' pipeline
-    # would put a float16 text encoder before a float32 UNet.
-    config = json.loads((out / "text_encoder" / "config.json").read_text())
-    write_json(out / "text_encoder" / "config.json", {**config, "dtype": "float32"})
+    # transformers 5 names the tensors without `text_model.`.
+    text_model = text_encoder.text_model
+    write_module(out / "text_encoder", text_model, train_unet.TEXT_CONFIG, "model.safetensors")
 
 
-def write_module(folder: Path, module: nn.Module, config: dict[str, Any]) -> None:
+def write_module(
+    folder: Path,
+    module: nn.Module,
+    config: dict[str, Any],
+    file: str = "diffusion_pytorch_model.safetensors",
+) -> None:
     """config.json and the float16 weights of one network of pare's."""
     write_json(folder / "config.json", config)
     tensors = {
         name: value.detach().to("cpu", torch.float16).contiguous()
         for name, value in module.state_dict().items()
     }
-    path = folder / "diffusion_pytorch_model.safetensors"
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_file(tensors, folder / file, metadata={"format": "pt"})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
-from pare.config import UNetConfig
+from pare.config import TextConfig, UNetConfig
 from pare.guidance import guide
 from pare.schedulers import Scheduler, add_noise, build_scheduler, interpret
+from pare.text.clip import TextEncoder
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 from roads.contact_sheet import contact_sheet
@@ -72,6 +73,29 @@ CONFIG: dict[str, Any] = {
     "out_channels": 4,
     "sample_size": 16,
     "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+}
+# The same keys as SD 1.4's text encoder, at a quarter of its depth and a sixth of its width.
+TEXT_CONFIG: dict[str, Any] = {
+    "architectures": ["CLIPTextModel"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 662,
+    # diffusers loads in this dtype; float16 would not fit its float32 UNet.
+    "dtype": "float32",
+    "eos_token_id": 663,
+    "hidden_act": "quick_gelu",
+    "hidden_size": 128,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    "intermediate_size": 512,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": LENGTH,
+    "model_type": "clip_text_model",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "pad_token_id": 663,
+    "projection_dim": 128,
+    "transformers_version": "5.23.0",
+    "vocab_size": 664,
 }
 # `scheduler_config.json`.  The noise schedule is SD 1.4's.  The solver is DPM++ 2M with Karras
 # sigmas: on this model PNDM and LMS become unstable when they start midway (docs/schedulers.md).
@@ -136,23 +160,25 @@ def new_unet(seed: int) -> UNet:
         return UNet(UNetConfig.read(CONFIG, "roads' UNet config"))
 
 
-def new_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
-    """CLIP's text model, three layers of width 128, untrained."""
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=512,
-        projection_dim=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=LENGTH,
-        hidden_act="quick_gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+def new_text_encoder(seed: int) -> TextEncoder:
+    """An untrained text encoder, with first weights as CLIP's (arXiv:2103.00020, sec. 2.4)."""
+    config = TextConfig.read(TEXT_CONFIG, "roads' text encoder config")
+    width, depth = config.hidden_size, config.num_hidden_layers
+    deviations = {
+        "token_embedding": 0.02,
+        "position_embedding": 0.02,
+        "out_proj": width**-0.5,
+        "fc1": (2 * width) ** -0.5,
+    }
     with seeded(seed):
-        return CLIPTextModel(config)
+        encoder = TextEncoder(config)
+        for name, module in encoder.named_modules():
+            if isinstance(module, nn.Embedding | nn.Linear):
+                deviation = deviations.get(name.rpartition(".")[2], (2 * depth * width) ** -0.5)
+                nn.init.normal_(module.weight, std=deviation)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+    return encoder
 
 
 def train_unet(
@@ -174,7 +200,7 @@ def train_unet(
     unseen_tokens = tokenize_captions(captions(unseen, 1), tokenizer)
     empty = tokenize(tokenizer, [""])[0]
 
-    model = new_model(tokenizer, settings.seed)
+    model = new_model(settings.seed)
     modules = model.modules()
     for module in modules.values():
         module.to(device).train()
@@ -206,7 +232,7 @@ def train_unet(
         if done % settings.save_every == 0 or done == settings.steps:
             save_checkpoint(checkpoint, done, modules, average, optimizer, runs)
         if settings.sheet_every and done % settings.sheet_every == 0 and worker()[0] == 0:
-            averaged = averaged_model(average, tokenizer, device)
+            averaged = averaged_model(average, device)
             error = unseen_error(
                 averaged, unseen_latents, unseen_tokens, empty, alpha_bar, settings
             )
@@ -223,20 +249,20 @@ class Model:
     """The two networks that are trained together."""
 
     unet: UNet
-    text_encoder: CLIPTextModel
+    text_encoder: TextEncoder
 
     def modules(self) -> dict[str, torch.nn.Module]:
         return {"unet": self.unet, "text_encoder": self.text_encoder}
 
 
-def new_model(tokenizer: CLIPTokenizer, seed: int) -> Model:
+def new_model(seed: int) -> Model:
     """Both networks, untrained."""
-    return Model(new_unet(seed), new_text_encoder(tokenizer, seed))
+    return Model(new_unet(seed), new_text_encoder(seed))
 
 
-def averaged_model(average: Average, tokenizer: CLIPTokenizer, device: torch.device) -> Model:
+def averaged_model(average: Average, device: torch.device) -> Model:
     """Both networks with their averaged weights, ready to be used."""
-    model = new_model(tokenizer, seed=0)
+    model = new_model(seed=0)
     for name, module in model.modules().items():
         module.load_state_dict(average.weights[name])
         module.to(device).eval()

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from pare.cli.terminal import OS_ERRORS, one_line
-from pare.config import UNetConfig, VAEConfig, read_json
+from pare.config import TextConfig, UNetConfig, VAEConfig, read_json
 from pare.errors import PareError
 from pare.io import images
 from pare.loading import checkpoint, hub_folder, model_configs, modules, single_file
@@ -28,7 +28,6 @@ from pare.recipes import recipe
 from pare.runtime import validation
 from pare.schedulers import build_scheduler
 from pare.text import text_encoder as text
-from pare.text.text_encoder import TextConfig
 from pare.text.tokenizer import build_tokenizer, read_tokenizer
 from tests.conftest import ROADS
 from tests.hostile import damage

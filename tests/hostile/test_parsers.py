@@ -13,11 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pare.config import HubConfig, UNetConfig, VAEConfig
+from pare.config import HubConfig, TextConfig, UNetConfig, VAEConfig
 from pare.errors import PareError
 from pare.io.images import check_mask, load_mask, match_mask
 from pare.schedulers import build_scheduler
-from pare.text.text_encoder import TextConfig
 from tests.fuzz.targets import TARGETS, check, roads_tokenizer
 from tests.hostile.damage import archive
 from tests.random_models import TINY_UNET

@@ -48,10 +48,12 @@ def test_it_lists_the_words_that_it_was_taught() -> None:
 def test_the_folder_is_what_the_recipe_describes() -> None:
     unet = json.loads((ROADS / "unet" / "config.json").read_text())
     vae = json.loads((ROADS / "vae" / "config.json").read_text())
+    text_encoder = json.loads((ROADS / "text_encoder" / "config.json").read_text())
     scheduler = json.loads((ROADS / "scheduler" / "scheduler_config.json").read_text())
     assert unet == train_unet.CONFIG
     assert {**vae, "scaling_factor": 1.0} == train_vae.CONFIG
     assert scheduler == train_unet.SCHEDULER
+    assert text_encoder == train_unet.TEXT_CONFIG
 
 
 def test_diffusers_loads_the_folder_as_it_is() -> None:

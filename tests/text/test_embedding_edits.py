@@ -61,14 +61,20 @@ def table(pipe: Pipeline) -> Tensor:
 def seeds_own(pipe: Pipeline, embeddings: Tensor) -> Tensor:
     """The outputs for given input embeddings (1, 77, C) without positions, by a loop that is
     written on the encoder's layers, as the seed's is."""
-    encoder = pipe.text_encoder
+    encoder: Any = pipe.text_encoder.text_model
     x = embeddings + encoder.embeddings.position_embedding.weight
-    mask = torch.full((77, 77), -torch.inf).triu(1)[None, None]
+    mask = torch.full((77, 77), -torch.inf).triu(1)
     for layer in encoder.encoder.layers:
-        attended = layer.self_attn(layer.layer_norm1(x), attention_mask=mask)[0]
-        x = x + attended
+        attention, normed = layer.self_attn, layer.layer_norm1(x)
+        query, key, value = (
+            attention.split_heads(project(normed))
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + mask
+        attended = (scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(x.shape)
+        x = x + attention.out_proj(attended)
         x = x + layer.mlp(layer.layer_norm2(x))
-    return encoder.final_layer_norm(x)
+    return torch.as_tensor(encoder.final_layer_norm(x))
 
 
 # --- learned words, against diffusers ------------------------------------------------------

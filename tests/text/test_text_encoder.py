@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from pare.config import TextConfig
 from pare.errors import ConfigError, PromptError, SettingError
 from pare.pipeline import Pipeline
-from pare.text.text_encoder import PromptTruncated, TextConfig, encode, paired, tokenize
+from pare.text.text_encoder import PromptTruncated, encode, paired, tokenize
 from tests.tiny_model import TEXT, change_json, write_tiny_model
 
 

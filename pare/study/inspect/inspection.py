@@ -215,8 +215,6 @@ def layer_inspection(
     present = [name for name in wanted if len(wanted) == 1 or name in model.parts]
     tables = {name: part_layers(model, name, settings) for name in present}
     joined = LayerTable.of([one for table in tables.values() for one in table])
-    if layer == "text_encoder":  # its layers' names on the Hub go on with text_model
-        layer = joined.layers[0].name
     found = joined.find(layer)
     title = title_of(model, settings)
     values: list[Values] = []
@@ -238,8 +236,7 @@ def layer_inspection(
 
 
 def every_name(model: ModelSummary, settings: Settings) -> list[str]:
-    """The layers' names, without those of the text encoder, which takes seconds to import."""
-    known = [p for p in ("unet", "vae") if p in model.parts and model.parts[p].config is not None]
+    known = [p for p in CLASSES if p in model.parts and model.parts[p].config is not None]
     return [layer.name for part in known for layer in part_layers(model, part, settings)]
 
 

@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 
-from pare.config import UNetConfig, VAEConfig, read_json
+from pare.config import TextConfig, UNetConfig, VAEConfig, read_json
 from pare.errors import ModelError, PareError, SettingError
 from pare.loading import (
     architectures,
     file_kinds,
     hub_folder,
-    ldm_names,
     model_configs,
     modules,
     single_file,
@@ -46,7 +45,8 @@ from pare.study.inspect.weight_files import (
     dtype_counts,
     look_at,
 )
-from pare.text.text_encoder import TextConfig, known_words
+from pare.text.clip import TextEncoder
+from pare.text.text_encoder import known_words
 from pare.text.tokenizer import read_tokenizer, read_vocabulary
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
@@ -333,13 +333,13 @@ def folder_part(folder: Path, part: str, look: Weights) -> PartSummary:
 
 def wanted_shapes(part: str, config: Config, raw: Mapping[str, Any]) -> dict[str, Shape]:
     """The names on the Hub and the shapes of a part's tensors."""
-    if isinstance(config, TextConfig):
-        return ldm_names.text_shapes(dataclasses.asdict(config))
     return single_file.shapes_of(empty_module(config))
 
 
-def empty_module(config: UNetConfig | VAEConfig) -> UNet | AutoencoderKL:
+def empty_module(config: Config) -> UNet | AutoencoderKL | TextEncoder:
     with torch.device("meta"):
+        if isinstance(config, TextConfig):
+            return TextEncoder(config)
         return UNet(config) if isinstance(config, UNetConfig) else AutoencoderKL(config)
 
 

@@ -7,13 +7,10 @@ layers(model, "unet", size=(512, 512))["unet.mid_block"].flops.total
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from pare.config import UNetConfig, VAEConfig
-from pare.loading import modules
+from pare.config import TextConfig, UNetConfig, VAEConfig
 from pare.study.inspect.layer_table import LayerTable, Shape, layer_table, trace
 from pare.study.inspect.model_summary import ModelSummary, empty_module
-from pare.text.text_encoder import TextConfig
 from pare.vae import AutoencoderKL
 
 
@@ -72,8 +69,7 @@ def text_length(model: ModelSummary) -> int:
 
 
 def text_layers(config: TextConfig, batch: int, dtype: torch.dtype) -> LayerTable:
-    """transformers' text encoder, under the names that its tensors have on the Hub."""
-    encoder: nn.Module = modules.empty_text_encoder(config).to(dtype)
+    """Token ids (B, 77) to embeddings."""
+    encoder = empty_module(config).to(dtype)
     tokens = torch.zeros(batch, config.max_position_embeddings, dtype=torch.long, device="meta")
-    named = any(name.startswith("text_model.") for name in encoder.state_dict())
-    return layer_table(encoder, tokens, prefix="text_encoder" + ("" if named else ".text_model"))
+    return layer_table(encoder, tokens, prefix="text_encoder")

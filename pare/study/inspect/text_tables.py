@@ -6,13 +6,13 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from pare.config import TextConfig
 from pare.study.inspect.flops import Flops
 from pare.study.inspect.layer_table import Layer, LayerTable, Shape, outer_names
 from pare.study.inspect.model_summary import ModelSummary, PartSummary, stored_bytes
 from pare.study.inspect.u_shape import Stage, UShape
 from pare.study.inspect.weight_files import StoredTensor, WeightFile
 from pare.study.inspect.weight_values import Values
-from pare.text.text_encoder import TextConfig
 
 WIDTH = 100
 ROWS = 40

@@ -534,15 +534,7 @@ def could_be_in(part: str, name: str) -> bool:
 def modules_of(pipe: Pipeline, part: str) -> dict[str, nn.Module]:
     """A part's modules by the names that they have in its layer table."""
     module: nn.Module = getattr(pipe, part)
-    return {join(prefix_of(pipe, part), name): one for name, one in module.named_modules()}
-
-
-def prefix_of(pipe: Pipeline, part: str) -> str:
-    """transformers has dropped a level of the names that text encoders have on the Hub."""
-    if part != "text_encoder":
-        return part
-    whole = any(name == "text_model" for name, _ in pipe.text_encoder.named_children())
-    return part if whole else "text_encoder.text_model"
+    return {join(part, name): one for name, one in module.named_modules()}
 
 
 def part_table(pipe: Pipeline, part: str, latents: Grid | None = None) -> LayerTable:
@@ -555,7 +547,7 @@ def part_table(pipe: Pipeline, part: str, latents: Grid | None = None) -> LayerT
         return layer_table(pipe.unet, (1, config.in_channels, h, w), 500, text, prefix="unet")
     if part == "text_encoder":
         tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
-        return layer_table(pipe.text_encoder, tokens, prefix=prefix_of(pipe, part))
+        return layer_table(pipe.text_encoder, tokens, prefix=part)
     vae: Any = without_weights(pipe.vae)
     shape = (1, pipe.vae.config.latent_channels, h, w)
     x = torch.empty(shape, dtype=pipe.dtype, device="meta")
