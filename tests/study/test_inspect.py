@@ -107,9 +107,9 @@ def test_a_layer_of_the_default_model(capsys: Output) -> None:
 
 
 def test_the_text_encoder(capsys: Output) -> None:
-    page, _ = inspect(capsys, "text_encoder", "--depth", "2")
+    page, _ = inspect(capsys, "text_encoder", "--depth", "3")
     assert narrow(page)
-    assert "modeling_clip.py" in page
+    assert "pare/text/clip.py" in page
     assert "layers.2" in page
 
 
