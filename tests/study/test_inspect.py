@@ -107,7 +107,7 @@ def test_a_layer_of_the_default_model(capsys: Output) -> None:
 
 
 def test_the_text_encoder(capsys: Output) -> None:
-    page, _ = inspect(capsys, "text_encoder", "--depth", "3")
+    page, _ = inspect(capsys, "text_encoder", "--depth", "2")
     assert narrow(page)
     assert "pare/text/clip.py" in page
     assert "layers.2" in page

@@ -215,6 +215,8 @@ def layer_inspection(
     present = [name for name in wanted if len(wanted) == 1 or name in model.parts]
     tables = {name: part_layers(model, name, settings) for name in present}
     joined = LayerTable.of([one for table in tables.values() for one in table])
+    if layer == "text_encoder":  # it holds `text_model` alone, whose page says the same and more
+        layer = "text_encoder.text_model"
     found = joined.find(layer)
     title = title_of(model, settings)
     values: list[Values] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -365,7 +366,8 @@ def layer_page(
     part = model.parts[layer.name.partition(".")[0]]
     head = [f"{layer.name}   {layer.kind}"]
     inputs = ", ".join(f"{name} {spaced(shape)}" for name, shape in shown_inputs(layer))
-    outputs = ", ".join(spaced(shape) for shape in layer.outputs)
+    runs = [(spaced(shape), len(list(run))) for shape, run in itertools.groupby(layer.outputs)]
+    outputs = ", ".join(f"{count} of {shape}" if count > 1 else shape for shape, count in runs)
     head += facts(
         [
             ("computed for", title),
