@@ -26,6 +26,9 @@ from pare import guidance as guiding
 from pare.attention import Control
 from pare.errors import ImageError, ModelError, SettingError
 from pare.io.images import ImageLike, as_image_tensor, to_pil
+from pare.loading.lora import LoraWeights, with_lora
+from pare.loading.lora_file import LoraFile, load_lora
+from pare.loading.lora_source import find_lora
 from pare.loading.model_source import ModelSource
 from pare.loading.modules import Components, load_model
 from pare.loading.resolve import resolve_model, scheduler_config
@@ -144,6 +147,37 @@ class Pipeline:
         edits.check(self.text_encoder.config.hidden_size, self.source.name)
         other = copy.copy(self)
         other.text_edits = edits
+        return other
+
+    def with_lora(
+        self,
+        lora: str | Path | LoraFile,
+        weight: float = 1.0,
+        *,
+        blocks: Mapping[str, float] | None = None,
+    ) -> Self:
+        """The same model under a LoRA (arXiv:2106.09685); every weight is shared, not copied.
+
+        Calls add up: `pipe.with_lora(style).with_lora(subject, 0.7)`.
+
+        Args:
+            lora: a file of kohya's, diffusers' or peft's, such a folder, `owner/name` or
+                `owner/name/file.safetensors` on the Hub, or what `load_lora` read.
+            weight: 1 is as trained, 0 changes nothing.
+            blocks: other weights for some parts of the model, `{"text": 0, "up.1": 1.5}`; see
+                `pare.loading.lora.LoraWeights`.
+
+        Raises:
+            ModelError: no LoRA, or one for another base model.
+            WeightsError: a damaged file, or one that does not fit the model's layers.
+            SettingError: a weight out of range, or a block that there is not.
+        """
+        file = lora if isinstance(lora, LoraFile) else load_lora(find_lora(lora))
+        weights = LoraWeights(weight, blocks or {})
+        other = copy.copy(self)
+        other.unet, other.text_encoder = with_lora(
+            self.unet, self.text_encoder, file, weights, self.source.name
+        )
         return other
 
     def to(

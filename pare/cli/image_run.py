@@ -25,6 +25,7 @@ import click
 from pare.cli import embedding_options, terminal
 from pare.cli.grouped_help import PareCommand
 from pare.cli.json_output import plain
+from pare.cli.lora_options import given_loras, with_loras
 from pare.cli.option_types import InputFile, noted
 from pare.cli.output_files import free_paths, output_paths
 from pare.errors import OutputError, SettingError
@@ -130,7 +131,7 @@ class ImageRun:
         if rerun is None:
             paths = output_paths(out, name, seeds, parts, force=given["force"], **files)
         inputs = {
-            one: {"name": shown_path(path, kind), "sha256": sha256(path)}
+            one: {"name": shown_path(path, kind), "sha256": sha256(kind.local(path))}
             for one, (path, kind) in files_and_types(command, given).items()
         }
         edits = embedding_options.read_edits(given) if "embedding" in given else None
@@ -442,12 +443,14 @@ def load_pipeline(
     rerun = click.get_current_context().find_object(Rerun)
     if rerun is not None:
         pipe = Pipeline(load_model(rerun.model or given["model"], **where), rerun.scheduler)
+        pipe = with_loras(pipe, given_loras(given))
         return rerun.watch(pipe) if rerun.watch else pipe
     names = ("scheduler", "karras", "eta")
     chosen = {name: given[name] for name in names if given[name] is not None}
     if "scheduler" not in chosen:
         chosen = {**(preferred or {}), **chosen}
-    return Pipeline.from_pretrained(given["model"], **where, **chosen)
+    pipe = Pipeline.from_pretrained(given["model"], **where, **chosen)
+    return with_loras(pipe, given_loras(given))
 
 
 def load_words(given: Mapping[str, Any]) -> tuple[CLIPTokenizer, int]:

@@ -196,6 +196,10 @@ class InputFile(click.Path):
         """The value with another file."""
         return path
 
+    def local(self, path: Path) -> Path:
+        """Where the file is on this machine; what is on the Hub is downloaded."""
+        return path
+
     def bare_name(self, path: Path) -> Path:
         """The file as a recipe has it, without the folders in which it lies."""
         return Path(path.name or path.resolve().name)

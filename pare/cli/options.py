@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pare.cli.grouped_help import Function, option, options, together
+from pare.cli.lora_options import lora_option
 from pare.cli.option_types import (
     DTYPE_NAMES,
     SCHEDULER_NAMES,
@@ -70,7 +71,9 @@ no_hash_option = option(
     "--no-hash", is_flag=True, **not_in_recipe("no_hash"),
     help="Do not compare downloaded weights with the SHA-256 that the server announces.",
 )  # fmt: skip
-model_options = options("Model and machine", *MACHINE, tokenizer_option, no_hash_option)
+model_options = options(
+    "Model and machine", *MACHINE, tokenizer_option, no_hash_option, lora_option
+)
 model_options_without_tokenizer = options("Model and machine", *MACHINE)
 
 

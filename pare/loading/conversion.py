@@ -17,7 +17,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from pare.config import TextConfig, UNetConfig, VAEConfig
-from pare.errors import OutputError, SettingError, WeightsError
+from pare.errors import ModelError, OutputError, SettingError, WeightsError
 from pare.io.whole_files import check_output, claim, exchange, part_beside, write_whole
 from pare.loading import ldm_names
 from pare.loading.checkpoint import (
@@ -39,6 +39,9 @@ from pare.loading.checkpoint import (
 from pare.loading.hub_folder import find_weights
 from pare.loading.hub_names import POSITION_IDS, current_vae_name, legacy_vae_name
 from pare.loading.ldm_names import Place, Shape
+from pare.loading.lora import LoraWeights, bake
+from pare.loading.lora_file import LoraFile, load_lora
+from pare.loading.lora_source import find_lora
 from pare.loading.model_configs import check_index, config_of
 from pare.loading.modules import open_weights, squeeze
 from pare.loading.single_file import (
@@ -52,6 +55,7 @@ from pare.loading.single_file import (
     tokenizer_files,
 )
 from pare.runtime.numerics import Numbers, is_finite
+from pare.text.clip import TextEncoder
 from pare.text.clip import TextEncoder
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
@@ -93,6 +97,7 @@ def convert(
     only: str | None = None,
     drop: Iterable[str] = (),
     old_vae: bool = False,
+    loras: Iterable[tuple[str | Path, LoraWeights]] = (),
     force: bool = False,
 ) -> Converted:
     """Write the model in `source` as `target`: a folder, or a .safetensors or .ckpt file.
@@ -101,6 +106,8 @@ def convert(
         ema, prediction, only, drop: see `load_single_file`.
         dtype: convert the weights to this type; None keeps every tensor's bytes.
         tokenizer: a folder with vocab.json and merges.txt, instead of CLIP's own.
+        loras: LoRA files, as `Pipeline.with_lora` takes them, to add to the weights.  Those that
+            they change are in memory meanwhile.
         old_vae: in a folder, name the VAE's attention as before 2023 (`query` for `to_q`).
         force: replace what is at `target`.
 
@@ -120,6 +127,7 @@ def convert(
         model = read_folder(source)
     else:
         model = load_single_file(source, ema=ema, prediction=prediction, only=only, drop=drop)
+    model = with_loras(model, [(load_lora(find_lora(name)), weights) for name, weights in loras])
     tensors = [tensor for part in model.parts.values() for tensor in part.tensors.values()]
     size = sum(tensor.numel() * stored_type(tensor, dtype).itemsize for tensor in tensors)
     check_space(target, size)
@@ -130,6 +138,30 @@ def convert(
         own = source / "tokenizer" if source.is_dir() else None
         write_folder(model, target, tokenizer or own, dtype, old_vae=old_vae, force=force)
     return Converted(target, model.kind, len(tensors), size, tuple(notes))
+
+
+def with_loras(model: SingleFile, loras: Sequence[tuple[LoraFile, LoraWeights]]) -> SingleFile:
+    """The model with LoRA files added to its weights.
+
+    Raises:
+        ModelError: it has no text encoder or no UNet; a LoRA for another base.
+        WeightsError, SettingError: as `pare.loading.lora.with_lora`.
+    """
+    if not loras:
+        return model
+    for part in ("unet", "text_encoder"):
+        if part not in model.parts:
+            raise ModelError(f"{model.path} has no {part}, so a LoRA cannot be added to it")
+    configs = {name: part.config for name, part in model.parts.items()}
+    with torch.device("meta"):
+        unet = UNet(UNetConfig.read(configs["unet"], "the UNet"))
+        text = TextEncoder(TextConfig.read(configs["text_encoder"], "the text encoder"))
+    stored = {name: part.tensors for name, part in model.parts.items()}
+    baked = bake(unet, text, stored, loras, str(model.path))
+    parts = {
+        name: dataclasses.replace(part, tensors=baked[name]) for name, part in model.parts.items()
+    }
+    return dataclasses.replace(model, parts=parts)
 
 
 def check(

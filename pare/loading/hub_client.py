@@ -12,6 +12,7 @@ reached, or no longer has the model, the copy in the cache is used, with a warni
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import warnings
@@ -116,6 +117,42 @@ def fetch_snapshot(
         check_index(cached.folder)
         check_configs(cached.folder)
         return cached
+
+
+def fetch_file(
+    repo_id: str, choose: Callable[[Collection[str]], str], most: int, revision: str | None = None
+) -> Path:
+    """The path in the cache of one file of weights, downloaded if the cache does not have it.
+
+    Args:
+        choose: picks it from the names of all files in the repository.
+        most: bytes that it can have.
+
+    Raises:
+        ModelError: as `fetch_snapshot`, or what `choose` raises.
+        OSError: the cache cannot be written.
+    """
+    snapshots = Path(cache_folder()) / f"models--{repo_id.replace('/', '--')}" / "snapshots"
+    try:
+        with connection():
+            commit, names = ask(repo_id, revision)
+            name = choose(names)
+            fetch_weights(repo_id, commit, name, snapshots / commit, most, check_hash=True)
+            return snapshots / commit / name
+    except NotServedError as refusal:
+        newest_first = sorted(snapshots.glob("*"), key=lambda path: -path.stat().st_mtime)
+        for snapshot in newest_first:
+            files = (path for path in snapshot.rglob("*") if path.is_file())
+            with contextlib.suppress(ModelError):
+                name = choose({path.relative_to(snapshot).as_posix() for path in files})
+                warnings.warn(
+                    f"{refusal.problem}; using the copy in the cache, commit {snapshot.name[:7]}",
+                    stacklevel=2,
+                )
+                return snapshot / name
+        raise ModelError(
+            refusal.problem, expected=refusal.expected, fix=refusal.fix
+        ) from refusal.__cause__
 
 
 # --- downloading --------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import numpy as np
 from pare.errors import DeviceError, RecipeError
 from pare.io.whole_files import sha256
 from pare.loading.hub_client import COMMIT, find_cached, looks_like_repository
+from pare.loading.lora_source import cached_by_hash
 from pare.loading.model_source import fingerprint_function, tokenizer_fingerprints
 from pare.loading.resolve import BUILT_IN, ModelFolder, ResolvedModel, resolve_model
 from pare.recipes.recipe import Recipe
@@ -55,6 +56,9 @@ def find_input(
     for path in there:
         if sha256(path) == recorded["sha256"]:
             return path
+    cached = cached_by_hash(recorded["name"], recorded["sha256"])
+    if cached is not None and sha256(cached) == recorded["sha256"]:
+        return cached
     raise RecipeError(
         f"the {name} that {image} was made from, {short(typed, 200)}, "
         + ("has changed since" if there else "is not there"),

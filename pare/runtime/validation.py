@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pare.errors import PromptError, SettingError
 
@@ -215,3 +215,16 @@ def check_prompt(prompt: str) -> str:
             expected="UTF-8",
         ) from error
     return prompt
+
+
+LORA_BLOCK = re.compile(r"text|unet|in|out|time|mid|(down|up|stage)(\.[0-9]{1,2})?")
+LORA_BLOCKS = "text, unet, in, time, down, down.0 …, mid, up, up.0 …, out, stage.0 …"
+
+
+def check_lora_weights(weight: float, blocks: Mapping[str, float]) -> None:
+    """Check how strongly a LoRA changes the model, and some blocks of it (`pare.loading.lora`)."""
+    check_number("the LoRA's weight", weight, -100.0, 100.0)
+    for block, own in blocks.items():
+        if not LORA_BLOCK.fullmatch(block):
+            raise SettingError(f"a LoRA's block is {block!r}", expected=f"one of {LORA_BLOCKS}")
+        check_number(f"the LoRA's weight in {block}", own, -100.0, 100.0)

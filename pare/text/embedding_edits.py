@@ -20,19 +20,19 @@ changed, so that runs with other edits, in other threads, can share it.
 
 from __future__ import annotations
 
-import copy
 import functools
 import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pare.errors import PromptError
+from pare.runtime.module_copies import with_layers
 from pare.runtime.numerics import check_finite
 from pare.runtime.validation import check_number, check_prompt
 from pare.text.clip import TextEncoder
@@ -387,21 +387,7 @@ def with_rows(text_encoder: TextEncoder, rows: Tensor) -> TextEncoder:
         return text_encoder
     table = text_encoder.get_input_embeddings()
     path = next(name for name, module in text_encoder.named_modules() if module is table)
-    *owners, name = path.split(".")
-    encoder = inner = shallow(text_encoder)
-    for owner in owners:
-        child = shallow(getattr(inner, owner))
-        setattr(inner, owner, child)
-        inner = child
-    setattr(inner, name, MoreRows(table, rows))
-    return encoder
-
-
-def shallow(module: nn.Module) -> Any:
-    """A shallow copy: the same weights and children, which can be replaced in the copy."""
-    other = copy.copy(module)
-    other._modules = dict(module._modules)
-    return other
+    return with_layers(text_encoder, {path: MoreRows(table, rows)})
 
 
 @torch.no_grad()

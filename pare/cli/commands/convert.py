@@ -13,6 +13,7 @@ import click
 from pare.cli import terminal
 from pare.cli.grouped_help import command, option, options
 from pare.cli.json_output import plain
+from pare.cli.lora_options import lora_option, named_lora
 from pare.cli.option_types import DTYPE_NAMES
 from pare.cli.options import json_option
 
@@ -29,6 +30,7 @@ convert_options = options(
            type=click.Choice(("keep", *DTYPE_NAMES[1:])), help="Number type of the weights."),
     option("--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
            help="vocab.json and merges.txt of a model that does not use CLIP's own."),
+    lora_option,
     option("--only", type=click.Choice(("unet", "vae")),
            help="Convert this part alone; the file need not hold the others."),
     option("--drop", multiple=True, metavar="BEGINNING",
@@ -43,6 +45,7 @@ EXAMPLES = (
     "pare convert --check model.ckpt",
     "pare convert model.ckpt converted",
     "pare convert model single.safetensors --dtype float16",
+    "pare convert model baked --lora style.safetensors=0.8",
 )
 
 
@@ -51,8 +54,9 @@ EXAMPLES = (
 @click.argument("target", type=click.Path(path_type=Path), required=False)
 @convert_options
 def convert(
-    source: Path, target: Path | None, check_only: bool, dtype: str, as_json: bool, **given: Any
-) -> None:
+    source: Path, target: Path | None, check_only: bool, dtype: str, lora: tuple[str, ...],
+    as_json: bool, **given: Any,
+) -> None:  # fmt: skip
     """Convert weights: a single file SOURCE to a folder TARGET in the Hub's layout, or back.
 
     TARGET is a single file if its name ends in .safetensors or .ckpt, else a folder. No code in a
@@ -72,7 +76,11 @@ def convert(
     if target is None:
         raise click.UsageError("Missing argument 'TARGET' (or the option --check).")
     done = conversion.convert(
-        source, target, dtype=None if dtype == "keep" else getattr(torch, dtype), **given
+        source,
+        target,
+        dtype=None if dtype == "keep" else getattr(torch, dtype),
+        loras=[named_lora(value) for value in lora],
+        **given,
     )
     for note in done.notes:
         terminal.note(note)

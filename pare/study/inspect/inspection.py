@@ -18,6 +18,7 @@ from pare.runtime.device import DTYPES
 from pare.study.inspect import text_tables
 from pare.study.inspect.as_json import as_json
 from pare.study.inspect.layer_table import LayerTable, is_glob, nearest
+from pare.study.inspect.lora_summary import summarise_lora
 from pare.study.inspect.model_summary import CLASSES, ModelSummary, describe
 from pare.study.inspect.model_tables import layers
 from pare.study.inspect.u_shape import u_shape
@@ -286,8 +287,11 @@ def file_inspection(
             raise SettingError(f"{file.path} has no tensor {glob!r}", fix=hint)
     values = file_values(file, glob, progress) if settings.values else []
     every = len(values) <= text_tables.ROWS or glob is not None
+    lora = None if glob is not None or file.all_problems else summarise_lora(file.path)
     text = text_tables.page(
-        [text_tables.file_page(file, wanted)], text_tables.values_section(values, every=every)
+        [text_tables.file_page(file, wanted, lora)], text_tables.values_section(values, every=every)
     )
     found = {"model": as_json(model), "tensors": as_json(wanted), "values": as_json(values)}
+    if lora is not None:
+        found["lora"] = as_json(lora) | {"kinds": lora.kinds, "ranks": lora.ranks}
     return Inspection(text, found, problem_of(model) or problem_of_values(model, values))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pare.config import TextConfig
 from pare.study.inspect.flops import Flops
 from pare.study.inspect.layer_table import Layer, LayerTable, Shape, outer_names
+from pare.study.inspect.lora_summary import LoraSummary, joint_norm
 from pare.study.inspect.model_summary import ModelSummary, PartSummary, stored_bytes
 from pare.study.inspect.u_shape import Stage, UShape
 from pare.study.inspect.weight_files import StoredTensor, WeightFile
@@ -444,7 +445,11 @@ def glob_page(found: Sequence[Layer], title: str) -> str:
 # --- files --------------------------------------------------------------------------------
 
 
-def file_page(file: WeightFile, wanted: Sequence[StoredTensor] | None = None) -> str:
+def file_page(
+    file: WeightFile,
+    wanted: Sequence[StoredTensor] | None = None,
+    lora: LoraSummary | None = None,
+) -> str:
     """A file of weights: all its tensors, or those that were asked for."""
     what = ", ".join(text for text in (file.kind, size(file.size), file.looks_like) if text)
     head = [printable(f"{file.path}   {what}")]
@@ -467,8 +472,44 @@ def file_page(file: WeightFile, wanted: Sequence[StoredTensor] | None = None) ->
             *notes,
         ]
     )
+    if lora is not None:
+        return page(head, lora_section(lora))
     return page(head, tensors_section(wanted if wanted is not None else file.tensors),
                 problems_section(file.all_problems))  # fmt: skip
+
+
+def lora_section(lora: LoraSummary) -> list[str]:
+    """What a LoRA changes: by block, and the layers that it changes most."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in lora.kinds.items())
+    ranks = ", ".join(map(str, lora.ranks[:8])) + (", …" if len(lora.ranks) > 8 else "")
+    notes = [(name, printable(value)) for name, value in lora.training.items()]
+    if lora.tags:
+        listed = ", ".join(f"{printable(tag)} {count}" for tag, count in lora.tags.items())
+        notes.append(("tags", listed))
+    head = facts([("base", lora.base), ("layers", kinds), ("rank", ranks), *notes])
+    blocks = [("block", "layers", "|delta|", "largest in")]
+    for block, layers in lora.blocks.items():
+        top = max(layers, key=lambda layer: layer.norm)
+        blocks.append(
+            (
+                block,
+                str(len(layers)),
+                f"{joint_norm(layers):.3f}",
+                f"{printable(top.name)} {top.norm:.3f}",
+            )
+        )
+    shown = sorted(lora.layers, key=lambda layer: -layer.norm)[:10]
+    rows = [("layer", "kind", "rank", "|delta|")]
+    rows += [
+        (
+            printable(one.name),
+            one.kind,
+            "" if one.rank is None else str(one.rank),
+            f"{one.norm:.3f}",
+        )
+        for one in shown
+    ]
+    return [*head, "", *columns(blocks, "lrrl"), "", *columns(rows, "llrr")]
 
 
 def tensors_section(tensors: Sequence[StoredTensor]) -> list[str]:
