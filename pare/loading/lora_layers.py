@@ -146,7 +146,7 @@ class Kronecker(WeightChange):
 class Full(WeightChange):
     """The whole difference of two weights."""
 
-    difference: Tensor
+    difference: Tensor | None
 
     def __init__(self, difference: Tensor | None, scale: float) -> None:
         super().__init__(scale, difference=difference)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pare.errors import ModelError, PareError, SettingError, WeightsError
-from pare.loading.lora import describe_layers, flat, places_by_name, unet_blocks
-from pare.loading.lora_file import load_lora
+from pare.loading.lora import describe_layers, places_by_name, unet_blocks
+from pare.loading.lora_file import flat, load_lora
 from pare.loading.lora_layers import merged_weight
 from pare.pipeline import Pipeline
 from tests.lora_files import ATTENTION, TEXT, kohya, named_layers, random_adapter, write_lora
@@ -461,7 +461,7 @@ def test_a_json_config_beside_an_adapter_counts(pipe: Pipeline, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_generate_convert_inspect_and_rerun(run_pare: Any, folder: Path, everywhere: Path) -> None:
-    """The recipe keeps weight and SHA-256; what is baked in gives the same image, rounding aside."""
+    """The recipe keeps weight and SHA-256; baked in, the image is the same, rounding aside."""
     from PIL import Image
 
     from pare.io.images import to_tensor

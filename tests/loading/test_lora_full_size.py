@@ -27,8 +27,9 @@ NO_TEXT: Any = nn.Module()
 @pytest.mark.parametrize("raw", [SD14_UNET, SD21_UNET], ids=["SD 1.4", "SD 2.1"])
 def test_a_lora_of_every_attention_layer_is_pefts(raw: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    ours, theirs = unet_pair(raw)
-    tensors = {}
+    ours, reference_unet = unet_pair(raw)
+    theirs: Any = reference_unet
+    tensors: dict[str, torch.Tensor] = {}
     for name, layer in ours.named_modules():
         if name.endswith(ATTENTION):
             outs, ins = layer.get_parameter("weight").shape
@@ -64,7 +65,7 @@ if len(sys.argv) > 2:
     unet, _ = with_lora(unet, nn.Module(), load_lora(Path(sys.argv[2])), LoraWeights(), "SD 1.4")
 with torch.no_grad():
     unet(torch.zeros(2, 4, 64, 64), 501, torch.zeros(2, 77, 768))
-print(peak_memory())
+print(peak_memory(torch.device("cpu")))
 """
 
 
@@ -74,7 +75,7 @@ def test_a_lora_of_100_mb_takes_a_tenth_of_the_memory_at_most(tmp_path: Path) ->
     """No copy of the UNet: its 3.4 GB stay mapped, and shared by the layers that change."""
     ours, _ = unet_pair(SD14_UNET)
     save_file(ours.state_dict(), tmp_path / "unet.safetensors")
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, layer in ours.named_modules():
         if isinstance(layer, nn.Linear) and "attentions" in name:
             outs, ins = layer.weight.shape
