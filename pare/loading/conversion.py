@@ -56,7 +56,6 @@ from pare.loading.single_file import (
 )
 from pare.runtime.numerics import Numbers, is_finite
 from pare.text.clip import TextEncoder
-from pare.text.clip import TextEncoder
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
 

@@ -80,15 +80,15 @@ def with_lora(
     """
     weights.check()
     changes = changes_of(unet, text_encoder, file, weights, model)
-    twins = []
-    for network, module in (("unet", unet), ("text_encoder", text_encoder)):
-        layers = {
-            place.path: adapted(place.layer, [change])
-            for place, change in changes
-            if place.network == network
-        }
-        twins.append(with_layers(module, layers) if layers else module)
-    return twins[0], twins[1]
+    layers: dict[str, dict[str, nn.Module]] = {"unet": {}, "text_encoder": {}}
+    for place, change in changes:
+        layers[place.network][place.path] = adapted(place.layer, [change])
+    return (
+        with_layers(unet, layers["unet"]) if layers["unet"] else unet,
+        with_layers(text_encoder, layers["text_encoder"])
+        if layers["text_encoder"]
+        else text_encoder,
+    )
 
 
 def changes_of(
