@@ -8,6 +8,7 @@ address leads to a second server (the CDN), which must never see the token.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -29,6 +30,12 @@ LARGE = (".safetensors", ".bin")
 XET = re.compile(r"/api/models/(?P<id>[^/]+/[^/]+)/xet-read-token/.+")
 API = re.compile(r"/api/models/(?P<id>[^/]+/[^/]+?)(?:/revision/(?P<revision>.+))?")
 RESOLVE = re.compile(r"/(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+
+
+@functools.lru_cache(maxsize=32)
+def digest(content: bytes) -> str:
+    """SHA-256, once for each file."""
+    return hashlib.sha256(content).hexdigest()
 
 
 Trick = Callable[[BaseHTTPRequestHandler], None]
@@ -227,7 +234,7 @@ def handler_of(hub: Hub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
         def send_file(self, repository: Repository, name: str, file: str) -> None:
             content = repository.files[file]
             headers = {
-                "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+                "ETag": f'"{digest(content)}"',
                 "X-Repo-Commit": repository.file_commit or repository.commit,
             }
             if file.endswith(LARGE):

@@ -375,6 +375,7 @@ def progress_bar(server: Connection) -> Any:
     watched = sys.stderr.isatty()
 
     class Bar(tqdm if watched else quiet_bar):  # type: ignore[misc]
+        monitor_interval = 0  # or tqdm starts a thread for each class, which never ends
         taken = 0.0  # a bar that is not drawn does not count
 
         def __init__(self, *args: Any, name: str = "", **options: Any) -> None:

@@ -120,6 +120,14 @@ def test_a_hash_is_checked_once(hub: Hub, user: User, monkeypatch: pytest.Monkey
     assert user.fetch().names == SMALL | WEIGHTS
 
 
+def test_a_download_leaves_no_thread(hub: Hub, user: User) -> None:
+    hub.repositories[NAME] = repository()
+    before = threading.active_count()
+    assert user.fetch().names == SMALL | WEIGHTS
+    idle = {thread.name for thread in threading.enumerate() if "process_request" not in thread.name}
+    assert len(idle) <= before, idle
+
+
 # --- sizes ---------------------------------------------------------------------------------
 
 
