@@ -91,13 +91,22 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_embedding = empty_table(config.vocab_size, config.hidden_size)
+        self.position_embedding = empty_table(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, n) -> (B, n, C)"""
         places = torch.arange(ids.shape[-1], device=ids.device)[None]
         return self.token_embedding(ids) + self.position_embedding(places)
+
+
+def empty_table(rows: int, channels: int) -> nn.Embedding:
+    """An embedding table without first weights.
+
+    On the meta device, where models are built, drawing them would import PyTorch's compiler,
+    which takes longer than everything else that loads a small model.
+    """
+    return nn.Embedding(rows, channels, _weight=torch.empty(rows, channels))
 
 
 class LayerStack(nn.Module):

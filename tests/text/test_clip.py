@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -85,6 +87,17 @@ def test_the_hub_names_the_tensors_so() -> None:
     stored = open_weights(find_weights(ROADS, "text_encoder", half=False))
     assert own_names(stored, ours, text_name).keys() == ours.keys()
     assert "text_model.encoder.layers.2.self_attn.q_proj.weight" in ours
+
+
+def test_loading_a_model_does_not_import_the_compiler() -> None:
+    code = """
+import sys, pare
+pare.Pipeline.from_pretrained("roads", device="cpu").encode_prompts("a road")
+heavy = {"torch._dynamo", "sympy", "scipy", "transformers.models.clip.modeling_clip"}
+print(*heavy & set(sys.modules))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
 
 
 def test_a_token_attends_to_itself_and_those_before_it() -> None:
