@@ -253,7 +253,7 @@ class Connection:
         from huggingface_hub.constants import ENDPOINT
 
         return NotServedError(
-            f"{ENDPOINT} {what}: it is broken, or means harm",
+            f"{ENDPOINT} {what}, which the Hub does not do",
             fix="check HF_ENDPOINT and the proxy",
         )
 

@@ -289,7 +289,7 @@ def check_calls(path: Path, names: Iterable[str]) -> None:
             expected="plain tensors of numbers",
         )
     raise WeightsError(
-        f"{path} is a pickle with code in it: it wants to call {listed}",
+        f"{path} is a pickle with code in it: it would call {listed}",
         expected="tensors alone",
         fix="do not load it anywhere; look for a .safetensors file",
     )
@@ -318,7 +318,7 @@ class PickleContents:
     """What a pickle says, known without doing it."""
 
     names: set[str]
-    """Everything that it wants to call."""
+    """Everything that it would call."""
     storages: list[tuple[object, ...]]
     """What it says of the archive's records: ("storage", type, key, device, numbers)."""
 

@@ -31,7 +31,7 @@ def load_learned_words(path: Path, word: str | None = None) -> list[LearnedWord]
 
     Raises:
         EmbeddingError: the file holds something else.
-        ModelError, WeightsError: it is damaged, or a pickle that wants to run code.
+        ModelError, WeightsError: it is damaged, or a pickle that would run code.
         OSError: it cannot be opened.
     """
     found = {name: as_rows(path, name, vectors) for name, vectors in named_vectors(path)}

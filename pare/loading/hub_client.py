@@ -505,7 +505,9 @@ def refused(error: Exception, repo_id: str, revision: str | None) -> ModelError:
     if status == 429:
         return NotServedError("the Hub has had too many requests from here", fix="try again later")
     if status is not None:
-        return NotServedError(f"the Hub answers {status} to {repo_id}", fix="try again later")
+        return NotServedError(
+            f"the Hub responded with status {status} for {repo_id}", fix="try again later"
+        )
     return NotServedError(
         f"{ENDPOINT} cannot be reached for {repo_id} ({first_line(error)})",
         fix="the cache has no whole copy: connect, or name a model's folder",

@@ -156,7 +156,7 @@ def warn_of_unknown_words(prompts: Sequence[str], known: frozenset[str], model: 
     if unknown:
         words = ", ".join(map(repr, unknown[:5])) + (", …" if len(unknown) > 5 else "")
         warnings.warn(
-            f"{model} was never taught {words}; `pare inspect {shlex.quote(model)}` lists the "
+            f"{model} was not trained on {words}; `pare inspect {shlex.quote(model)}` lists the "
             f"{len(known)} words that it knows",
             UnknownWords,
             stacklevel=3,

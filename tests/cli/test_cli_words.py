@@ -68,7 +68,7 @@ def test_words_that_the_model_does_not_know_are_named(
     assert warnings_of(capsys, command, "A car, a CAR!", "--negative", "night") == []
     (line,) = warnings_of(capsys, command, "a dragon's car, dragon's", "--negative", "blurry night")
     assert line == (
-        "pare: warning: tiny was never taught \"dragon's\", 'blurry'; "
+        "pare: warning: tiny was not trained on \"dragon's\", 'blurry'; "
         "`pare inspect tiny` lists the 3 words that it knows"
     )
 

@@ -505,8 +505,8 @@ def test_removed_names_its_mirror(user: User, removed: str, mirror: str) -> None
         ({"status": 403}, "you may not read"),
         ({"status": 410}, "the Hub has no model"),
         ({"status": 429}, "too many requests"),
-        ({"status": 500}, "the Hub answers 500"),
-        ({"status": 503}, "the Hub answers 503"),
+        ({"status": 500}, "the Hub responded with status 500"),
+        ({"status": 503}, "the Hub responded with status 503"),
     ],
 )
 def test_other_refusals(hub: Hub, user: User, settings: dict[str, Any], words: str) -> None:

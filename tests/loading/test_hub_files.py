@@ -115,7 +115,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(folder: Path, tmp_path: Path)
             return os.mkdir, (str(tmp_path / "it ran"),)
 
     save_bin(folder, {"conv_in.weight": Code()})
-    with pytest.raises(WeightsError, match=r"pickle with code in it: it wants to call .*mkdir"):
+    with pytest.raises(WeightsError, match=r"pickle with code in it: it would call .*mkdir"):
         load_unet(folder)
     assert not (tmp_path / "it ran").exists()
 
