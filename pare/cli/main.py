@@ -27,6 +27,7 @@ from pare.cli.commands.guide import guide
 from pare.cli.commands.img2img import img2img
 from pare.cli.commands.inspect import inspect
 from pare.cli.commands.invert import invert
+from pare.cli.commands.list_models import models
 from pare.cli.commands.list_presets import presets
 from pare.cli.commands.p2p import p2p
 from pare.cli.commands.report import report
@@ -43,7 +44,7 @@ from pare.version import __version__
 
 COMMANDS = (
     generate, img2img, blend, erase, invert, p2p, edit, guide, tokens, film, sweep, inspect,
-    attention, trace, report, rerun, convert, verify, bench, presets, completion,
+    attention, trace, report, rerun, convert, verify, bench, presets, models, completion,
 )  # fmt: skip
 
 
