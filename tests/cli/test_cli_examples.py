@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from pare.cli.grouped_help import PareCommand
 from pare.cli.main import all_commands, main
 from pare.loading import conversion
+from tests.lora_files import kohya
 from tests.single_files import UNET1, original_checkpoint
 
 # Diffusers takes long to load; many tasks take long to edit.
@@ -51,6 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
         save_file(whole, folder / f"{name}.safetensors")
     conversion.convert(folder / "model.ckpt", folder / "model")
+    style = kohya({"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k": (64, 64)})
+    save_file(style, folder / "style.safetensors")
     return folder
 
 
