@@ -7,7 +7,11 @@ Every key of a config file is exactly one of
 - **unused**: known, but without meaning for this class (a DDIM file that carries
   PNDM's `skip_prk_steps`);
 - **provenance**: its name begins with `_`;
-- **unknown**: raises.
+- **unknown**: left out with a warning, as diffusers does it; under `strict` it raises.
+
+People's files also say the same thing in other forms: a flag as null, one value as a list with
+an entry per stage, `swish` for `silu`.  `HubConfig.usual_form` brings them to one form.  A value
+that changes the image is used, or refused by name.
 
 Old files are sparse: a key that is absent means "the default of that time".  Those
 defaults stand in one table per class, `HUB_DEFAULTS`, and nowhere else.
@@ -20,6 +24,7 @@ import difflib
 import json
 import math
 import stat
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +44,14 @@ class Pin:
     reason: str
 
 
+MOST_NAMED = 12
+"""Keys that a warning names."""
+
+
+class UnusedKeys(UserWarning):
+    """Keys of a config file that are left out, because they do not describe the model."""
+
+
 @dataclass(frozen=True)
 class HubConfig:
     """Base of the configs: `read` turns the Hub's JSON object into the dataclass."""
@@ -46,17 +59,26 @@ class HubConfig:
     HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {}
     PINNED: ClassVar[Mapping[str, Pin]] = {}
     UNUSED: ClassVar[frozenset[str]] = frozenset()
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset()
+    """Pinned keys that change nothing in the layers that pare has, whatever they say."""
 
     @classmethod
-    def read(cls, raw: Mapping[str, Any], where: str) -> Self:
+    def read(cls, raw: Mapping[str, Any], where: str, *, strict: bool = False) -> Self:
         """Build the config from the JSON object `raw`.
 
-        `where` names the file in error messages.
+        Args:
+            where: names the file in messages.
+            strict: refuse unknown keys, and every value that is not in its usual form.
 
         Raises:
-            ConfigError: an unknown key, an unsupported value of a pinned key, a value of
-                the wrong type, or an absent key that has no default.
+            ConfigError: an unsupported value of a pinned key, a value of the wrong type, or an
+                absent key that has no default; under `strict` also an unknown key.
+
+        Warns:
+            UnusedKeys: keys that are left out.
         """
+        if not strict:
+            raw = cls.usual_form(raw, where)
         fields = {field.name for field in dataclasses.fields(cls)}
         values: dict[str, Any] = dict(cls.HUB_DEFAULTS)
         for key, value in raw.items():
@@ -78,16 +100,59 @@ class HubConfig:
         return cls(**cls.normalise(values, where))
 
     @classmethod
+    def usual_form(cls, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """`raw` without the keys that say nothing, and with each value in its usual form."""
+        known = {field.name for field in dataclasses.fields(cls)} | cls.PINNED.keys()
+        usual, dropped = dict[str, Any](), []
+        for key, value in raw.items():
+            if key.startswith("_") or key in cls.UNUSED:
+                continue
+            if key not in known:
+                near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.8)
+                dropped.append(short_json(key) + (f" (did you mean {near[0]!r}?)" if near else ""))
+                continue
+            value = cls.usual_value(key, value, raw)
+            if key in cls.WITHOUT_EFFECT and not pinned(value, cls.PINNED[key]):
+                dropped.append(short_json(key))
+            else:
+                usual[key] = value
+        if dropped:
+            more = f" and {len(dropped) - MOST_NAMED} more" if len(dropped) > MOST_NAMED else ""
+            warnings.warn(
+                f"{where} has keys that do not change this model and are not used: "
+                f"{', '.join(dropped[:MOST_NAMED])}{more}",
+                UnusedKeys,
+                stacklevel=3,
+            )
+        return usual
+
+    @classmethod
+    def usual_value(cls, key: str, value: object, raw: Mapping[str, Any]) -> object:
+        """`value` of `key` in its usual form; here flags, which may be null, 0 or 1."""
+        pin = cls.PINNED.get(key)
+        usual = pin.values[0] if pin else cls.HUB_DEFAULTS.get(key)
+        if isinstance(usual, bool) and (value is None or (type(value) is int and value in (0, 1))):
+            return bool(value)
+        return value
+
+    @classmethod
     def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
         """Check types and ranges; bring equal spellings of one thing to one form."""
         return values
 
 
+def pinned(value: object, pin: Pin) -> bool:
+    """Whether `value` is one that the pin allows."""
+    # JSON's true equals 1 in Python: compare types as well, but let 1 stand for 1.0.
+    return any(
+        value == allowed and isinstance(value, bool) == isinstance(allowed, bool)
+        for allowed in pin.values
+    )
+
+
 def check_pin(key: str, value: object, pin: Pin, where: str) -> None:
-    for allowed in pin.values:
-        # JSON's true equals 1 in Python: compare types as well, but let 1 stand for 1.0.
-        if value == allowed and isinstance(value, bool) == isinstance(allowed, bool):
-            return
+    if pinned(value, pin):
+        return
     allowed_text = " or ".join(json.dumps(v) for v in pin.values)
     raise ConfigError(
         f"{where} sets {key!r} to {short_json(value)}",
@@ -240,6 +305,10 @@ class UNetConfig(HubConfig):
     """Compute attention scores in float32: SD 2.1 overflows in float16 without it."""
     flip_sin_to_cos: bool
     freq_shift: float
+    time_embedding_dim: int | None
+    """Width of the time embedding; None is four times the first stage's."""
+    time_cond_proj_dim: int | None
+    """Width of the embedded guidance scale, which latent consistency models read; else None."""
 
     # A config that lacks a key means what the class meant when the file was written.
     HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
@@ -258,6 +327,8 @@ class UNetConfig(HubConfig):
         "upcast_attention": False,
         "flip_sin_to_cos": True,
         "freq_shift": 0,
+        "time_embedding_dim": None,
+        "time_cond_proj_dim": None,
     }
     PINNED: ClassVar[Mapping[str, Pin]] = {
         "act_fn": Pin(("silu",), "every SD 1.x / 2.x UNet uses SiLU"),
@@ -284,16 +355,26 @@ class UNetConfig(HubConfig):
         "resnet_skip_time_act": Pin((False,), "that is DeepFloyd's"),
         "resnet_out_scale_factor": Pin((1,), "SD adds residuals unscaled"),
         "time_embedding_type": Pin(("positional",), "SD's timesteps are sines and cosines"),
-        "time_embedding_dim": Pin((None,), "SD's is four times the first stage's width"),
         "time_embedding_act_fn": Pin((None,), "that is Kandinsky's"),
         "timestep_post_act": Pin((None,), "that is Kandinsky's"),
-        "time_cond_proj_dim": Pin((None,), "that is the latent consistency models'"),
         "conv_in_kernel": Pin((3,), "SD's first convolution is 3x3"),
         "conv_out_kernel": Pin((3,), "SD's last convolution is 3x3"),
         "attention_type": Pin(("default",), "gated attention is GLIGEN's"),
         "cross_attention_norm": Pin((None,), "that is DeepFloyd's"),
     }
     UNUSED: ClassVar[frozenset[str]] = frozenset({"addition_embed_type_num_heads"})
+    # Read by other kinds of blocks, by embeddings that are pinned to none, or in training.
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(
+        """
+        addition_time_embed_dim cross_attention_norm dropout mid_block_only_cross_attention
+        projection_class_embeddings_input_dim resnet_out_scale_factor resnet_skip_time_act
+        """.split()  # noqa: SIM905
+    )
+    # One value for all stages, which files may list stage by stage.
+    ONE_FOR_ALL_STAGES: ClassVar[frozenset[str]] = frozenset(
+        {"layers_per_block", "cross_attention_dim", "only_cross_attention",
+         "transformer_layers_per_block"}
+    )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"UNetConfig(widths {self.block_out_channels}, text {self.cross_attention_dim})"
@@ -325,7 +406,24 @@ class UNetConfig(HubConfig):
     @property
     def time_channels(self) -> int:
         """Width of the time embedding that every ResNet block receives."""
-        return 4 * self.block_out_channels[0]
+        return self.time_embedding_dim or 4 * self.block_out_channels[0]
+
+    @classmethod
+    def usual_value(cls, key: str, value: object, raw: Mapping[str, Any]) -> object:
+        match key, value:
+            case "sample_size", None:
+                return cls.HUB_DEFAULTS[key]
+            case "act_fn", str():
+                return usual_activation(value)
+            case "down_block_types" | "up_block_types", [*names]:
+                return [usual_block_name(name) for name in names]
+            case "reverse_transformer_layers_per_block", [_, *_] if all_one(value):
+                return None
+        if key in cls.ONE_FOR_ALL_STAGES and isinstance(value, list):
+            stages = raw.get("block_out_channels", cls.HUB_DEFAULTS["block_out_channels"])
+            if isinstance(stages, list | tuple) and len(value) == len(stages):
+                value = value[0] if all(one == value[0] for one in value) else value
+        return super().usual_value(key, value, raw)
 
     @classmethod
     def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -342,6 +440,9 @@ class UNetConfig(HubConfig):
         integer(values, "out_channels", where, 1, 64)
         integer(values, "layers_per_block", where, 1, 16)
         integer(values, "cross_attention_dim", where, 1, 2**16)
+        for key in ("time_embedding_dim", "time_cond_proj_dim"):
+            if values[key] is not None:
+                integer(values, key, where, 2, 2**16)
         values["norm_eps"] = number(values, "norm_eps", where, 0, 1)
         values["freq_shift"] = number(values, "freq_shift", where, -1, 1)
         for key in ("use_linear_projection", "upcast_attention", "flip_sin_to_cos"):
@@ -399,6 +500,10 @@ class VAEConfig(HubConfig):
     }
     # `force_upcast` is read by SDXL's pipelines only.
     UNUSED: ClassVar[frozenset[str]] = frozenset({"force_upcast"})
+    # Read by other models' pipelines: SD's multiplies latents by the scaling factor alone.
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(
+        {"shift_factor", "latents_mean", "latents_std"}
+    )
 
     def __repr__(self) -> str:
         return f"VAEConfig(widths {self.block_out_channels}, latents {self.latent_channels})"
@@ -407,6 +512,17 @@ class VAEConfig(HubConfig):
     def factor(self) -> int:
         """Pixels along a side of one latent: 8 for SD."""
         return int(2 ** (len(self.block_out_channels) - 1))
+
+    @classmethod
+    def usual_value(cls, key: str, value: object, raw: Mapping[str, Any]) -> object:
+        match key, value:
+            case "sample_size", None:
+                return cls.HUB_DEFAULTS[key]
+            case "act_fn", str():
+                return usual_activation(value)
+            case "down_block_types" | "up_block_types", [*names]:
+                return [usual_block_name(name) for name in names]
+        return super().usual_value(key, value, raw)
 
     @classmethod
     def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -506,6 +622,23 @@ class TextConfig(HubConfig):
                 expected="a number of heads that divides the width",
             )
         return values
+
+
+def usual_activation(name: str) -> str:
+    """`Swish` and `SiLU` are one function by two names."""
+    return "silu" if name.lower() in ("silu", "swish") else name
+
+
+def usual_block_name(name: object) -> object:
+    """`UNetResDownBlock2D`, in files of 2022, is `DownBlock2D`."""
+    return name.removeprefix("UNetRes") if isinstance(name, str) else name
+
+
+def all_one(value: object) -> bool:
+    """Whether `value` is 1, or a list of lists of such."""
+    if isinstance(value, list):
+        return all(map(all_one, value))
+    return value == 1 and not isinstance(value, bool)
 
 
 def stage_count(values: Mapping[str, Any], where: str) -> int:

@@ -5,6 +5,9 @@
 `cond` is eps(x_t, prompt) and `uncond` is eps(x_t, ""), or of a negative prompt; the same
 formula holds for v.  Scale 1 is the conditional prediction, 0 the unconditional one; the
 paper's w is `scale - 1`.
+
+Latent consistency models (arXiv:2310.04378) have learnt the guided prediction: they read the
+scale as an embedding beside the timestep, and are evaluated for the prompt alone.
 """
 
 from __future__ import annotations
@@ -53,16 +56,19 @@ def predict(
         raise SettingError(
             f"{len(prompts)} prompts are given for {len(x_t)} latents", expected="one each"
         )
-    if guidance == 1:
+    embedded = guidance if unet.config.time_cond_proj_dim is not None else None
+    if guidance == 1 or embedded is not None:
         texts = {"cond": prompts.cond}
     else:
         texts = {"uncond": prompts.uncond, "cond": prompts.cond}
     latents = x_t
     if extra is not None:
         latents = torch.cat([x_t, extra.expand(len(x_t), -1, -1, -1)], dim=1)
-    outputs = branch_outputs(unet, latents, level, texts, control=control, step=step)
+    outputs = branch_outputs(
+        unet, latents, level, texts, control=control, step=step, guidance=embedded
+    )
     output = outputs["cond"]
-    if guidance != 1:
+    if "uncond" in outputs:
         output = guide(outputs["uncond"], output, guidance, rescale)
     return interpret(output, x_t, level, prediction_type)
 
@@ -75,12 +81,14 @@ def branch_outputs(
     *,
     control: Control | None = None,
     step: int = 0,
+    guidance: float | None = None,
 ) -> dict[str, Tensor]:
     """The UNet's outputs for the same latents under several texts, from one batch.
 
     Args:
         latents: the UNet's input, (B, channels, h, w), float32.
         texts: (B, 77, C) for each branch by its name; the batch has them in this order.
+        guidance: the scale that a latent consistency model reads; see `UNet.forward`.
 
     Returns:
         for each branch the output, eps or v, (B, 4, h, w), float32.
@@ -95,13 +103,14 @@ def branch_outputs(
     batch = torch.cat([latents] * len(texts)) if len(texts) > 1 else latents
     text = torch.cat(list(texts.values()))
     inputs = batch.to(dtype), level.t, text.to(dtype)
-    output = unet(*inputs, controlled).float()
+    scale = {} if guidance is None else {"guidance": guidance}
+    output = unet(*inputs, controlled, **scale).float()
     check_finite(
         f"the UNet's output at step {step} (t = {level.t:g})",
         output,
         unet,
         {"the latents": batch, "the prompts' embeddings": text},
-        lambda: unet(*inputs),
+        lambda: unet(*inputs, **scale),
     )
     return dict(zip(texts, output.split(count), strict=True))
 

@@ -101,6 +101,7 @@ class Pipeline:
         revision: str | None = None,
         tokenizer: Path | None = None,
         check_hashes: bool = True,
+        strict: bool = False,
         scheduler: str | None = None,
         **scheduler_options: Any,
     ) -> Self:
@@ -113,6 +114,9 @@ class Pipeline:
             tokenizer: a folder, for a single file that does not have CLIP's own tokens.
             check_hashes: see that the weights of a repository, as they are downloaded, have the
                 SHA-256 that the server announced: three seconds for 4 GB.
+            strict: refuse every key of the model's configs that does not describe the model, and
+                a solver that pare does not have; else they are left out, or replaced, with a
+                warning.
             scheduler: a name from `pare.schedulers.SCHEDULERS`; None is the model's own.
             scheduler_options: see `build_scheduler`.
 
@@ -124,10 +128,14 @@ class Pipeline:
             find_solver(scheduler)
         torch_dtype = choose_dtype(dtype, choose_device(device))
         resolved = resolve_model(
-            model, dtype=torch_dtype, revision=revision, check_hashes=check_hashes
+            model,
+            dtype=torch_dtype,
+            revision=revision,
+            check_hashes=check_hashes,
+            strict=strict,
         )
         config, where = scheduler_config(resolved)
-        solver = build_scheduler(config, where, scheduler, **scheduler_options)
+        solver = build_scheduler(config, where, scheduler, strict=strict, **scheduler_options)
         parts = load_model(resolved, device=device, dtype=torch_dtype, tokenizer=tokenizer)
         return cls(parts, solver)
 

@@ -440,6 +440,7 @@ def load_pipeline(
     use_threads(given)
     where = {name: given[name] for name in ("device", "dtype", "revision", "tokenizer")}
     where["check_hashes"] = not noted("no_hash")
+    where["strict"] = bool(noted("strict"))
     rerun = click.get_current_context().find_object(Rerun)
     if rerun is not None:
         pipe = Pipeline(load_model(rerun.model or given["model"], **where), rerun.scheduler)

@@ -19,7 +19,11 @@ from pare.errors import SettingError
 from pare.runtime import validation
 
 # pare.schedulers imports torch, so its names stand here too; a test holds them together.
-SCHEDULER_NAMES = ("ddim", "dpm++2m", "lms", "pndm", "euler", "euler-ancestral")
+SCHEDULER_NAMES = (
+    "ddim", "ddpm", "pndm", "lms", "euler", "euler-ancestral", "heun", "dpm2", "dpm2-ancestral",
+    "dpm++2m", "dpm++2s", "dpm++2s-ancestral", "dpm++sde", "dpm++2m-sde", "dpm++3m-sde", "unipc",
+    "deis", "lcm", "tcd",
+)  # fmt: skip
 DTYPE_NAMES = ("auto", "float32", "float16", "bfloat16")
 
 # What other programs call the schedulers, without blanks, dots, dashes and capitals.
@@ -27,6 +31,11 @@ SCHEDULER_ALIASES = {
     "plms": "pndm", "eulera": "euler-ancestral", "k_euler": "euler", "dpmsolver++": "dpm++2m",
     "dpmsolvermultistep": "dpm++2m", "dpm2m": "dpm++2m", "lmsdiscrete": "lms",
     "eulerdiscrete": "euler", "eulerancestraldiscrete": "euler-ancestral",
+    "heundiscrete": "heun", "kdpm2discrete": "dpm2", "kdpm2ancestraldiscrete": "dpm2-ancestral",
+    "dpm_2": "dpm2", "dpm2a": "dpm2-ancestral", "dpm++2sa": "dpm++2s-ancestral",
+    "dpmsolversinglestep": "dpm++2s", "dpmsolversde": "dpm++sde", "dpm++2m_sde_gpu": "dpm++2m-sde",
+    "dpm++3m_sde_gpu": "dpm++3m-sde", "dpm++sde_gpu": "dpm++sde", "unipcmultistep": "unipc",
+    "uni_pc": "unipc", "uni_pc_bh2": "unipc", "deismultistep": "deis",
 }  # fmt: skip
 KARRAS = "pare.karras"  # where a context's `meta` keeps that a scheduler's name asks for it
 FIND_NAN = "pare.find_nan"  # and whether --find-nan is given, see `not_in_recipe`

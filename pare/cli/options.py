@@ -63,6 +63,11 @@ MACHINE = (
     option("--revision", metavar="NAME",
            help="Branch, tag or commit of a model on the Hub. Default: main."),
 )  # fmt: skip
+strict_option = option(
+    "--strict", is_flag=True, **not_in_recipe("strict"),
+    help="Refuse a model whose config files hold keys that do not describe it, or name a solver "
+         "that pare does not have. Default: leave them out, or take the nearest, with a warning.",
+)  # fmt: skip
 tokenizer_option = option(
     "--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
     help="Tokenizer of a single file whose model does not use CLIP's own.",
@@ -72,7 +77,7 @@ no_hash_option = option(
     help="Do not compare downloaded weights with the SHA-256 that the server announces.",
 )  # fmt: skip
 model_options = options(
-    "Model and machine", *MACHINE, tokenizer_option, no_hash_option, lora_option
+    "Model and machine", *MACHINE, tokenizer_option, strict_option, no_hash_option, lora_option
 )
 model_options_without_tokenizer = options("Model and machine", *MACHINE)
 
@@ -82,7 +87,8 @@ def scheduler_options_with(default: str) -> Callable[[Function], Function]:
         "Scheduler",
         option("--scheduler", type=SchedulerName(), usual=True, aliases=("--sampler",),
                metavar="NAME",
-               help=f"The solver: {', '.join(SCHEDULER_NAMES)}. Default: {default}."),
+               help="The solver: ddim, dpm++2m, euler, lms, unipc, … (docs/schedulers.md has all "
+                    f"{len(SCHEDULER_NAMES)}). Default: {default}."),
         option("--karras/--no-karras", default=None, callback=karras_of_name,
                help="Karras noise levels (arXiv:2206.00364), for the schedulers that have them."),
         option("--eta", type=float, callback=checked(validation.check_eta),

@@ -107,7 +107,9 @@ def value_of(option: Option, context: click.Context) -> str:
         return ""
     kind = option.type
     if isinstance(kind, click.Choice):
-        return " " + "|".join(map(str, kind.choices))
+        # Many are broken into lines.
+        between = " | " if len(kind.choices) > 8 else "|"
+        return " " + between.join(map(str, kind.choices))
     if isinstance(kind, click.IntRange):
         upper = "" if kind.max is None else str(kind.max)
         return f" {option.metavar or 'INTEGER'} ({kind.min}..{upper})"

@@ -22,9 +22,9 @@ PARTS: dict[str, tuple[str, ...]] = {
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
-# Parts that pare does not load: the filter of finished images, and what feeds it.  The
-# scheduler has a config file of its own.
-SKIPPED = frozenset({"scheduler", "safety_checker", "feature_extractor"})
+# Parts that pare does not load: the filter of finished images, what feeds it, and the encoder
+# that IP-Adapters read images with.  The scheduler has a config file of its own.
+SKIPPED = frozenset({"scheduler", "safety_checker", "feature_extractor", "image_encoder"})
 
 # Pipelines of other models, by how their class names begin.
 OTHER_MODELS = {
@@ -47,16 +47,24 @@ class ModelConfigs:
     tokenizer: TokenizerFiles
 
 
-def read_configs(folder: Path) -> ModelConfigs:
+def read_configs(folder: Path, *, strict: bool = False) -> ModelConfigs:
     """The parts' configs, checked against each other and against the tokenizer.
+
+    Args:
+        strict: see `HubConfig.read`.
 
     Raises:
         ModelError: a file is missing, or the UNet is for another task.
         ConfigError: a file that pare cannot use, or parts that are not of one model.
     """
-    unet = UNetConfig.read(*config_of(folder, "unet"))
-    vae = VAEConfig.read(*config_of(folder, "vae"))
-    text = TextConfig.read(*config_of(folder, "text_encoder"))
+    vae_raw, vae_file = config_of(folder, "vae")
+    vae = VAEConfig.read(vae_raw, vae_file, strict=strict)
+    unet_raw, unet_file = config_of(folder, "unet")
+    if unet_raw.get("sample_size", 0) is None and vae_raw.get("sample_size") and not strict:
+        # The images that the VAE was trained on are the UNet's.
+        unet_raw["sample_size"] = [side // vae.factor for side in vae.sample_size]
+    unet = UNetConfig.read(unet_raw, unet_file, strict=strict)
+    text = TextConfig.read(*config_of(folder, "text_encoder", strict=strict), strict=strict)
     check_fit(folder, unet, vae, text)
     return ModelConfigs(unet, vae, text, read_tokenizer(folder / "tokenizer", text.vocab_size))
 
@@ -71,7 +79,7 @@ def check_index(folder: Path) -> None:
             fix="name the folder that holds unet/ and vae/",
         )
     index = read_json(path)
-    pipeline = str(index.get("_class_name", "unnamed"))
+    pipeline = str(index.get("_class_name", "unnamed")).removeprefix("Flax")
     for beginning, name in OTHER_MODELS.items():
         if pipeline.startswith(beginning):
             raise ModelError(
@@ -80,7 +88,9 @@ def check_index(folder: Path) -> None:
             )
     # A part is ["library", "Class"]; [null, null] says that there is none.
     classes = {
-        part: entry[1] for part, entry in index.items() if isinstance(entry, list) and entry[1:]
+        part: class_name(entry[1])
+        for part, entry in index.items()
+        if isinstance(entry, list) and entry[1:]
     }
     for part, wanted in PARTS.items():
         if classes.get(part) not in wanted:
@@ -95,6 +105,11 @@ def check_index(folder: Path) -> None:
                 f"{path} has a part that pare does not run: {part}, {short_json(name)}",
                 expected="Stable Diffusion 1.x or 2.x",
             )
+
+
+def class_name(name: Any) -> Any:
+    """A class that a file names, as PyTorch's half of the library calls it."""
+    return name.removeprefix("Flax") if isinstance(name, str) else name
 
 
 def check_fit(folder: Path, unet: UNetConfig, vae: VAEConfig, text: TextConfig) -> None:
@@ -117,11 +132,20 @@ def check_fit(folder: Path, unet: UNetConfig, vae: VAEConfig, text: TextConfig) 
             )
 
 
-def config_of(folder: Path, part: str) -> tuple[dict[str, Any], str]:
+def config_of(folder: Path, part: str, *, strict: bool = False) -> tuple[dict[str, Any], str]:
     """The JSON object of a part's config file, and the file's name for messages."""
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     path = part_file(folder, part, name)
-    return read_json(path), str(path)
+    raw = read_json(path)
+    if part == "text_encoder" and not strict and raw.get("model_type") == "clip":
+        # The config of a whole CLIP, or a text encoder's that was saved under its name.
+        whole = raw.get("text_config")
+        raw = {**(whole if isinstance(whole, dict) else raw), "model_type": "clip_text_model"}
+    return raw, str(path)
+
+
+CLIPPING = ("DDIMScheduler", "DDPMScheduler")
+"""Solvers whose class clips the predicted x0 where a file does not say otherwise."""
 
 
 def scheduler_config_of(folder: Path) -> tuple[dict[str, Any], str]:
@@ -133,7 +157,7 @@ def scheduler_config_of(folder: Path) -> tuple[dict[str, Any], str]:
       change it alone.
     - `steps_offset` is 1.  Files from before October 2022 lack it or have 0, while CompVis' own
       code starts at 1.
-    - `clip_sample` is false: clipping is meant for pixels, and is the default of DDIM's class.
+    - `clip_sample` is false: clipping is meant for pixels, and is the default of DDIM's and DDPM's.
     - `skip_prk_steps` is true for an inpainting model.
     """
     config, where = config_of(folder, "scheduler")
@@ -143,9 +167,10 @@ def scheduler_config_of(folder: Path) -> tuple[dict[str, Any], str]:
     if named is not None and named != config.get("_class_name"):
         config |= {"_class_name": named}
         where = f"{where}, under {INDEX}'s class,"
+    config["_class_name"] = class_name(config.get("_class_name"))
     if type(config.get("steps_offset", 0)) is int:  # anything else is refused later
         config |= {"steps_offset": 1}
-    if config.get("clip_sample", config.get("_class_name") == "DDIMScheduler") is True:
+    if config.get("clip_sample", config.get("_class_name") in CLIPPING) is True:
         config |= {"clip_sample": False}
     inpaints = index.get("_class_name") == "StableDiffusionInpaintPipeline"
     silent = config.get("_class_name") != "PNDMScheduler"

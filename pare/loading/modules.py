@@ -131,6 +131,7 @@ def load_model(
     revision: str | None = None,
     tokenizer: Path | None = None,
     check_hashes: bool = True,
+    strict: bool = False,
 ) -> Components:
     """Load a model: "roads", a folder in the Hub's layout, a file, or `owner/name` on the Hub.
 
@@ -141,6 +142,7 @@ def load_model(
         revision: a branch, a tag or a commit's hash of a model on the Hub.
         tokenizer: a tokenizer's folder, for a single file that does not have CLIP's own tokens.
         check_hashes: see `resolve_model`.
+        strict: refuse keys of the configs that do not describe the model (`HubConfig.read`).
 
     Raises:
         ModelError: no such model, or one that is incomplete or of another kind.
@@ -151,7 +153,9 @@ def load_model(
     """
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
-    resolved = resolve_model(model, dtype=torch_dtype, revision=revision, check_hashes=check_hashes)
+    resolved = resolve_model(
+        model, dtype=torch_dtype, revision=revision, check_hashes=check_hashes, strict=strict
+    )
     with memory_for_reading(f"the model {resolved.name}"):
         if isinstance(resolved, ModelFile):
             parts = load_file(resolved, torch_dtype, tokenizer)
@@ -168,7 +172,7 @@ def load_folder(model: ModelFolder, dtype: torch.dtype) -> Components:
     folder = model.path
     check_index(folder)
     scheduler_config, _ = scheduler_config_of(folder)
-    configs = read_configs(folder)
+    configs = read_configs(folder, strict=model.strict)
     half = dtype == torch.float16
     paths = {part: hub_folder.find_weights(folder, part, half) for part in hub_folder.WEIGHTS}
     files = [file for path in paths.values() for file in hub_folder.weight_files(path)]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class ModelFolder:
     path: Path
     revision: str | None = None
     """The commit's hash, of a model on the Hub."""
+    strict: bool = False
+    """Refuse every key and value of its configs that is not in its usual form."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def resolve_model(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     check_hashes: bool = True,
+    strict: bool = False,
 ) -> ResolvedModel:
     """The folder or file that a model's name refers to; a resolved model is returned as it is.
 
@@ -110,6 +113,7 @@ def resolve_model(
         dtype: what the weights will be cast to, as a repository may have float16 files too.
         revision: a branch, a tag or a commit's hash of a model on the Hub.
         check_hashes: check that downloads have the SHA-256 that the server announced.
+        strict: see `HubConfig.read`.
 
     Raises:
         ModelError: no such model, or one that is incomplete or of another kind.
@@ -130,18 +134,18 @@ def resolve_model(
             revision=revision,
             half=half,
             check_index=check_index,
-            check_configs=read_configs,
+            check_configs=partial(read_configs, strict=strict),
             limits=weight_limits,
             check_hashes=check_hashes,
         )
-        return ModelFolder(name, snapshot.folder, snapshot.revision)
+        return ModelFolder(name, snapshot.folder, snapshot.revision, strict)
     if revision is not None:
         raise SettingError(
             f"the revision is {revision!r}, and {name} is not a model on the Hub",
             fix="leave it out",
         )
     if name in BUILT_IN:
-        return ModelFolder(name, BUILT_IN[name])
+        return ModelFolder(name, BUILT_IN[name], strict=strict)
     if path.is_file():
         return resolve_file(name, path)
     if not path.is_dir():
@@ -153,7 +157,7 @@ def resolve_model(
         )
     if (path / INDEX).is_file():
         say_what_is_left_out(name, path)
-    return ModelFolder(name, path)
+    return ModelFolder(name, path, strict=strict)
 
 
 def weight_limits(folder: Path) -> dict[str, int]:

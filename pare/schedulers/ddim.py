@@ -14,7 +14,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pare.schedulers.hub_config import DDIMConfig, Option, PNDMConfig, fraction
+from pare.schedulers.hub_config import (
+    DDIMConfig,
+    DDPMConfig,
+    LCMConfig,
+    Option,
+    PNDMConfig,
+    fraction,
+)
 from pare.schedulers.schedule import CLEAN, NoiseLevel, NoiseSchedule, Prediction
 from pare.schedulers.scheduler import History, Scheduler
 from pare.schedulers.timesteps import Timesteps, spaced_timesteps
@@ -67,7 +74,7 @@ def whole_levels(
     return *map(schedule.level, timesteps), CLEAN if config.set_alpha_to_one else schedule.level(0)
 
 
-def clipped(x0: Tensor, config: DDIMConfig) -> Tensor:
+def clipped(x0: Tensor, config: DDIMConfig | DDPMConfig | LCMConfig) -> Tensor:
     if not config.clip_sample:
         return x0
     return x0.clamp(-config.clip_sample_range, config.clip_sample_range)

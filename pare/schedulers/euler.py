@@ -28,8 +28,7 @@ class Euler(KDiffusionScheduler):
 
     def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
         end = CLEAN if self.config.final_sigmas_type == "zero" else self.schedule.level(0)
-        karras = self.config.use_karras_sigmas
-        return *sigma_levels(self.config, self.schedule, steps, karras=karras), end
+        return *sigma_levels(self.config, self.schedule, steps), end
 
     def step(
         self,

@@ -6,13 +6,12 @@ x_hat_next = x_hat + (sigma_down - sigma) * d + sigma_up * z
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from pare.schedulers.hub_config import EulerAncestralConfig
-from pare.schedulers.k_diffusion import KDiffusionScheduler, sigma_levels
+from pare.schedulers.k_diffusion import KDiffusionScheduler, ancestral_step, sigma_levels
 from pare.schedulers.schedule import CLEAN, NoiseLevel, Prediction
 from pare.schedulers.scheduler import History
 from pare.schedulers.timesteps import Timesteps
@@ -32,7 +31,7 @@ class EulerAncestral(KDiffusionScheduler):
         return True
 
     def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
-        return *sigma_levels(self.config, self.schedule, steps, karras=False), CLEAN
+        return *sigma_levels(self.config, self.schedule, steps), CLEAN
 
     def step(
         self,
@@ -44,9 +43,7 @@ class EulerAncestral(KDiffusionScheduler):
         noise: Tensor | None = None,
     ) -> tuple[Tensor, History]:
         here, there = timesteps.levels[i], timesteps.levels[i + 1]
-        ratio = there.sigma / here.sigma
-        sigma_down = there.sigma * ratio
-        sigma_up = there.sigma * math.sqrt(1 - ratio**2)
+        sigma_down, sigma_up = ancestral_step(here.sigma, there.sigma)
         denoised, d, z = prediction.x0, prediction.eps, self.need_noise(noise)
         x_hat = denoised + sigma_down * d + sigma_up * z
         return there.signal_rate * x_hat, ()

@@ -22,8 +22,9 @@ from pare.config import HubConfig, Pin, boolean, integer, number, one_of, wrong_
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "linspace", "trailing")
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp", "laplace")
 FINAL_SIGMAS = ("zero", "sigma_min")
+SPREADS = ("karras", "exponential", "beta")
 
 Check = Callable[[Mapping[str, Any], str, str], Any]
 """(values, key, name of the file) -> the value in its normal form, or a ConfigError."""
@@ -37,6 +38,12 @@ class Option:
     expected: str
     key: str = ""
     """The file's key that it replaces; "" where it is a field of the solver itself."""
+    keys: Callable[[Any], Mapping[str, Any]] | None = None
+    """The file's keys that a value replaces, where it is not just `key`."""
+
+    def replaced(self, value: Any) -> Mapping[str, Any]:
+        """What takes the place of the file's keys."""
+        return self.keys(value) if self.keys else {self.key: value}
 
 
 def choice(values: tuple[str, ...], key: str = "") -> Option:
@@ -55,6 +62,11 @@ def whole_number(low: int, high: int, key: str = "") -> Option:
     )
 
 
+def spread_keys(spread: str) -> dict[str, bool]:
+    """The keys of a file under which sigmas are spread as `spread` says; "model" is none."""
+    return {f"use_{name}_sigmas": name == spread for name in SPREADS} | {"use_lu_lambdas": False}
+
+
 def fraction(key: str = "") -> Option:
     return Option(
         lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1", key
@@ -66,11 +78,12 @@ SOLVER_KEYS = frozenset(
     """
     algorithm_type clip_sample clip_sample_range disable_corrector dynamic_thresholding_ratio
     euler_at_final final_sigmas_type flow_shift interpolation_type lambda_min_clipped
-    lower_order_final original_inference_steps predict_x0 s_churn s_noise s_tmax s_tmin
-    sample_max_value set_alpha_to_one set_alpha_to_zero shift_terminal sigma_data sigma_max
-    sigma_min sigma_schedule skip_prk_steps solver_order solver_p solver_type thresholding
-    time_shift_type timestep_scaling timestep_type use_beta_sigmas use_dynamic_shifting
-    use_exponential_sigmas use_flow_sigmas use_karras_sigmas use_lu_lambdas variance_type
+    lower_order_final noise_sampler_seed original_inference_steps predict_x0 rho s_churn s_noise
+    s_tmax s_tmin sample_max_value set_alpha_to_one set_alpha_to_zero shift_terminal sigma_data
+    sigma_max sigma_min sigma_schedule skip_prk_steps solver_order solver_p solver_type
+    thresholding time_shift_type timestep_scaling timestep_type use_beta_sigmas
+    use_dynamic_shifting use_exponential_sigmas use_flow_sigmas use_karras_sigmas use_lu_lambdas
+    variance_type
     """.split()  # noqa: SIM905 - one key a line would fill a screen
 )
 
@@ -117,6 +130,19 @@ class SchedulerConfig(HubConfig):
         "prediction_type": choice(PREDICTION_TYPES, "prediction_type"),
     }
 
+    @property
+    def spread(self) -> str:
+        """How sigmas are spread anew over the range of the timesteps: one of SPREADS, or ""."""
+        return ""
+
+    @classmethod
+    def usual_form(cls, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+        # Files of 2022 say so of models that predict x0.
+        raw = dict(raw)
+        if raw.pop("predict_epsilon", None) is False:
+            raw.setdefault("prediction_type", "sample")
+        return super().usual_form(raw, where)
+
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         modelled = {key for base in cls.__mro__ for key in inspect.get_annotations(base)}
@@ -147,7 +173,57 @@ def trained_betas(values: Mapping[str, Any], where: str, count: int) -> tuple[fl
 # --- the solvers' own keys ----------------------------------------------------------------
 
 NO_THRESHOLDING = Pin((False,), "latents are not bounded, so there is nothing to threshold at")
-KARRAS_OR_PLAIN = Pin((False,), "the sigmas are the model's own or Karras et al.'s")
+NO_FLOW = Pin((False,), "Stable Diffusion predicts eps, v or x0, and no flow")
+SD14_BETAS: Mapping[str, object] = {"beta_start": 0.00085, "beta_end": 0.012}
+"""The defaults of newer classes, without the schedule that they were meant for."""
+
+
+@dataclass(frozen=True)
+class SpreadConfig(SchedulerConfig):
+    """A solver whose sigmas may be spread anew over the range of its timesteps."""
+
+    use_karras_sigmas: bool  # arXiv:2206.00364, eq. 5
+    use_exponential_sigmas: bool  # even steps of log sigma
+    use_beta_sigmas: bool  # quantiles of Beta(0.6, 0.6): arXiv:2407.12173
+
+    HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
+        **SchedulerConfig.HUB_DEFAULTS,
+        "timestep_spacing": "linspace",
+        "use_karras_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_beta_sigmas": False,
+    }
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        **SchedulerConfig.CHECKS,
+        "use_karras_sigmas": boolean,
+        "use_exponential_sigmas": boolean,
+        "use_beta_sigmas": boolean,
+    }
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        **SchedulerConfig.OPTIONS,
+        "karras": Option(
+            lambda value: isinstance(value, bool),
+            "true or false",
+            keys=lambda karras: spread_keys("karras" if karras else "model"),
+        ),
+        "sigmas": Option(
+            lambda value: value in ("model", *SPREADS),
+            " or ".join(("model", *SPREADS)),
+            keys=spread_keys,
+        ),
+    }
+
+    @property
+    def spread(self) -> str:
+        return next((name for name in SPREADS if getattr(self, f"use_{name}_sigmas")), "")
+
+    @classmethod
+    def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+        values = super().normalise(values, where)
+        chosen = [key for key in spread_keys("") if values.get(key)]
+        if len(chosen) > 1:
+            raise wrong_value(where, chosen[1], True, f"not together with {chosen[0]}")
+        return values
 
 
 @dataclass(frozen=True)
@@ -173,12 +249,12 @@ class DDIMConfig(SchedulerConfig):
     PINNED: ClassVar[Mapping[str, Pin]] = {"thresholding": NO_THRESHOLDING}
 
     @classmethod
-    def read(cls, raw: Mapping[str, Any], where: str) -> Self:
+    def read(cls, raw: Mapping[str, Any], where: str, *, strict: bool = False) -> Self:
         # Clipping is for pixels; latents reach far beyond 1.  Other solvers do not clip, so a
         # file that was written for one of them lacks the key and must stay unclipped.
         if raw.get("_class_name") not in ("DDIMScheduler", "DDIMInverseScheduler"):
             raw = {"clip_sample": False, **raw}
-        return super().read(raw, where)
+        return super().read(raw, where, strict=strict)
 
 
 @dataclass(frozen=True)
@@ -206,19 +282,18 @@ class PNDMConfig(SchedulerConfig):
 
 
 @dataclass(frozen=True)
-class DPMPlusPlusConfig(SchedulerConfig):
-    use_karras_sigmas: bool
-    solver_order: int  # 1 (which is DDIM) or 2
+class DPMPlusPlusConfig(SpreadConfig):
+    use_lu_lambdas: bool  # arXiv:2211.01095: even steps of lambda, which are those of log sigma
+    solver_order: int  # 1 (which is DDIM), 2 or 3
     solver_type: str  # 'midpoint' | 'heun'
-    lower_order_final: bool  # runs of fewer than 15 steps end with a step of order 1
-    euler_at_final: bool  # every run does
+    lower_order_final: bool  # runs of fewer than 15 steps end with steps of lower orders
+    euler_at_final: bool  # every run ends with a step of order 1
     final_sigmas_type: str  # 'zero': end clean | 'sigma_min': at the level of timestep 0
 
     HUB_CLASS: ClassVar[str] = "DPMSolverMultistepScheduler"
     HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
-        **SchedulerConfig.HUB_DEFAULTS,
-        "timestep_spacing": "linspace",
-        "use_karras_sigmas": False,
+        **SpreadConfig.HUB_DEFAULTS,
+        "use_lu_lambdas": False,
         "solver_order": 2,
         "solver_type": "midpoint",
         "lower_order_final": True,
@@ -226,31 +301,30 @@ class DPMPlusPlusConfig(SchedulerConfig):
         "final_sigmas_type": "zero",
     }
     CHECKS: ClassVar[Mapping[str, Check]] = {
-        **SchedulerConfig.CHECKS,
-        "use_karras_sigmas": boolean,
-        "solver_order": partial(integer, low=1, high=2),
+        **SpreadConfig.CHECKS,
+        "use_lu_lambdas": boolean,
+        "solver_order": partial(integer, low=1, high=3),
         "solver_type": partial(one_of, options=("midpoint", "heun")),
         "lower_order_final": boolean,
         "euler_at_final": boolean,
         "final_sigmas_type": partial(one_of, options=FINAL_SIGMAS),
     }
     PINNED: ClassVar[Mapping[str, Pin]] = {
-        "algorithm_type": Pin(("dpmsolver++", "deis"), "this solver is the deterministic ++ one"),
         "thresholding": NO_THRESHOLDING,
-        "use_exponential_sigmas": KARRAS_OR_PLAIN,
-        "use_beta_sigmas": KARRAS_OR_PLAIN,
-        "use_lu_lambdas": KARRAS_OR_PLAIN,
-        "use_flow_sigmas": KARRAS_OR_PLAIN,
+        "use_flow_sigmas": NO_FLOW,
         "lambda_min_clipped": Pin((-math.inf,), "every level of the schedule may be visited"),
         "variance_type": Pin(
             (None, "fixed_small", "fixed_large"), "Stable Diffusion learns no variance"
         ),
     }
     OPTIONS: ClassVar[Mapping[str, Option]] = {
-        **SchedulerConfig.OPTIONS,
-        "karras": switch("use_karras_sigmas"),
-        "order": whole_number(1, 2, "solver_order"),
+        **SpreadConfig.OPTIONS,
+        "order": whole_number(1, 3, "solver_order"),
     }
+
+    @property
+    def spread(self) -> str:
+        return "exponential" if self.use_lu_lambdas else super().spread
 
     @classmethod
     def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -261,49 +335,118 @@ class DPMPlusPlusConfig(SchedulerConfig):
 
 
 @dataclass(frozen=True)
-class LMSConfig(SchedulerConfig):
-    use_karras_sigmas: bool
-
-    HUB_CLASS: ClassVar[str] = "LMSDiscreteScheduler"
+class DPMSinglestepConfig(DPMPlusPlusConfig):
+    HUB_CLASS: ClassVar[str] = "DPMSolverSinglestepScheduler"
     HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
-        **SchedulerConfig.HUB_DEFAULTS,
-        "timestep_spacing": "linspace",
-        "use_karras_sigmas": False,
-    }
-    CHECKS: ClassVar[Mapping[str, Check]] = {
-        **SchedulerConfig.CHECKS,
-        "use_karras_sigmas": boolean,
-    }
-    PINNED: ClassVar[Mapping[str, Pin]] = {
-        "use_exponential_sigmas": KARRAS_OR_PLAIN,
-        "use_beta_sigmas": KARRAS_OR_PLAIN,
-    }
-    OPTIONS: ClassVar[Mapping[str, Option]] = {
-        **SchedulerConfig.OPTIONS,
-        "karras": switch("use_karras_sigmas"),
+        **DPMPlusPlusConfig.HUB_DEFAULTS,
+        "lower_order_final": False,
     }
 
 
 @dataclass(frozen=True)
-class EulerConfig(LMSConfig):
+class UniPCConfig(SpreadConfig):
+    solver_order: int  # of the predictor; the corrector's is one higher
+    solver_type: str  # B(h) of the paper: 'bh1' is h, 'bh2' e^h - 1
+    lower_order_final: bool  # a run ends with steps of falling orders
+    disable_corrector: tuple[int, ...]  # step indices whose results are not corrected
+    final_sigmas_type: str  # 'zero': end clean | 'sigma_min': at the level of timestep 0
+
+    HUB_CLASS: ClassVar[str] = "UniPCMultistepScheduler"
+    HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
+        **SpreadConfig.HUB_DEFAULTS,
+        "solver_order": 2,
+        "solver_type": "bh2",
+        "lower_order_final": True,
+        "disable_corrector": (),
+        "final_sigmas_type": "zero",
+    }
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        **SpreadConfig.CHECKS,
+        "solver_order": partial(integer, low=1, high=4),
+        "solver_type": partial(one_of, options=("bh1", "bh2")),
+        "lower_order_final": boolean,
+        "final_sigmas_type": partial(one_of, options=FINAL_SIGMAS),
+    }
+    PINNED: ClassVar[Mapping[str, Pin]] = {
+        "thresholding": NO_THRESHOLDING,
+        "use_flow_sigmas": NO_FLOW,
+        "predict_x0": Pin((True,), "the eps form cannot end at a clean image"),
+        "solver_p": Pin((None,), "the predictor is UniPC's own"),
+    }
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        **SpreadConfig.OPTIONS,
+        "order": whole_number(1, 4, "solver_order"),
+    }
+
+    @classmethod
+    def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+        if values["solver_type"] in ("midpoint", "heun", "logrho"):  # DPM-Solver's and DEIS's
+            values = values | {"solver_type": "bh2"}
+        steps = values["disable_corrector"]
+        if not isinstance(steps, list | tuple) or not all(type(step) is int for step in steps):
+            raise wrong_value(where, "disable_corrector", steps, "a list of step indices")
+        return super().normalise(values, where) | {"disable_corrector": tuple(steps)}
+
+
+@dataclass(frozen=True)
+class DEISConfig(SpreadConfig):
+    solver_order: int  # 1 (which is DDIM), 2 or 3
+    lower_order_final: bool  # runs of fewer than 15 steps end with steps of lower orders
+
+    HUB_CLASS: ClassVar[str] = "DEISMultistepScheduler"
+    HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
+        **SpreadConfig.HUB_DEFAULTS,
+        "solver_order": 2,
+        "lower_order_final": True,
+    }
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        **SpreadConfig.CHECKS,
+        "solver_order": partial(integer, low=1, high=3),
+        "lower_order_final": boolean,
+    }
+    PINNED: ClassVar[Mapping[str, Pin]] = {
+        "thresholding": NO_THRESHOLDING,
+        "use_flow_sigmas": NO_FLOW,
+    }
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        **SpreadConfig.OPTIONS,
+        "order": whole_number(1, 3, "solver_order"),
+    }
+
+
+@dataclass(frozen=True)
+class LMSConfig(SpreadConfig):
+    HUB_CLASS: ClassVar[str] = "LMSDiscreteScheduler"
+
+
+@dataclass(frozen=True)
+class EulerConfig(SpreadConfig):
     final_sigmas_type: str  # 'zero': end clean | 'sigma_min': at the level of timestep 0
 
     HUB_CLASS: ClassVar[str] = "EulerDiscreteScheduler"
     HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
-        **LMSConfig.HUB_DEFAULTS,
+        **SpreadConfig.HUB_DEFAULTS,
         "final_sigmas_type": "zero",
     }
     CHECKS: ClassVar[Mapping[str, Check]] = {
-        **LMSConfig.CHECKS,
+        **SpreadConfig.CHECKS,
         "final_sigmas_type": partial(one_of, options=FINAL_SIGMAS),
     }
     PINNED: ClassVar[Mapping[str, Pin]] = {
-        **LMSConfig.PINNED,
         "interpolation_type": Pin(("linear",), "between two timesteps sigma is linear in t"),
         "timestep_type": Pin(("discrete",), "Stable Diffusion is told t, not log sigma"),
-        "sigma_min": Pin((None,), "Karras sigmas end at the range of the timesteps"),
-        "sigma_max": Pin((None,), "Karras sigmas begin at the range of the timesteps"),
+        "sigma_min": Pin((None,), "spread sigmas end at the range of the timesteps"),
+        "sigma_max": Pin((None,), "spread sigmas begin at the range of the timesteps"),
     }
+
+    @classmethod
+    def usual_form(cls, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+        raw = dict(raw)
+        if not any(raw.get(key) for key in spread_keys("")):
+            raw |= {key: None for key in ("sigma_min", "sigma_max") if key in raw}
+        if raw.get("prediction_type") != "v_prediction" and "timestep_type" in raw:
+            raw["timestep_type"] = "discrete"  # diffusers too reads it of v-models alone
+        return super().usual_form(raw, where)
 
 
 @dataclass(frozen=True)
@@ -313,3 +456,103 @@ class EulerAncestralConfig(SchedulerConfig):
         **SchedulerConfig.HUB_DEFAULTS,
         "timestep_spacing": "linspace",
     }
+
+
+@dataclass(frozen=True)
+class HeunConfig(SpreadConfig):
+    HUB_CLASS: ClassVar[str] = "HeunDiscreteScheduler"
+    HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {**SpreadConfig.HUB_DEFAULTS, **SD14_BETAS}
+
+
+@dataclass(frozen=True)
+class DPM2Config(HeunConfig):
+    HUB_CLASS: ClassVar[str] = "KDPM2DiscreteScheduler"
+
+
+@dataclass(frozen=True)
+class DPM2AncestralConfig(HeunConfig):
+    HUB_CLASS: ClassVar[str] = "KDPM2AncestralDiscreteScheduler"
+
+
+@dataclass(frozen=True)
+class DPMSDEConfig(HeunConfig):
+    HUB_CLASS: ClassVar[str] = "DPMSolverSDEScheduler"
+
+
+@dataclass(frozen=True)
+class DPM2SAncestralConfig(HeunConfig):
+    HUB_CLASS: ClassVar[str] = ""  # k-diffusion's; diffusers has none
+
+
+@dataclass(frozen=True)
+class DDPMConfig(SchedulerConfig):
+    variance_type: str  # of the fresh noise, see `DDPM`
+    clip_sample: bool  # clamp the predicted x0 to +-clip_sample_range
+    clip_sample_range: float
+
+    HUB_CLASS: ClassVar[str] = "DDPMScheduler"
+    HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
+        **SchedulerConfig.HUB_DEFAULTS,
+        "timestep_spacing": "leading",
+        "variance_type": "fixed_small",
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+    }
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        **SchedulerConfig.CHECKS,
+        "variance_type": partial(
+            one_of,
+            options=("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+        ),
+        "clip_sample": boolean,
+        "clip_sample_range": partial(number, low=1e-6, high=1e6),
+    }
+    PINNED: ClassVar[Mapping[str, Pin]] = {"thresholding": NO_THRESHOLDING}
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any], where: str, *, strict: bool = False) -> Self:
+        if raw.get("_class_name") != "DDPMScheduler":  # as for DDIM
+            raw = {"clip_sample": False, **raw}
+        return super().read(raw, where, strict=strict)
+
+
+@dataclass(frozen=True)
+class LCMConfig(SchedulerConfig):
+    original_inference_steps: int  # of the distillation: a run takes some of its timesteps
+    timestep_scaling: float
+    clip_sample: bool  # clamp the predicted x0 to +-clip_sample_range
+    clip_sample_range: float
+
+    HUB_CLASS: ClassVar[str] = "LCMScheduler"
+    HUB_DEFAULTS: ClassVar[Mapping[str, object]] = {
+        **SchedulerConfig.HUB_DEFAULTS,
+        **SD14_BETAS,
+        "beta_schedule": "scaled_linear",
+        "timestep_spacing": "leading",
+        "original_inference_steps": 50,
+        "timestep_scaling": 10.0,
+        "clip_sample": False,
+        "clip_sample_range": 1.0,
+    }
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        **SchedulerConfig.CHECKS,
+        "original_inference_steps": partial(integer, low=1, high=100_000),
+        "timestep_scaling": partial(number, low=0, high=1e6),
+        "clip_sample": boolean,
+        "clip_sample_range": partial(number, low=1e-6, high=1e6),
+    }
+    PINNED: ClassVar[Mapping[str, Pin]] = {"thresholding": NO_THRESHOLDING}
+
+    @classmethod
+    def normalise(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+        values = super().normalise(values, where)
+        if values["original_inference_steps"] > values["num_train_timesteps"]:
+            most = f"at most num_train_timesteps, {values['num_train_timesteps']}"
+            key = "original_inference_steps"
+            raise wrong_value(where, key, values[key], most)
+        return values
+
+
+@dataclass(frozen=True)
+class TCDConfig(LCMConfig):
+    HUB_CLASS: ClassVar[str] = "TCDScheduler"

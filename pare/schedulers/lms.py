@@ -32,8 +32,7 @@ class LMS(KDiffusionScheduler):
     order: int = 4
 
     def levels(self, steps: int) -> tuple[NoiseLevel, ...]:
-        karras = self.config.use_karras_sigmas
-        return *sigma_levels(self.config, self.schedule, steps, karras=karras), CLEAN
+        return *sigma_levels(self.config, self.schedule, steps), CLEAN
 
     def step(
         self,

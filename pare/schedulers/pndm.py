@@ -48,6 +48,7 @@ class PNDM(Scheduler):
 
     name = "pndm"
     config_type = PNDMConfig
+    needs_history = True
 
     config: PNDMConfig
 

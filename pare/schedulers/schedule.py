@@ -142,9 +142,17 @@ def betas(config: SchedulerConfig) -> Tensor:
     if config.beta_schedule == "scaled_linear":  # latent diffusion: linear in sqrt(beta)
         start, end = math.sqrt(config.beta_start), math.sqrt(config.beta_end)
         return torch.linspace(start, end, count, dtype=torch.float64) ** 2
-    # squaredcos_cap_v2: arXiv:2102.09672, eq. 17, with its cap on beta
+    if config.beta_schedule == "sigmoid":
+        rising = torch.sigmoid(torch.linspace(-6, 6, count, dtype=torch.float64))
+        return rising * (config.beta_end - config.beta_start) + config.beta_start
     time = torch.arange(count + 1, dtype=torch.float64) / count
-    alpha_bar = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+    if config.beta_schedule == "exp":
+        alpha_bar = torch.exp(-12 * time)
+    elif config.beta_schedule == "laplace":  # of the log SNR: arXiv:2407.03297
+        log_snr = -0.5 * torch.sign(0.5 - time) * torch.log(1 - 2 * (0.5 - time).abs() + 1e-6)
+        alpha_bar = torch.sqrt(log_snr.exp() / (1 + log_snr.exp()))
+    else:  # squaredcos_cap_v2: arXiv:2102.09672, eq. 17, with its cap on beta
+        alpha_bar = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1.0 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
 
 

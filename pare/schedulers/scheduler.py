@@ -39,6 +39,8 @@ class Scheduler(ABC):
     field_options: ClassVar[Mapping[str, Option]] = {}
     """The solver's further fields (DDIM's eta, the order of LMS), which users may set."""
     makes_images: ClassVar[bool] = True  # from noise; DDIM's inverse makes noise from an image
+    needs_history: ClassVar[bool] = False
+    """Whether a step goes on from where an earlier evaluation began, so that it cannot be lost."""
 
     config: SchedulerConfig
     schedule: NoiseSchedule
@@ -96,7 +98,9 @@ class Scheduler(ABC):
         return {**cls.config_type.OPTIONS, **cls.field_options}
 
     @classmethod
-    def build(cls, hub_config: Mapping[str, Any], where: str, **options: Any) -> Self:
+    def build(
+        cls, hub_config: Mapping[str, Any], where: str, *, strict: bool = False, **options: Any
+    ) -> Self:
         """This solver for the model whose `scheduler_config.json` holds `hub_config`.
 
         Raises:
@@ -106,13 +110,11 @@ class Scheduler(ABC):
         given = {name: value for name, value in options.items() if value is not None}
         for name, value in given.items():
             cls.check_option(name, value)
-        instead = {
-            option.key: given[name]
-            for name, option in cls.config_type.OPTIONS.items()
-            if name in given
-        }
+        instead: dict[str, Any] = {}
+        for name, option in cls.config_type.OPTIONS.items():
+            instead |= option.replaced(given[name]) if name in given else {}
         fields = {name: given[name] for name in cls.field_options if name in given}
-        config = cls.config_type.read({**hub_config, **instead}, where)
+        config = cls.config_type.read({**hub_config, **instead}, where, strict=strict)
         return cls(config, NoiseSchedule.from_config(config), **fields)
 
     @classmethod
@@ -128,7 +130,12 @@ class Scheduler(ABC):
     def describe(self) -> dict[str, Any]:
         """All that `rebuild_scheduler` needs to make this scheduler again; fit for JSON."""
         own = {name: getattr(self, name) for name in self.field_options}
-        return {"name": self.name, **own, "config": dataclasses.asdict(self.config)}
+        config = dataclasses.asdict(self.config)
+        # Recipes of pare's before these keys mean false: they describe the same scheduler.
+        for key in ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"):
+            if config.get(key) is False:
+                del config[key]
+        return {"name": self.name, **own, "config": config}
 
     def __repr__(self) -> str:
         own = "".join(f", {name}={getattr(self, name)!r}" for name in self.field_options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,21 @@ def karras_sigmas(steps: int, largest: float, smallest: float) -> list[float]:
     high, low = largest ** (1 / rho), smallest ** (1 / rho)
     between = [(high + k / (steps - 1) * (low - high)) ** rho for k in range(1, steps - 1)]
     return [largest, *between, smallest]  # arXiv:2206.00364, eq. 5
+
+
+def spread_sigmas(spread: str, steps: int, largest: float, smallest: float) -> list[float]:
+    """`steps` sigmas from `largest` down to `smallest`, as one of `hub_config.SPREADS` says."""
+    if spread == "karras":
+        return karras_sigmas(steps, largest, smallest)
+    falling = np.linspace(1, 0, steps)
+    if spread == "exponential":
+        sigmas = np.exp(math.log(smallest) + falling * math.log(largest / smallest))
+    else:  # many steps at both ends: quantiles of Beta(0.6, 0.6), arXiv:2407.12173
+        from scipy.special import betaincinv
+
+        sigmas = smallest + betaincinv(0.6, 0.6, falling) * (largest - smallest)
+    spread_out: list[float] = sigmas.tolist()
+    return spread_out
 
 
 def start_index(steps: int, strength: float) -> int:

@@ -28,14 +28,35 @@ def sinusoids(
     return F.pad(embedding, (0, channels - 2 * half))
 
 
+def guidance_sinusoids(guidance: Tensor, channels: int) -> Tensor:
+    """Embedding of guidance scales, as latent consistency models read it: (B,) -> (B, channels).
+
+    The sinusoids of 1000 w, sines first, where the paper's w is the scale minus 1
+    (arXiv:2310.04378, sec. 4.2 and appendix E).  `guidance` is float64, on the CPU.
+    """
+    half = channels // 2
+    # float32 in this order: an angle of 6500 keeps the roundings of its frequency.
+    exponents = torch.arange(half, dtype=torch.float32)
+    frequencies = torch.exp(exponents * -(torch.log(torch.tensor(10_000.0)) / (half - 1)))
+    angles = ((guidance - 1).float() * 1000.0)[:, None] * frequencies[None, :]
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, channels - 2 * half))
+
+
 class TimestepEmbedding(nn.Module):
     """A two-layer MLP on the sinusoids; its output is the time embedding."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, guidance_channels: int | None = None
+    ) -> None:
+        """`guidance_channels`: of a latent consistency model, which reads the guidance scale."""
         super().__init__()
         self.linear_1 = nn.Linear(in_channels, out_channels)
+        if guidance_channels is not None:
+            self.cond_proj = nn.Linear(guidance_channels, in_channels, bias=False)
         self.linear_2 = nn.Linear(out_channels, out_channels)
 
-    def forward(self, waves: Tensor) -> Tensor:
-        """(B, in_channels) -> (B, out_channels)"""
+    def forward(self, waves: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """(B, in_channels) and guidance's sinusoids (B, guidance_channels) -> (B, out_channels)"""
+        if guidance is not None:
+            waves = waves + self.cond_proj(guidance)
         return self.linear_2(F.silu(self.linear_1(waves)))

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from pare.attention import Attention, ControlledStep, Site
 from pare.config import UNetConfig
 from pare.unet.blocks import DownBlock, MidBlock, UpBlock
-from pare.unet.embeddings import TimestepEmbedding, sinusoids
+from pare.unet.embeddings import TimestepEmbedding, guidance_sinusoids, sinusoids
 
 
 class UNet(nn.Module):
@@ -44,7 +44,9 @@ class UNet(nn.Module):
         stages = range(len(widths))
 
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], config.time_channels)
+        self.time_embedding = TimestepEmbedding(
+            widths[0], config.time_channels, config.time_cond_proj_dim
+        )
         self.down_blocks = nn.ModuleList(
             DownBlock(
                 config,
@@ -81,6 +83,7 @@ class UNet(nn.Module):
         t: Tensor | float,
         text: Tensor,
         control: ControlledStep | None = None,
+        guidance: Tensor | float | None = None,
     ) -> Tensor:
         """The prediction for x_t: eps or v, as the model was trained for.
 
@@ -89,11 +92,13 @@ class UNet(nn.Module):
             t: training timestep in [0, 1000), one for all or (B,); may be fractional.
             text: prompt embeddings (B, 77, C).
             control: observes or edits attention weights; see `pare.attention`.
+            guidance: the guidance scale that a latent consistency model imitates, one for all
+                or (B,); None, and for every other model, is none.
 
         Returns:
             (B, 4, h, w)
         """
-        time = self.embed_time(t, x_t)
+        time = self.embed_time(t, x_t, guidance)
 
         x = self.conv_in(x_t)
         skips = [x]
@@ -108,8 +113,10 @@ class UNet(nn.Module):
 
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
-    def embed_time(self, t: Tensor | float, x_t: Tensor) -> Tensor:
-        """t, one for all or (B,) -> (B, time_channels)"""
+    def embed_time(
+        self, t: Tensor | float, x_t: Tensor, guidance: Tensor | float | None = None
+    ) -> Tensor:
+        """t and a guidance scale, each one for all or (B,) -> (B, time_channels)"""
         t = torch.as_tensor(t, device=x_t.device).expand(x_t.shape[0])
         waves = sinusoids(
             t,
@@ -117,7 +124,11 @@ class UNet(nn.Module):
             flip_sin_to_cos=self.config.flip_sin_to_cos,
             freq_shift=self.config.freq_shift,
         )
-        return self.time_embedding(waves.to(x_t.dtype))
+        if guidance is None or self.config.time_cond_proj_dim is None:
+            return self.time_embedding(waves.to(x_t.dtype))
+        scales = torch.as_tensor(guidance, dtype=torch.float64, device="cpu")
+        embedded = guidance_sinusoids(scales.expand(x_t.shape[0]), self.config.time_cond_proj_dim)
+        return self.time_embedding(waves.to(x_t.dtype), embedded.to(x_t))
 
     def sites(self) -> Iterator[Site]:
         """Every attention layer, in the order of execution."""

@@ -324,9 +324,10 @@ def check_combination(pipe: Pipeline, method: Method, history: KeepOrDrop, shrin
             f"{asked}, and the method inpaint does not blend between the steps",
             fix="leave it out, or use `method=both`",
         )
-    if history == "drop" and pipe.scheduler.name == "pndm":
+    if history == "drop" and pipe.scheduler.needs_history:
         raise SettingError(
-            "pndm needs its history, which holds the latents that a step started from",
+            f"{pipe.scheduler.name} needs its history, which holds the latents that a step started "
+            "from",
             fix="use `history=keep`, or another `scheduler`",
         )
 

@@ -49,7 +49,7 @@ def measure_history(
         SettingError: a scheduler that draws noise, whose runs of different lengths cannot be
             compared, or one that cannot do without its history.
     """
-    if pipe.scheduler.stochastic or pipe.scheduler.name == "pndm":
+    if pipe.scheduler.stochastic or pipe.scheduler.needs_history:
         raise SettingError(
             f"{pipe.scheduler.name} cannot be measured: it draws noise, or needs its history",
             fix="use `scheduler=dpm++2m`",

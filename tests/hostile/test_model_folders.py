@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pare.config import UnusedKeys
+from pare.errors import ConfigError
+from pare.loading.model_configs import read_configs
 from tests.hostile.command import Command
 from tests.hostile.damage import JSON, NO_FILES, PICKLES, SAFETENSORS
 from tests.tiny_model import change_json
@@ -172,17 +176,17 @@ def test_values_of_the_wrong_type(
 
 
 CONFIG_CHANGES: dict[str, tuple[str, dict[str, object], str]] = {
-    "unknown-key": ("unet", {"frobnicate": 1}, "frobnicate"),
-    "misspelt-key": ("unet", {"upcast_atention": True}, "did you mean 'upcast_attention'"),
-    "key-escape": ("unet", {"\x1b[2J\ud800": 1}, "unknown key"),
-    "key-megabyte": ("unet", {"k" * 1_000_000: 1}, "unknown key"),
-    "thousand-keys": ("vae", {f"k{k}": 1 for k in range(1000)}, "unknown key"),
     "sdxl-unet": ("unet", {"addition_embed_type": "text_time"}, "that is SDXL's"),
     "upscaler": ("unet", {"num_class_embeds": 1000}, "the upscaler's"),
     "gligen": ("unet", {"attention_type": "gated"}, "GLIGEN"),
-    "lcm": ("unet", {"time_cond_proj_dim": 256}, "latent consistency"),
+    "lcm": ("unet", {"time_cond_proj_dim": 256}, "does not fit"),
+    "lcm-text": ("unet", {"time_cond_proj_dim": "256"}, "time_cond_proj_dim"),
+    "lcm-huge": ("unet", {"time_cond_proj_dim": 2**40}, "time_cond_proj_dim"),
+    "layers-listed": ("unet", {"layers_per_block": [1, 2]}, "layers_per_block"),
+    "layers-empty": ("unet", {"layers_per_block": []}, "layers_per_block"),
+    "layers-nested": ("unet", {"transformer_layers_per_block": [[1], [2]]}, "SDXL"),
     "true-for-one": ("unet", {"in_channels": True}, "in_channels"),
-    "flux-vae": ("vae", {"shift_factor": 0.1159}, "Flux"),
+    "flux-vae": ("vae", {"use_quant_conv": False}, "Flux"),
     "hundred-levels": ("vae", {"block_out_channels": [4] * 100}, "1 to 8 widths"),
     "zero-width": ("unet", {"block_out_channels": [0, 0]}, "block_out_channels"),
     "wide": ("unet", {"block_out_channels": [2**16, 2**16]}, "does not fit"),
@@ -204,6 +208,28 @@ CONFIG_CHANGES: dict[str, tuple[str, dict[str, object], str]] = {
     "betas-text": ("scheduler", {"trained_betas": "0.1"}, "trained_betas"),
     "flow": ("scheduler", {"prediction_type": "flow_prediction"}, "flow_prediction"),
 }  # fmt: skip
+
+
+UNKNOWN_KEYS: dict[str, tuple[dict[str, object], str]] = {
+    "unknown": ({"frobnicate": 1}, "frobnicate"),
+    "misspelt": ({"upcast_atention": True}, "did you mean 'upcast_attention'"),
+    "escape": ({"\x1b[2J\ud800": 1}, "not used"),
+    "megabyte": ({"k" * 1_000_000: 1}, "kkk…"),
+    "thousand": ({f"k{k}": 1 for k in range(1000)}, "and 988 more"),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN_KEYS)
+def test_unknown_keys(model: Path, kind: str) -> None:
+    """They are left out with a warning of bounded length, or refused if that is asked for."""
+    keys, words = UNKNOWN_KEYS[kind]
+    change_json(model / "unet" / "config.json", **keys)
+    with pytest.warns(UnusedKeys, match=re.escape(words)) as said:
+        read_configs(model)
+    assert all(len(str(one.message)) < 2000 for one in said)
+    with pytest.raises(ConfigError, match="unknown key") as caught:
+        read_configs(model, strict=True)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("kind", CONFIG_CHANGES)

@@ -374,7 +374,7 @@ BROKEN_FOLDERS: dict[str, Breaker] = {
     "no unet/config.json": lambda f: (f / "unet/config.json").unlink(),
     "no vae/config.json": lambda f: (f / "vae/config.json").unlink(),
     "no text_encoder/config.json": lambda f: (f / "text_encoder/config.json").unlink(),
-    "unknown key": lambda f: change_json(f / "unet/config.json", upcast_atention=True),
+    "that is SDXL's": lambda f: change_json(f / "unet/config.json", addition_embed_type="text"),
     "'hidden_act'": lambda f: change_json(f / "text_encoder/config.json", hidden_act=3),
     f"no {UNET}": lambda f: (f / UNET).unlink(),
     f"no {VAE}": lambda f: (f / VAE).unlink(),

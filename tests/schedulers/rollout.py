@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pare.schedulers import Scheduler, interpret
+from pare.schedulers import SCHEDULERS, Scheduler, interpret
 from tests.schedulers.analytic import Model
 
 # SD 1.4's own file, which was written for PNDM.
@@ -22,7 +22,10 @@ SD14 = {
     "steps_offset": 1,
     "trained_betas": None,
 }
+# The solvers of the first release, with a reference that starts them midway; test_more_solvers.py
+# has the others.
 NAMES = ("ddim", "ddim-inverse", "dpm++2m", "lms", "pndm", "euler", "euler-ancestral")
+ALL = tuple(SCHEDULERS)
 KARRAS = ("dpm++2m", "lms", "euler")
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from pare.errors import SchedulerError
 from pare.schedulers import NoiseLevel, build_scheduler
 from tests.schedulers import reference
+from tests.schedulers import test_more_solvers as more
 from tests.schedulers.analytic import alpha_bars, model, posterior_mean
 from tests.schedulers.rollout import NAMES, SD14, distance, rollout, unit_noise
 
@@ -343,3 +344,16 @@ def test_what_is_kept() -> None:
     for name in NAMES:
         for here, there in pairwise(levels(name, SD14, 50)):
             assert here != there or name == "pndm"
+
+
+def test_third_order_sde_of_dpmpp_has_a_wrong_sign() -> None:
+    """With shorter steps, too; k-diffusion's formulas agree with pare (test_more_solvers.py)."""
+    config = SD14 | {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"}
+    distances = []
+    for steps in (20, 50):
+        noise = unit_noise(dtype=torch.float64)
+        scheduler = build_scheduler(config, "a test", "dpm++2m-sde")
+        mine = more.ours(scheduler, model(config), noise, steps, 0)
+        theirs = more.theirs("dpm++2m-sde", config, model(config), noise, steps, 0)
+        distances.append(distance(mine, theirs))
+    assert min(distances) > 1e-3

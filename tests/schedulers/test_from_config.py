@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+import warnings
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pare.errors import ConfigError, PareError, SchedulerError, SettingError
-from pare.schedulers import SCHEDULERS, build_scheduler, rebuild_scheduler
+from pare.schedulers import SCHEDULERS, OtherSolver, build_scheduler, rebuild_scheduler
 from tests.schedulers import reference
 from tests.schedulers.analytic import model
 from tests.schedulers.rollout import KARRAS, NAMES, SD14, distance, rollout, unit_noise
@@ -99,7 +101,14 @@ def test_every_key_of_diffusers_is_known(name: str) -> None:
     own = parameters(reference.CLASSES[name])
     assert own <= set().union(*kinds)
     assert modelled <= own | {"rescale_betas_zero_snr"}  # LMS and PNDM of diffusers ignore it
-    about_sampling = {"s_churn", "sample_max_value", "dynamic_thresholding_ratio", "flow_shift"}
+    assert {"algorithm_type"} & own <= set(config.UNUSED)  # it chooses among several of our solvers
+    about_sampling = {
+        "algorithm_type",
+        "s_churn",
+        "sample_max_value",
+        "dynamic_thresholding_ratio",
+        "flow_shift",
+    }
     meaningless = {"time_shift_type", "use_dynamic_shifting"} | about_sampling
     assert own & set(config.UNUSED) <= meaningless
     for other in (
@@ -140,21 +149,26 @@ def test_names_of_other_solvers_variants() -> None:
 @pytest.mark.parametrize(
     ("name", "keys", "word"),
     [
-        ("dpm++2m", {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type"),
-        ("dpm++2m", {"algorithm_type": "dpmsolver"}, "algorithm_type"),
-        ("dpm++2m", {"solver_order": 3}, "solver_order"),
+        ("dpm++2m", {"solver_order": 4}, "solver_order"),
         ("dpm++2m", {"solver_type": "rk"}, "solver_type"),
-        ("dpm++2m", {"use_lu_lambdas": True}, "use_lu_lambdas"),
+        ("dpm++2m", {"use_flow_sigmas": True}, "use_flow_sigmas"),
+        ("dpm++2m", {"thresholding": True}, "thresholding"),
         ("dpm++2m", {"lambda_min_clipped": -5.1}, "lambda_min_clipped"),
         ("dpm++2m", {"final_sigmas_type": "one"}, "final_sigmas_type"),
-        ("euler", {"timestep_type": "continuous"}, "timestep_type"),
+        (
+            "euler",
+            {"timestep_type": "continuous", "prediction_type": "v_prediction"},
+            "timestep_type",
+        ),
         ("euler", {"interpolation_type": "log_linear"}, "interpolation_type"),
-        ("euler", {"sigma_max": 80.0}, "sigma_max"),
-        ("lms", {"use_beta_sigmas": True}, "use_beta_sigmas"),
+        ("euler", {"sigma_max": 80.0, "use_karras_sigmas": True}, "sigma_max"),
+        ("lms", {"use_beta_sigmas": True, "use_karras_sigmas": True}, "use_beta_sigmas"),
+        ("unipc", {"predict_x0": False}, "predict_x0"),
+        ("unipc", {"disable_corrector": ["0"]}, "disable_corrector"),
+        ("lcm", {"original_inference_steps": 1001}, "original_inference_steps"),
         ("ddim", {"thresholding": True}, "thresholding"),
-        ("pndm", {"skip_prk_steps": 1}, "skip_prk_steps"),
+        ("pndm", {"skip_prk_steps": 2}, "skip_prk_steps"),
         ("lms", {"use_karras_sigmas": "yes"}, "use_karras_sigmas"),
-        ("ddim", {"timestep_spaceing": "leading"}, "timestep_spacing"),
     ],
 )
 def test_what_a_solver_does_not_do_is_refused(name: str, keys: dict[str, Any], word: str) -> None:
@@ -163,14 +177,72 @@ def test_what_a_solver_does_not_do_is_refused(name: str, keys: dict[str, Any], w
     assert str(caught.value).startswith("the file ")
 
 
+@pytest.mark.parametrize(
+    ("keys", "word"),
+    [
+        ({"timestep_spaceing": "leading"}, "timestep_spacing"),
+        ({"tensor_format": "pt"}, "tensor_format"),
+        ({"skip_prk_steps": 1}, "skip_prk_steps"),
+        ({"predict_epsilon": True}, "predict_epsilon"),
+        ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
+    ],
+)
+def test_what_only_strict_refuses(keys: dict[str, Any], word: str) -> None:
+    name = None if "_class_name" in keys else "pndm"
+    with pytest.raises(PareError, match=word):
+        build_scheduler(SD14 | keys, "the file", name, strict=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        lenient = build_scheduler(SD14 | keys, "the file", name)
+    assert lenient.config.prediction_type == "epsilon"
+    silent = {"skip_prk_steps", "predict_epsilon"}  # the same thing in other words
+    assert [word in str(one.message) for one in said] == [True] * (not silent & keys.keys())
+
+
+def test_predict_epsilon_of_old_files() -> None:
+    said_so = build_scheduler(SD14 | {"predict_epsilon": False}, "a file", "ddim")
+    assert said_so.prediction_type == "sample"
+
+
+def test_the_nearest_solver_takes_the_place_of_one_that_pare_lacks() -> None:
+    for keys, name in (
+        ({"_class_name": "EDMEulerScheduler", "sigma_data": 0.5, "rho": 7.0}, "euler"),
+        ({"_class_name": "SASolverScheduler"}, "dpm++2m-sde"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"},
+            "dpm++2m",
+        ),
+    ):
+        with pytest.warns(OtherSolver, match=re.escape(f"{name} takes its place")):
+            assert build_scheduler(SD14 | keys, "a file").name == name
+    for flow in ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"):
+        with pytest.raises(SchedulerError, match="does not have"):
+            build_scheduler(SD14 | {"_class_name": flow}, "a file")
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        *[({"_class_name": kind.config_type.HUB_CLASS}, name)
+          for name, kind in SCHEDULERS.items()
+          if kind.config_type.HUB_CLASS and not name.endswith("-sde")],
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
+         "dpm++2m-sde"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "deis"}, "dpm++2m"),
+    ],
+)  # fmt: skip
+def test_the_solver_that_a_file_names(keys: dict[str, Any], name: str) -> None:
+    assert build_scheduler(SD14 | keys, "a file").name == name
+
+
 def test_a_habit_of_another_solver_is_no_obstacle() -> None:
-    habits = {"thresholding": True, "algorithm_type": "sde-dpmsolver++", "solver_order": 3}
+    habits = {"thresholding": True, "algorithm_type": "sde-dpmsolver++", "solver_order": 4}
     assert build_scheduler(SD14 | habits, "a file", "euler").name == "euler"
 
 
 def test_files_that_name_no_solver_of_ours() -> None:
-    with pytest.raises(SchedulerError, match="HeunDiscreteScheduler"):
-        build_scheduler(SD14 | {"_class_name": "HeunDiscreteScheduler"}, "a file")
+    with pytest.raises(SchedulerError, match="VQDiffusionScheduler"):
+        build_scheduler(SD14 | {"_class_name": "VQDiffusionScheduler"}, "a file")
     odd: object
     for odd in (3, ["PNDMScheduler"], {}):
         with pytest.raises(SchedulerError, match="which pare does not have"):
@@ -207,7 +279,8 @@ def test_options_that_a_solver_does_not_have(name: str, options: dict[str, Any])
     [
         ("dpm++2m", {"karras": "yes"}),
         ("dpm++2m", {"karras": 1}),
-        ("dpm++2m", {"order": 3}),
+        ("dpm++2m", {"order": 4}),
+        ("dpm++2m", {"sigmas": "lu"}),
         ("dpm++2m", {"order": True}),
         ("lms", {"order": 0}),
         ("lms", {"order": 5}),
@@ -233,7 +306,7 @@ def test_an_option_of_none_leaves_it_to_the_file() -> None:
 
 
 def test_options_stand_before_the_file() -> None:
-    bad = SD14 | {"solver_order": 3, "timestep_spacing": "linspace"}
+    bad = SD14 | {"solver_order": 4, "timestep_spacing": "linspace"}
     ours = build_scheduler(bad, "a file", "dpm++2m", order=2, spacing="trailing")
     assert ours.describe()["config"]["solver_order"] == 2
     assert ours.describe()["config"]["timestep_spacing"] == "trailing"

@@ -14,6 +14,7 @@ from pare.errors import PareError, SettingError
 from pare.schedulers import CLEAN, SCHEDULERS, Timesteps, build_scheduler, start_index
 from pare.schedulers.timesteps import karras_sigmas
 from tests.schedulers.rollout import KARRAS, NAMES, SD14
+from tests.schedulers.test_more_solvers import CLASSES, IN_K_DIFFUSION
 
 
 def schedule(name: str, steps: int, start: int = 0, **keys: Any) -> Timesteps:
@@ -185,4 +186,4 @@ def test_karras_evaluates_at_falling_sigmas_with_many_steps() -> None:
 
 
 def test_every_scheduler_is_tested() -> None:
-    assert set(NAMES) == set(SCHEDULERS)
+    assert set(NAMES) | set(CLASSES) | set(IN_K_DIFFUSION) == set(SCHEDULERS)
