@@ -65,19 +65,26 @@ class ImageCommand(PareCommand):
         return list(self.name_parts(arguments)) if self.name_parts else []
 
 
-image_command = functools.partial(click.command, cls=ImageCommand)
+def image_command(
+    *, cls: type[ImageCommand] = ImageCommand, **settings: Any
+) -> Callable[[Callable[..., Any]], ImageCommand]:
+    """As `click.command`, for `ImageCommand`."""
+    return click.command(cls=cls, **settings)
 
 
 @dataclass
 class Rerun:
-    """What a command does otherwise when `pare rerun` runs it; the context's object."""
+    """What a command does otherwise when `pare rerun` or `pare sweep` runs it; the context's
+    object."""
 
-    scheduler: Scheduler
-    model: ResolvedModel | None  # None: the one that the options name
+    scheduler: Scheduler | None  # None, as of the model: the one that the options name
+    model: ResolvedModel | None
     made: list[tuple[Image.Image, Recipe]] = field(default_factory=list)
     """What the command would have written."""
     watch: Callable[[Pipeline], Pipeline] | None = None
     """What stands in for the pipeline, to see the run."""
+    loaded: dict[object, Pipeline] = field(default_factory=dict)
+    """The models that earlier runs of a sweep have loaded."""
 
 
 @dataclass
@@ -436,22 +443,34 @@ def load_pipeline(
     terminal.busy(f"loading {given['model']}")
     from pare.loading.modules import load_model
     from pare.pipeline import Pipeline
+    from pare.schedulers import build_scheduler
 
     use_threads(given)
     where = {name: given[name] for name in ("device", "dtype", "revision", "tokenizer")}
     where["check_hashes"] = not noted("no_hash")
     where["strict"] = bool(noted("strict"))
-    rerun = click.get_current_context().find_object(Rerun)
-    if rerun is not None:
-        pipe = Pipeline(load_model(rerun.model or given["model"], **where), rerun.scheduler)
-        pipe = with_loras(pipe, given_loras(given))
-        return rerun.watch(pipe) if rerun.watch else pipe
     names = ("scheduler", "karras", "eta")
     chosen = {name: given[name] for name in names if given[name] is not None}
     if "scheduler" not in chosen:
         chosen = {**(preferred or {}), **chosen}
-    pipe = Pipeline.from_pretrained(given["model"], **where, **chosen)
-    return with_loras(pipe, given_loras(given))
+    rerun = click.get_current_context().find_object(Rerun)
+    if rerun is None:
+        pipe = Pipeline.from_pretrained(given["model"], **where, **chosen)
+        return with_loras(pipe, given_loras(given))
+    key = tuple(map(str, (given["model"], *where.values())))
+    loaded = rerun.loaded.get(key)
+    if loaded is not None:
+        pipe = loaded
+    elif rerun.scheduler is None and rerun.model is None:
+        pipe = Pipeline.from_pretrained(given["model"], **where, **chosen)
+    else:
+        parts = load_model(rerun.model or given["model"], **where)
+        pipe = Pipeline(parts, rerun.scheduler or build_scheduler(parts.scheduler_config, ""))
+    if rerun.scheduler is None:
+        pipe = pipe.with_scheduler(chosen.pop("scheduler", None), **chosen)
+    rerun.loaded.setdefault(key, pipe)
+    pipe = with_loras(pipe, given_loras(given))
+    return rerun.watch(pipe) if rerun.watch else pipe
 
 
 def load_words(given: Mapping[str, Any]) -> tuple[CLIPTokenizer, int]:

@@ -137,7 +137,7 @@ def for_a_shell(command: click.Command, arguments: Mapping[str, Any]) -> str:
         ordered = [*options, *positional]
     else:
         ordered = [*positional, *options]
-    return " ".join(map(quote, ["pare", str(command.name), *ordered]))
+    return " ".join(map(quote, ["pare", *str(command.name).split(), *ordered]))
 
 
 def quote(word: str) -> str:

@@ -58,6 +58,7 @@ OS_ERRORS = {
 
 STARTED = "pare.started"  # where a context's `meta` keeps when the command began
 FOLLOW = "pare.follow"  # and, for a recipe's run, what times its steps
+TYPED = "pare.typed"  # and in whose context its options were typed, if in another
 
 # Read by transformers and huggingface_hub when they are imported.
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -266,6 +267,7 @@ def warnings_in_words() -> Iterator[None]:
             shown.add(str(message))
             context = click.get_current_context(silent=True)
             words = str(message)
+            context = context.meta.get(TYPED, context) if context else None
             if context is not None and context.parent is not None:
                 words = with_options(words, context.command)
             complain(words, prefix="pare: warning: ")

@@ -55,7 +55,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["generate", A_ROAD, "--scheduler", "dreamer"], "is not one of 'ddim'"),
     (["generate", A_ROAD, "--dtype", "int8"], "is not one of 'auto'"),
     (["sweep", A_ROAD, "--over", "foo=1"], "expected AXIS=VALUE,VALUE"),
-    (["sweep", A_ROAD, "--over", "steps=a,b"], "expected whole numbers, as in 1,2,3 or 1..5"),
+    (["sweep", A_ROAD, "--over", "steps=a,b"], "'--steps': 'a' is not a valid integer"),
     (["sweep", A_ROAD, "--over", "replace=sky,sea"], "'sky' is not in the prompt"),
     (["sweep", A_ROAD, "--over", "start=1"], "start needs an image to start from; pass --image"),
     (["completion", "tcsh"], "'tcsh' is not one of 'bash'"),

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pare.cli.commands.sweep import NUMBERS, WHOLE, WORDS, parse_axis
-from pare.cli.main import main
+from pare.cli.commands.sweep import parse_axis, settings
+from pare.cli.main import all_commands, main
 from pare.errors import OutputError, SettingError
 from pare.io.images import to_pil, to_tensor
 from pare.pipeline import Pipeline
@@ -301,10 +301,11 @@ def test_strength_and_start_are_one_setting() -> None:
 
 
 def test_the_command_knows_every_setting() -> None:
-    assert {*NUMBERS, *WHOLE, *WORDS} == set(SETTINGS)
-    assert parse_axis(" guidance = 1, 7.5") == ("guidance", [1.0, 7.5])
-    assert parse_axis("steps=3") == ("steps", [3])
-    assert parse_axis("scheduler=ddim, lms") == ("scheduler", ["ddim", "lms"])
+    for name in set(SETTINGS) - {"replace"}:
+        assert name in dict(settings(all_commands()["img2img"]))
+    assert parse_axis(" guidance = 1, 7.5") == ("guidance", ["1", "7.5"])
+    assert parse_axis("--cross-replace=0") == ("cross_replace", ["0"])
+    assert parse_axis("self_blocks=down,mid;up") == ("self_blocks", ["down,mid", "up"])
 
 
 def test_the_sweep_command(
@@ -326,29 +327,76 @@ def test_a_sweep_over_seeds_and_words(folder: Path, tmp_path: Path) -> None:
     # The same images as `generate` makes of the words and seeds, row by row.
     made = ["generate", "a car", "--model", str(folder), "--steps", "2", "--seed", "4"]
     assert main([*made, "--out", str(tmp_path / "car.png")]) == 0
-    with Image.open(out) as page, Image.open(tmp_path / "car.png") as car:
-        corner = (page.width - GAP - car.width, page.height - GAP - car.height)
-        box = (*corner, corner[0] + car.width, corner[1] + car.height)
-        assert page.crop(box).tobytes() == car.tobytes()
+    cell, alone = last_cell(out, tmp_path / "car.png")
+    assert cell == alone
 
 
-def test_a_sweep_over_the_injection_of_prompt_to_prompt(folder: Path, tmp_path: Path) -> None:
+def last_cell(page: Path, like: Path) -> tuple[bytes, bytes]:
+    """The pixels of the page's last cell, and those of an image of its size."""
+    with Image.open(page) as sheet, Image.open(like) as image:
+        corner = (sheet.width - GAP - image.width, sheet.height - GAP - image.height)
+        box = (*corner, corner[0] + image.width, corner[1] + image.height)
+        return sheet.crop(box).tobytes(), image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("command", "over", "last"),
+    [
+        (["p2p", "a road", "a car"], ["cross-replace=0,1"], ["--cross-replace", "1"]),
+        (["p2p", "a road", "a car"], ["weight=car=2;car=-1"], ["--weight", "car=-1"]),
+        (["p2p", "a road", "a car"], ["replace=car,sea"], ["a road", "a sea"]),
+        (["erase", "a road", "--concept", "car"], ["gates=sega,ungated"], ["--gates", "ungated"]),
+        (["guide", "a road", "--loss", "blue"], ["scale=1,90", "every=1,2"],
+         ["--scale", "90", "--every", "2"]),
+        (["blend", "photo.png", "a car", "--mask", "mask.png"], ["background=latent,poisson"],
+         ["--background", "poisson"]),
+        (["edit", "photo.png", "--from", "a road", "--to", "a car"],
+         ["self_replace=0,1", "method=ddim,direct"], ["--self-replace", "1", "--method", "direct"]),
+        (["generate", "a road"], ["karras=no,yes", "scheduler=DPM++ 2M"],
+         ["--karras", "--scheduler", "dpm++2m"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)  # fmt: skip
+def test_any_setting_of_any_command(
+    command: list[str], over: list[str], last: list[str], folder: Path, gradient: Image.Image,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    gradient.save("photo.png")
+    Image.linear_gradient("L").resize(gradient.size).save("mask.png")
     model = ["--model", str(folder), "--steps", "2", "--seed", "4"]
-    asked = ["sweep", "a road", "--to", "a car", *model, "--cell", "0"]
+    axes = [word for axis in over for word in ("--over", axis)]
+    swept = ["sweep", "--command", *command, *model, "--cell", "0", *axes, "--out", "page.png"]
+    assert main(swept) == 0
+    words = [command[0], *last] if over[0].startswith("replace") else [*command, *last]
+    assert main([*words, *model, "--out", "one.png"]) == 0
+    one = Path("one-target.png" if command[0] == "p2p" else "one.png")
+    cell, alone = last_cell(Path("page.png"), one)
+    assert cell == alone
+    assert main(["rerun", "page.png", "--check", "--inputs", str(folder.parent)]) == 0
+    assert main(["rerun", "page.png", "--show"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"pare sweep --command {command[0]} ")
+
+
+def test_commands_are_an_axis(
+    folder: Path, tmp_path: Path, gradient: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gradient.save(tmp_path / "photo.png")
+    Image.linear_gradient("L").resize(gradient.size).save(tmp_path / "mask.png")
+    asked = ["sweep", "--command=img2img,blend", str(tmp_path / "photo.png"), "a car"]
+    asked += ["--mask", str(tmp_path / "mask.png"), "--model", str(folder), "--steps", "4"]
     out = tmp_path / "page.png"
-    assert main([*asked, "--over", "cross-replace=0,0.5,1", "--out", str(out)]) == 0
-    made = ["p2p", "a road", "a car", *model, "--cross-replace", "1"]
-    assert main([*made, "--out", str(tmp_path / "one.png")]) == 0
-    with Image.open(out) as page, Image.open(tmp_path / "one-target.png") as edited:
-        corner = (page.width - GAP - edited.width, page.height - GAP - edited.height)
-        box = (*corner, corner[0] + edited.width, corner[1] + edited.height)
-        assert page.crop(box).tobytes() == edited.tobytes()
+    assert main([*asked, "--over", "strength=0.5,1", "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["over"] == {
+        "command": ["img2img", "blend"],
+        "strength": [0.5, 1.0],
+    }
     assert main(["rerun", str(out), "--check", "--inputs", str(folder.parent)]) == 0
 
 
-def test_ranges_and_other_names_on_an_axis() -> None:
-    assert parse_axis("steps=1..3,8") == ("steps", [1, 2, 3, 8])
-    assert parse_axis("scheduler=DPM++ 2M Karras,k_euler") == ("scheduler", ["dpm++2m", "euler"])
+def test_ranges_on_an_axis() -> None:
+    assert parse_axis("steps=1..3,8") == ("steps", ["1", "2", "3", "8"])
     assert parse_axis("replace=sunny road,snowy road") == ("replace", ["sunny road", "snowy road"])
     with pytest.raises(SettingError, match="empty or too long"):
         parse_axis("seed=5..1")
@@ -358,16 +406,20 @@ def test_ranges_and_other_names_on_an_axis() -> None:
     ("given", "sentence"),
     [
         (["--over", "guidance"], "expected AXIS=VALUE,VALUE"),
-        (["--over", "colour=red"], "with an axis of guidance, rescale, strength, steps"),
-        (["--over", "guidance=high"], "the values of guidance are 'high'; expected numbers"),
-        (["--over", "steps=1.5"], "the values of steps are '1.5'; expected whole numbers"),
+        (["--over", "guidence=1"], "an option of `pare generate` (did you mean 'guidance'?)"),
+        (["--over", "guidance=high"], "Invalid value for '--guidance': 'high' is not a valid"),
+        (["--over", "steps=1.5"], "Invalid value for '--steps': '1.5' is not a valid integer"),
+        (["--over", "steps=0"], "--steps is 0; expected a whole number from 1"),
         (["--over", "steps=1", "--over", "steps=2"], "an axis is given twice"),
         (["--over", "start=1"], "start needs an image to start from"),
         (["--over", "steps=1", "--strength", "0.5"], "--strength needs an image"),
-        ([], "--over"),
-        (["--over", "cross_replace=0,1"], "cross_replace needs a prompt to edit to; pass --to"),
-        (["--to", "b", "--over", "self_replace=2"], "`self_replace` is 2.0"),
-        (["--to", "b", "--over", "start=1"], "'start' cannot be swept with --to"),
+        (["--over", "karras=perhaps"], "--karras is 'perhaps'; expected true or false"),
+        (["--over", "guidance=1..40", "--over", "steps=1..3"], "--over asks for 120 images"),
+        ([], "0 settings change (none); expected one, or two"),
+        (["--command", "film", "--over", "steps=1"], "--command is 'film'; expected one of gen"),
+        (["--command", "p2p", "--over", "steps=1"], "Missing argument 'TARGET...'"),
+        (["--command", "p2p", "b", "--over", "self_replace=2"], "--self-replace is 2.0"),
+        (["--command", "p2p", "b", "--over", "start=1"], "an option of `pare p2p` (did you mean"),
     ],
 )
 def test_sweeps_that_cannot_be(

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pare.cli import terminal
+from pare.cli.commands.sweep import NAME as SWEEP_OF
+from pare.cli.commands.sweep import sweep_of
 from pare.cli.grouped_help import command as pare_command
 from pare.cli.grouped_help import option, options
 from pare.cli.image_run import ImageCommand, Rerun, with_files
@@ -319,6 +321,8 @@ def command_of(recipe: Recipe, image: Path) -> click.Command:
     group = click.get_current_context().find_root().command
     assert isinstance(group, click.Group)
     command = group.commands.get(recipe.command)
+    if recipe.command.startswith(SWEEP_OF):
+        command = sweep_of(click.get_current_context(), recipe.command.removeprefix(SWEEP_OF))
     if not isinstance(command, ImageCommand):
         raise RecipeError(
             f"{image} was made by {recipe.command[:40]!r} of pare "
