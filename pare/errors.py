@@ -40,6 +40,14 @@ class SettingError(PareError):
     """A setting out of range: steps, strength, guidance, size, seed, scheduler name."""
 
 
+class ParameterError(PareError, TypeError):
+    """A keyword that a function does not have."""
+
+
+class ExtensionError(PareError):
+    """A package that extends pare and cannot be loaded."""
+
+
 class DeviceError(PareError):
     """A device or a dtype that this machine does not support."""
 

@@ -34,6 +34,9 @@ class Noise:
     def __len__(self) -> int:
         return len(self.generators)
 
+    def __repr__(self) -> str:
+        return f"Noise({len(self)} streams, {self.device})"
+
     def __getitem__(self, rows: slice) -> Noise:
         """The streams of some of the images: the same generators, not copies."""
         some = copy.copy(self)

@@ -35,6 +35,7 @@ from pare.loading.resolve import resolve_model, scheduler_config
 from pare.noise import Noise
 from pare.results import Images
 from pare.runtime import validation
+from pare.runtime.calls import checked_keywords
 from pare.runtime.device import choose_device, choose_dtype, dtype_name
 from pare.runtime.memory_plan import (
     Plan,
@@ -519,6 +520,7 @@ class Pipeline:
 
     # --- whole runs -----------------------------------------------------------------------
 
+    @checked_keywords
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -584,6 +586,7 @@ class Pipeline:
 
     __call__ = generate
 
+    @checked_keywords
     def img2img(
         self,
         image: ImageLike,

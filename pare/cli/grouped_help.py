@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 from pare.cli.parameter_names import with_options
 from pare.cli.presets import find_preset, read_presets, settings_for
 from pare.errors import PareError
+from pare.runtime.extensions import COMMANDS, extensions, load_extension
 
 SECTIONS = {
     "make": "Make images",
@@ -235,9 +236,26 @@ class PareGroup(click.Group, PareCommand):
                     formatter.write_dl(rows)
 
     def sentences(self, section: str) -> Iterator[tuple[str, str]]:
-        for name, command in self.commands.items():
+        for name, command in self.all_commands().items():
             if getattr(command, "section", "check") == section:
                 yield name, command.get_short_help_str(limit=200)
+
+    def all_commands(self) -> dict[str, click.Command]:
+        """Those of pare, and those of other packages that can be loaded."""
+        found = dict(self.commands)
+        for name in extensions(COMMANDS) if self.name == "cli" else ():
+            try:
+                found.setdefault(name, load_extension(COMMANDS, name))
+            except PareError as error:
+                click.echo(f"pare: warning: {error.args[0]}", err=True)
+        return found
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        return own or (load_extension(COMMANDS, cmd_name) if self.name == "cli" else None)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *(extensions(COMMANDS) if self.name == "cli" else ())]
 
 
 command = functools.partial(click.command, cls=PareCommand)

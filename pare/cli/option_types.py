@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 
 from pare.errors import SettingError
 from pare.runtime import validation
+from pare.runtime.extensions import SCHEDULERS, extensions
 
 # pare.schedulers imports torch, so its names stand here too; a test holds them together.
 SCHEDULER_NAMES = (
@@ -101,10 +102,11 @@ class SchedulerName(click.Choice[str]):
         name, karras = scheduler_of(str(value))
         if karras and ctx is not None:
             ctx.meta[KARRAS] = True
-        if name not in SCHEDULER_NAMES:
-            near = difflib.get_close_matches(name, SCHEDULER_NAMES, 1, 0.5)
+        names = (*SCHEDULER_NAMES, *extensions(SCHEDULERS))
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1, 0.5)
             hint = f" (Did you mean {near[0]!r}?)" if near else ""
-            known = ", ".join(map(repr, SCHEDULER_NAMES))
+            known = ", ".join(map(repr, names))
             self.fail(f"{value!r} is not one of {known}{hint}", param, ctx)
         return name
 

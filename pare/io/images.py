@@ -10,7 +10,6 @@ import contextlib
 import errno
 import stat
 import struct
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pare.errors import ImageError
+from pare.runtime.calls import warn_caller
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,7 +105,7 @@ def check_mask(mask: Image.Image, name: str = "the mask") -> Image.Image:
         )
     if low >= MASK_THRESHOLD:
         # Without `name`, so that the mask and its resized copy warn once.
-        warnings.warn("the mask is white everywhere: nothing is kept", ImageWarning, stacklevel=2)
+        warn_caller("the mask is white everywhere: nothing is kept", ImageWarning)
     return mask
 
 
@@ -159,7 +159,7 @@ def decode(image: Image.Image, path: Path | str) -> Image.Image:
         image.load()
         upright = to_8_bits(ImageOps.exif_transpose(image), path)
     if frames > 1:
-        warnings.warn(f"{path} has {frames} frames: the first is used", ImageWarning, stacklevel=3)
+        warn_caller(f"{path} has {frames} frames: the first is used", ImageWarning)
     return upright
 
 

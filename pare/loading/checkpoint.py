@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pare.errors import ModelError, WeightsError, is_out_of_memory, memory_for_reading
+from pare.runtime.short_repr import short_repr
 
 # Files that stand where weights were expected, by their first bytes.
 OTHER_FILES = {
@@ -135,6 +136,8 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     extras: Mapping[str, Any] = field(default_factory=dict)
     """safetensors' metadata, or the entries of a `.ckpt` that are no tensors."""
+
+    __repr__ = short_repr
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from pare.errors import OutputError
 from pare.io.whole_files import write_whole
 from pare.loading import hub_folder
+from pare.runtime.short_repr import short_repr
 
 ALGORITHM = "sha256"
 """How a recipe says that its fingerprints are of all bytes of the files."""
@@ -102,6 +103,8 @@ class ModelSource:
     """The commit's hash, of a model on the Hub."""
     configs: Mapping[str, str] = field(default_factory=dict)
     """Config or tokenizer file -> SHA-256."""
+
+    __repr__ = short_repr
 
     def describe(self) -> dict[str, Any]:
         """All of it, fit for JSON.  Hashes the files."""

@@ -26,6 +26,7 @@ from pare.loading.file_kinds import LANDMARKS, check_kind, find_prefix
 from pare.loading.ldm_names import Place, Shape, Shapes
 from pare.loading.prediction import choose_prediction, scheduler_config
 from pare.runtime.device import dtype_name
+from pare.runtime.short_repr import short_repr
 from pare.text.clip import TextEncoder
 from pare.unet import UNet
 from pare.vae import AutoencoderKL
@@ -53,6 +54,8 @@ class StoredPart:
     config: Mapping[str, Any]
     """The JSON object of its config.json."""
     tensors: Mapping[str, Tensor]
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,9 @@ from pare.loading.model_source import fingerprint_function, tokenizer_fingerprin
 from pare.loading.resolve import BUILT_IN, ModelFolder, ResolvedModel, resolve_model
 from pare.recipes.recipe import Recipe
 from pare.runtime.device import choose_device, choose_dtype
-from pare.schedulers import SCHEDULERS, Scheduler, rebuild_scheduler
+from pare.runtime.extensions import SCHEDULERS as EXTENSIONS
+from pare.runtime.extensions import extensions
+from pare.schedulers import SCHEDULERS, Scheduler, find_solver, rebuild_scheduler
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -185,7 +187,8 @@ def find_scheduler(description: Mapping[str, Any]) -> Scheduler:
         PareError: what `rebuild_scheduler` finds wrong in it.
     """
     name = description.get("name")
-    kind = SCHEDULERS.get(name) if isinstance(name, str) else None
+    known = isinstance(name, str) and (name in SCHEDULERS or name in extensions(EXTENSIONS))
+    kind = find_solver(str(name)) if known else None
     if kind is None or set(description) != {"name", "config", *kind.field_options}:
         raise RecipeError("the recipe's scheduler is not what pare writes")
     if not isinstance(description["config"], dict):

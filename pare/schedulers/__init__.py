@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pare.errors import SchedulerError, SettingError
+from pare.runtime.extensions import SCHEDULERS as EXTENSIONS
+from pare.runtime.extensions import extensions, load_extension
 from pare.schedulers.ddim import DDIM
 from pare.schedulers.ddim_inverse import DDIMInverse
 from pare.schedulers.ddpm import DDPM
@@ -93,15 +95,17 @@ class OtherSolver(UserWarning):
 
 
 def find_solver(name: str) -> type[Scheduler]:
-    """The solver that a key of SCHEDULERS names.
+    """The solver that a key of SCHEDULERS names, or an entry point of another package.
 
     Raises:
         SettingError: there is none of that name.
+        ExtensionError: the other package cannot be loaded.
     """
-    if name not in SCHEDULERS:
-        names = ", ".join(SCHEDULERS)
+    kind: type[Scheduler] | None = SCHEDULERS.get(name) or load_extension(EXTENSIONS, name)
+    if kind is None:
+        names = ", ".join([*SCHEDULERS, *extensions(EXTENSIONS)])
         raise SettingError(f"there is no scheduler {name!r}", expected=f"one of {names}")
-    return SCHEDULERS[name]
+    return kind
 
 
 def build_scheduler(

@@ -11,11 +11,11 @@ null: with no number of steps that was measured.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 from pare.config import read_json, wrong_value
+from pare.runtime.calls import warn_caller
 from pare.schedulers.scheduler import Scheduler
 
 RELIABILITY_FILE = "solver_reliability.json"  # in a model's folder
@@ -84,6 +84,4 @@ def warn_of_unreliable_solver(
     if fewest is not None:
         problem += f" with fewer than {fewest} steps"
         advice.insert(0, "raise `steps`")
-    warnings.warn(
-        f"{problem}; {', or '.join(advice)}" if advice else problem, UnreliableSolver, stacklevel=4
-    )
+    warn_caller(f"{problem}; {', or '.join(advice)}" if advice else problem, UnreliableSolver)

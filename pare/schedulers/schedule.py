@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pare.errors import ConfigError, SchedulerError
+from pare.runtime.short_repr import short_repr
 from pare.schedulers.hub_config import SchedulerConfig
 
 
@@ -200,6 +201,8 @@ class Prediction:
 
     x0: Tensor
     eps: Tensor
+
+    __repr__ = short_repr
 
 
 def interpret(output: Tensor, x_t: Tensor, level: NoiseLevel, prediction_type: str) -> Prediction:

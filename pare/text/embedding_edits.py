@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import functools
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,8 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pare.errors import PromptError
+from pare.runtime.calls import warn_caller
 from pare.runtime.module_copies import with_layers
 from pare.runtime.numerics import check_finite
+from pare.runtime.short_repr import short_repr
 from pare.runtime.validation import check_number, check_prompt
 from pare.text.clip import TextEncoder
 from pare.text.text_encoder import PromptEmbeddings, cut_off
@@ -184,6 +185,8 @@ class EditedPrompt:
     rows: Tensor
     """(k, C): row j is the embedding of the id `vocabulary + j`."""
 
+    __repr__ = short_repr
+
 
 class Layout:
     """Tokenizes prompts under some edits, and collects the extra rows that they need."""
@@ -253,7 +256,7 @@ class Layout:
         room = self.length - 2
         if len(tokens) > room:
             cut = cut_off(len(tokens), room, prompt[tokens[room].start :])
-            warnings.warn(cut, stacklevel=4)
+            warn_caller(cut)
         if edits:
             words = self.words_of(prompt, tokens, matches)
         padding = [self.tokenizer.pad_token_id] * (self.length - len(words.ids))
@@ -312,10 +315,9 @@ class Layout:
         match = TOKEN_ID.fullmatch(name)
         if match is None:
             if name.strip().isdecimal():
-                warnings.warn(
+                warn_caller(
                     f"{name!r} is taken as text; if a token's id is meant write '#{name.strip()}'",
                     TokenIdWarning,
-                    stacklevel=2,
                 )
             return self.tokens(name)[0]
         number, count = int(match[1]), len(self.tokenizer)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,10 @@ import torch
 from torch import Tensor
 
 from pare.errors import SettingError
+from pare.runtime.calls import warn_caller
 from pare.runtime.forked import check_forked
 from pare.runtime.numerics import check_finite
+from pare.runtime.short_repr import short_repr
 from pare.runtime.validation import check_prompt, prompt_list
 from pare.text.clip import TextEncoder
 
@@ -49,6 +50,8 @@ class PromptEmbeddings:
     """(B, 77, C)"""
     uncond: Tensor
     """(B, 77, C): the negative prompts, "" where there is none."""
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return self.cond.shape[0]
@@ -107,7 +110,7 @@ def tokens_of(
     ids: list[int] = tokens.input_ids
     offsets: list[tuple[int, int]] = tokens.offset_mapping
     if len(ids) > room:
-        warnings.warn(cut_off(len(ids), room, prompt[offsets[room][0] :]), stacklevel=4)
+        warn_caller(cut_off(len(ids), room, prompt[offsets[room][0] :]))
     return ids[:room], offsets[:room]
 
 
@@ -146,20 +149,18 @@ def warn_of_unknown_words(prompts: Sequence[str], known: frozenset[str], model: 
     text = " ".join(prompts)
     weighted = WEIGHT.search(text)
     if weighted:
-        warnings.warn(
+        warn_caller(
             f"{weighted[0]} is read as words: pare has no weights in prompts; `pare p2p --weight` "
             "scales the attention to a word",
             UnknownWords,
-            stacklevel=3,
         )
     unknown = unknown_words(WEIGHT.sub(r"\1", text), known)
     if unknown:
         words = ", ".join(map(repr, unknown[:5])) + (", …" if len(unknown) > 5 else "")
-        warnings.warn(
+        warn_caller(
             f"{model} was not trained on {words}; `pare inspect {shlex.quote(model)}` lists the "
             f"{len(known)} words that it knows",
             UnknownWords,
-            stacklevel=3,
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pare.errors import EmbeddingError, PromptError
+from pare.runtime.short_repr import short_repr
 from pare.runtime.validation import check_prompt
 
 MOST_VECTORS = 75  # tokens of a prompt without its start and end
@@ -25,6 +26,8 @@ class LearnedWord:
     word: str
     vectors: Tensor
     """(n, C): one a token, C the text encoder's width."""
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         check_word(self.word)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pare.errors import PromptError
+from pare.runtime.short_repr import short_repr
 from pare.runtime.validation import check_prompt
 from pare.text.text_encoder import tokens_of
 
@@ -49,6 +50,8 @@ class Words:
     """Token ids of start, words and end; the rest of the 77 is padding."""
     names: tuple[str, ...]
     """Readable names of all 77 tokens."""
+
+    __repr__ = short_repr
 
     @property
     def length(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pare.config import VAEConfig
+from pare.runtime.short_repr import short_repr
 from pare.vae.decoder import Decoder
 from pare.vae.encoder import Encoder
 from pare.vae.tiling import in_tiles, tile_in_latents
@@ -27,6 +28,8 @@ class Posterior:
     """(B, 4, h, w)"""
     logvar: Tensor
     """(B, 4, h, w), clamped to [-30, 20] so that its exponential stays finite."""
+
+    __repr__ = short_repr
 
     @classmethod
     def from_moments(cls, moments: Tensor) -> Posterior:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pare.runtime.short_repr import short_repr
 from pare.verify.parity_table import Distance
 
 Seen = Callable[[str, list[Tensor]], None]
@@ -27,6 +28,8 @@ class LayerComparison:
     theirs: Tensor
     layers: Mapping[str, Distance]
     """In the order of execution, inner layers before the ones that hold them."""
+
+    __repr__ = short_repr
 
     def first_departure(self, limit: float = 0.0) -> str | None:
         """The first layer that is relatively farther from its counterpart than `limit`."""

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from pare.errors import ImageError, ModelError, SettingError
 from pare.io.images import to_tensor
+from pare.runtime.short_repr import short_repr
 from roads.world.render import SIZE
 from roads.world.scene import CARS, OBJECTS, PLACES, WEATHERS, Scene
 
@@ -62,6 +63,8 @@ class Verdict:
     """Attribute -> the probability of the value that was chosen."""
     cover: Mapping[str, Array]
     """Object -> (16, 16): the probability that the object covers the cell."""
+
+    __repr__ = short_repr
 
     def has(self, thing: str) -> bool:
         """Whether the object `thing` (one of OBJECTS) is in the image."""
@@ -131,6 +134,8 @@ class Logits:
     place: Tensor
     colour: Tensor
     cover: Tensor
+
+    __repr__ = short_repr
 
     @property
     def present(self) -> Tensor:
@@ -216,6 +221,8 @@ class Judge:
 
     network: JudgeNetwork
     config: JudgeConfig
+
+    __repr__ = short_repr
 
     @torch.no_grad()
     def __call__(self, images: Tensor | Sequence[Image.Image]) -> list[Verdict]:

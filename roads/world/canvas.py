@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from pare.runtime.short_repr import short_repr
 from roads.world.scene import OBJECTS
 
 SUPERSAMPLE = 3
@@ -36,6 +37,8 @@ class Rendering:
     pixels: npt.NDArray[np.uint8]
     masks: dict[str, npt.NDArray[np.bool_]]
     reach: dict[str, npt.NDArray[np.bool_]]
+
+    __repr__ = short_repr
 
 
 class Pen:

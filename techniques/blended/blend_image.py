@@ -15,6 +15,8 @@ from pare.noise import Noise
 from pare.pipeline import Pipeline, Progress, check_sampling, one_per_seed
 from pare.results import Images
 from pare.runtime import validation
+from pare.runtime.calls import checked_keywords
+from pare.runtime.short_repr import short_repr
 from pare.schedulers import Timesteps, start_index
 from pare.text.text_encoder import PromptEmbeddings
 from techniques.blended.background import Background, Difference, decode_on_canvas, difference
@@ -68,6 +70,7 @@ class Blended(Images):
         return found if self.scores is None else found | {"scores": self.scores}
 
 
+@checked_keywords
 def blend(
     pipe: Pipeline,
     image: ImageLike,
@@ -187,6 +190,8 @@ class Start:
     background_noise: Tensor  # (B, 4, h, w)
     extra: Tensor | None  # what an inpainting model reads beside x_t, (B, 5, h, w)
     noise: Noise  # for what is still to be drawn, step by step
+
+    __repr__ = short_repr
 
     @classmethod
     def draw(

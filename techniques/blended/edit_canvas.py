@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -26,6 +25,8 @@ from pare.io.images import (
     to_tensor,
 )
 from pare.runtime import validation
+from pare.runtime.calls import warn_caller
+from pare.runtime.short_repr import short_repr
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +49,8 @@ class Canvas:
     """The mask on the latent grid: (1, 1, h, w), 1 = edit and 0 = keep."""
     restore: Restore
     """Brings an image of the size that is worked at to the user's."""
+
+    __repr__ = short_repr
 
     @classmethod
     def prepare(
@@ -121,11 +124,10 @@ def prepare_mask(mask: ImageLike, size: tuple[int, int]) -> Image.Image:
     if channel.size == size:
         return check_mask(channel)
     matched = match_mask(channel, size)
-    warnings.warn(
+    warn_caller(
         f"the mask is {channel.width} x {channel.height}: scaled to the image's "
         f"{size[0]} x {size[1]} by the nearest pixel",
         ImageWarning,
-        stacklevel=2,
     )
     return matched
 
@@ -171,8 +173,7 @@ def check_what_is_lost(marked: NDArray[np.bool_], covered: NDArray[np.bool_], fa
     fractions = np.asarray(mean(covered, parts, np.arange(1, count + 1)))
     lost = int((fractions < 0.5).sum())
     if lost:
-        warnings.warn(
+        warn_caller(
             f"{too_fine}: of {lost} of its {count} parts less than half is edited; {remedy}",
             ImageWarning,
-            stacklevel=4,
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 from pare.io.images import ImageLike, as_image, fit, fit_to_multiple, to_tensor
 from pare.pipeline import Pipeline, Progress, check_sampling, one_per_seed
 from pare.results import Images
+from pare.runtime.calls import checked_keywords
 from pare.runtime.validation import seed_list
 from pare.schedulers import add_noise, start_index
 from techniques.erasure.erasure_loop import (
@@ -42,6 +43,7 @@ class Erased(Images):
     plan: Plan  # the batch and tile that the run was made with
 
 
+@checked_keywords
 def erase(
     pipe: Pipeline,
     prompts: str | Sequence[str],

@@ -17,6 +17,7 @@ from pare.io.images import ImageLike, as_image, fit_to_multiple, to_pil, to_tens
 from pare.pipeline import Pipeline, Progress
 from pare.results import Images
 from pare.runtime import validation
+from pare.runtime.calls import checked_keywords
 from pare.schedulers import start_index
 from techniques import prompt_to_prompt as p2p
 from techniques.blended import Background, Canvas, Difference, difference
@@ -107,6 +108,7 @@ class Edited(Images):
         }
 
 
+@checked_keywords
 def edit(
     pipe: Pipeline,
     image: ImageLike,

@@ -20,6 +20,7 @@ from pare.io.images import ImageLike, as_image, fit_to_multiple, to_pil, to_tens
 from pare.pipeline import Pipeline, Progress
 from pare.results import Images
 from pare.runtime import validation
+from pare.runtime.calls import checked_keywords
 from pare.schedulers import Scheduler
 from pare.text.text_encoder import PromptEmbeddings
 from techniques.inversion import (
@@ -49,6 +50,7 @@ USUAL_GUIDANCE: Mapping[Method, float] = {
 }
 
 
+@checked_keywords
 def invert(
     pipe: Pipeline,
     image: ImageLike,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pare.errors import InversionError, memory_for_reading
 from pare.io.whole_files import write_whole
+from pare.runtime.short_repr import short_repr
 from pare.runtime.validation import MAX_PROMPT, MAX_SIDE, MAX_STEPS
 from techniques.inversion.latent_trace import Method, Trace
 
@@ -50,6 +51,8 @@ class Inverted:
     model: Mapping[str, str]  # weight file -> fingerprint
     scheduler: Mapping[str, Any]  # DDIM's describe()
     trace: Trace
+
+    __repr__ = short_repr
 
     def save(self, path: Path | str, *, force: bool = False) -> None:
         """Write all of it as safetensors.

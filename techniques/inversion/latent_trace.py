@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pare.runtime.short_repr import short_repr
+
 Method = Literal[
     "ddim", "fixed-point", "null-text", "negative", "proximal", "direct", "edit-friendly", "edict"
 ]
@@ -27,6 +29,8 @@ class Trace:
     """sigma * z of each of edit-friendly DDPM's steps: (steps, 4, h, w)."""
     partner: Tensor | None = None
     """EDICT's second latents, shaped as `latents`."""
+
+    __repr__ = short_repr
 
     @property
     def steps(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from pare.io.images import to_pil
 from pare.pipeline import Pipeline, Progress, check_sampling, one_per_seed
 from pare.results import Images
 from pare.runtime import validation
+from pare.runtime.calls import checked_keywords, warn_caller
 from techniques.loss_guidance.loss_guided_loop import GuidedStep, Loss, check_loss, guide_latents
 
 
@@ -45,6 +45,7 @@ class Guided(Images):
         }
 
 
+@checked_keywords
 def guide(
     pipe: Pipeline,
     prompts: str | Sequence[str],
@@ -151,11 +152,10 @@ def warn_of_rising(
         if after >= before
     ]
     if risen:
-        warnings.warn(
+        warn_caller(
             f"the loss did not fall: {', '.join(risen[:3])}; try another `scale`, a smaller "
             "`every`, or another scheduler",
             LossWarning,
-            stacklevel=3,
         )
 
 

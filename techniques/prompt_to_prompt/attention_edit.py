@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pare.attention import AttentionCall, BatchRow, Control, Site
 from pare.errors import SettingError
+from pare.runtime.short_repr import short_repr
 from pare.runtime.validation import check_number
 from pare.text.words import Words
 from techniques.prompt_to_prompt.local_blend import LocalBlendMasks
@@ -69,6 +70,8 @@ class TargetEdit:
     weights stay."""
     self_steps: range
     """The steps whose self-attention weights are the source's."""
+
+    __repr__ = short_repr
 
 
 def steps_of(span: Span, steps: int, name: str) -> range:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pare.attention import AttentionCall, Site
 from pare.errors import PromptError, SettingError
+from pare.runtime.short_repr import short_repr
 from pare.runtime.validation import check_number
 from pare.text.words import Words
 
@@ -45,6 +46,8 @@ class LocalBlend:
     """The UNet's blocks whose layers are used."""
     mask: Tensor | None = None
     """The user's own, (1, 1, h, w), 1 = may change: alone, or intersected with the words'."""
+
+    __repr__ = short_repr
 
     def check(self, grid: tuple[int, int]) -> None:
         """Raise a SettingError for a setting out of range, or nothing to blend by.

@@ -13,6 +13,7 @@ from pare.errors import SettingError
 from pare.io.images import ImageLike, to_pil
 from pare.pipeline import Pipeline, Progress, check_sampling
 from pare.results import Images
+from pare.runtime.calls import checked_keywords
 from pare.runtime.validation import seed_list
 from pare.text.words import Words, read
 from techniques.blended.edit_canvas import as_tensor, mask_on_grid, prepare_mask
@@ -134,6 +135,7 @@ def as_edits(targets: str | Sequence[str | Edit]) -> list[Edit]:
     return [Edit(target) if isinstance(target, str) else target for target in targets]
 
 
+@checked_keywords
 def prompt_to_prompt(
     pipe: Pipeline,
     source: str,

@@ -14,7 +14,6 @@ choice to any of them, `reweighted` scales words.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +22,8 @@ import torch
 from torch import Tensor
 
 from pare.errors import PromptError, SettingError
+from pare.runtime.calls import warn_caller
+from pare.runtime.short_repr import short_repr
 from pare.runtime.validation import MAX_WEIGHT, check_number
 from pare.text.words import PADDING, Words
 
@@ -46,6 +47,8 @@ class TokenMap:
     """(77,): 1 where a token of the target keeps its own weight instead, else 0."""
     scale: Tensor
     """(77,): the factor of each token of the target, applied last."""
+
+    __repr__ = short_repr
 
     def apply(self, source: Tensor, target: Tensor) -> Tensor:
         """The edited weights (..., 77) from the source's and the target's own."""
@@ -178,12 +181,11 @@ def warn_of_pairs(source: Words, target: Words, chosen: Mapping[str, str]) -> No
     matched = sum(partner is not None for partner in aligned(*both))
     if len(pairs) > 1 and (len(pairs) > len(old) / 2 or matched > in_place):
         listed = "; ".join(f"{b} <- {a}" for a, b in pairs)
-        warnings.warn(
+        warn_caller(
             f"{source.prompt!r} and {target.prompt!r} have equally many words, which are paired "
             f"by their places: {listed}; to pair equal words instead pass `mode=refine`, to "
             "confirm `mode=replace`",
             PairingWarning,
-            stacklevel=3,
         )
 
 

@@ -16,6 +16,7 @@ from pare.cli.options import prompt_argument, run_options, size_option
 from pare.cli.terminal import progress
 from pare.errors import LossError
 from pare.runtime import validation
+from pare.runtime.extensions import LOSSES, extensions, load_extension
 
 if TYPE_CHECKING:
     from pare.pipeline import Pipeline
@@ -145,7 +146,13 @@ def vocabulary(prompt: str, given: Mapping[str, Any], pipe: Pipeline | None = No
         device = "cpu" if pipe is None else str(pipe.device)
         return judge_loss(load_judge(device=device), wanted)
 
-    return {**USUAL, "style": style, "clip": clip, "judge": judge}
+    others = {name: other(name) for name in extensions(LOSSES)}
+    return {**others, **USUAL, "style": style, "clip": clip, "judge": judge}
+
+
+def other(name: str) -> Callable[..., Loss]:
+    """A loss of another package, which is loaded where a line names it."""
+    return lambda *given: load_extension(LOSSES, name)(*given)
 
 
 def check_loss(prompt: str, given: Mapping[str, Any]) -> None:

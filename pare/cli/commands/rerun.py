@@ -320,7 +320,7 @@ def command_of(recipe: Recipe, image: Path) -> click.Command:
     """
     group = click.get_current_context().find_root().command
     assert isinstance(group, click.Group)
-    command = group.commands.get(recipe.command)
+    command = group.get_command(click.get_current_context(), recipe.command)
     if recipe.command.startswith(SWEEP_OF):
         command = sweep_of(click.get_current_context(), recipe.command.removeprefix(SWEEP_OF))
     if not isinstance(command, ImageCommand):

@@ -15,7 +15,7 @@ import click
 
 from pare.cli.commands.generate import generate
 from pare.cli.commands.img2img import img2img
-from pare.cli.grouped_help import option, options
+from pare.cli.grouped_help import PareGroup, option, options
 from pare.cli.image_run import ImageCommand, ImageRun, Rerun, image_command
 from pare.cli.json_output import plain
 from pare.cli.option_types import InputFile, checked
@@ -145,9 +145,9 @@ def sweep_of(context: click.Context, names: str) -> ImageCommand:
         UsageError: a name of no command that makes or edits images.
     """
     group = context.find_root().command
-    assert isinstance(group, click.Group)
+    assert isinstance(group, PareGroup)
     known = {
-        name: one for name, one in group.commands.items()
+        name: one for name, one in group.all_commands().items()
         if isinstance(one, ImageCommand) and one.section in ("make", "edit")
     }  # fmt: skip
     listed = [name.strip() for name in names.split(",")]

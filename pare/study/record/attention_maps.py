@@ -37,6 +37,7 @@ from torch import Tensor
 
 from pare.attention import AttentionCall, BatchRow, Control, Site
 from pare.errors import SettingError
+from pare.runtime.short_repr import short_repr
 from pare.runtime.validation import check_number
 from pare.study.inspect.layer_table import nearest, outer_names
 from pare.text.words import END, PADDING, START, Words
@@ -77,6 +78,8 @@ class LayerMap(Generic[What]):
     """(heads, columns, h, w), float32 on the CPU; heads is 1 for the mean over them."""
     head: int | None = None
     """Which head `weights` holds, where `grouped` has taken it out."""
+
+    __repr__ = short_repr
 
     def of(self, what: What, among: Among = "all") -> Tensor:
         """(heads, h, w): the map of a word or point, one a head."""

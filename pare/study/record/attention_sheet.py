@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pare.errors import SettingError
+from pare.runtime.short_repr import short_repr
 from pare.study.record.attention_maps import Among, By, LayerMap, Point, grouped, heat_map
 from pare.study.record.heatmap import overlay
 from pare.study.record.image_grid import gallery, stacked
@@ -36,6 +37,8 @@ class MapTile:
     """Of which layer, head, step or stage; "" for all together."""
     heat: Tensor
     """(H, W) of the image: attention weights for a word, multiples of the mean for a pixel."""
+
+    __repr__ = short_repr
 
     @property
     def name(self) -> str:
