@@ -72,9 +72,9 @@ def four_edits() -> None:
 
 def p2p() -> None:
     with elsewhere():
-        run('pare p2p "a sunny road in the forest" "a snowy road in the forest" '
-            "--seed 102 --steps 15")  # fmt: skip
-        save("p2p.png", side_by_side(("p2p-102-source", "p2p-102-target"), columns=2))
+        run('pare p2p "a sunny mountain road with a red car" '
+            '"a sunny mountain road with a blue car"')  # fmt: skip
+        save("p2p.png", side_by_side(("p2p-0-source", "p2p-0-target"), columns=2))
 
 
 def erasure_maps() -> None:

@@ -46,7 +46,7 @@ optional_image_size_option = size_option_with("IMAGE's, or what the model was tr
 preview_option = option(
     "--preview", is_flag=True, **not_in_recipe("preview"),
     help="Show the predicted x0 while the model samples: in terminals that draw images (kitty, "
-         "iTerm2), else as NAME-preview.png, which is there until the run ends.",
+         "iTerm2, sixel), else as NAME-preview.png, which is there until the run ends.",
 )  # fmt: skip
 
 MACHINE = (

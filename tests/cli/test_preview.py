@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import base64
+import os
+import pty
 import re
+import termios
+import threading
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -78,6 +84,84 @@ def test_kitty_gets_the_whole_png_in_pieces() -> None:
     assert len(pieces) > 1
     assert [keys[-3:] for keys, _ in pieces] == ["m=1"] * (len(pieces) - 1) + ["m=0"]
     assert base64.b64decode("".join(text for _, text in pieces)) == data
+
+
+def decoded(sequence: str) -> np.ndarray[Any, Any]:
+    """The pixels of sixels, as a terminal draws them: (H, W, 3) in percent."""
+    found = re.fullmatch(r'\x1b7\x1bP0;1q"1;1;(\d+);(\d+)(.*)\x1b\\\x1b8', sequence)
+    assert found
+    width, height = int(found[1]), int(found[2])
+    page = np.full((height + 6, width, 3), -1)
+    colours: dict[int, tuple[int, ...]] = {}
+    top = left = colour = 0
+    pattern = r"#(\d+);2;(\d+);(\d+);(\d+)|#(\d+)|!(\d+)(.)|([$-])|([?-~])"
+    for one in re.finditer(pattern, found[3]):
+        if one[1]:
+            colours[int(one[1])] = tuple(map(int, one.group(2, 3, 4)))
+        elif one[5]:
+            colour = int(one[5])
+        elif one[8]:
+            left, top = 0, top + 6 * (one[8] == "-")
+        else:
+            times, bits = int(one[6] or 1), ord(one[7] or one[9]) - 63
+            for k in range(6):
+                if bits >> k & 1:
+                    page[top + k, left : left + times] = colours[colour]
+            left += times
+    assert (page[height:] == -1).all()  # nothing is drawn below the image
+    return page[:height]
+
+
+@pytest.mark.parametrize("size", [(128, 128), (7, 13), (1, 1), (40, 6)])
+def test_sixels_are_the_image(size: tuple[int, int]) -> None:
+    image = Image.effect_noise(size, 80).convert("RGB").quantize(16).convert("RGB")
+    shown = decoded(preview.sixels(image))
+    assert (np.abs(shown - np.asarray(image).astype(float) * 100 / 255) <= 1).all()
+
+
+@pytest.mark.parametrize(
+    ("answer", "drawn"),
+    [
+        (b"\x1b[?62;4;22c", True),
+        (b"\x1b[?62;22c", False),
+        (b"\x1b[?64;1;14;40c", False),  # 4 is an attribute, not a digit of one
+        (b"x\x1b[?4c", True),  # after a key that was pressed
+        (b"", False),  # no answer
+        (b"\x1b[?62", False),  # half of one
+    ],
+)
+def test_a_terminal_is_asked_whether_it_draws_sixels(answer: bytes, drawn: bool) -> None:
+    master, slave = pty.openpty()
+    try:
+        before = termios.tcgetattr(slave)
+
+        def respond() -> None:
+            asked = os.read(master, 16)
+            assert asked == b"\x1b[c"
+            os.write(master, answer)
+
+        terminal = threading.Thread(target=respond)
+        terminal.start()
+        assert preview.says_sixels(slave, 5 if drawn or answer.endswith(b"c") else 0.2) is drawn
+        terminal.join(5)
+        assert termios.tcgetattr(slave) == before
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+def test_without_a_terminal_nothing_is_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_terminal(*_: object) -> int:
+        raise OSError(6, "no such device")
+
+    monkeypatch.setattr(os, "open", no_terminal)
+    assert not preview.has_sixels()
+    monkeypatch.undo()
+    monkeypatch.setattr(preview, "has_sixels", lambda: True)
+    preview.shower({}, tmp_path / "a.png")(Image.new("RGB", (8, 8)))
+    assert capsys.readouterr().err.startswith("\x1b7\x1bP0;1q")
 
 
 def test_previews_take_a_share_of_the_time() -> None:
