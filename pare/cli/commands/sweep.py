@@ -21,7 +21,7 @@ from pare.cli.json_output import plain
 from pare.cli.option_types import InputFile, checked
 from pare.cli.options import optional_image_size_option, prompt_argument, run_options
 from pare.cli.recipe_arguments import words
-from pare.cli.terminal import TYPED, progress
+from pare.cli.terminal import FOLLOW, TYPED, progress
 from pare.errors import PromptError, SettingError
 from pare.runtime import validation
 
@@ -159,7 +159,7 @@ def sweep_of(context: click.Context, names: str) -> ImageCommand:
     commands = [known[name] for name in listed]
     parameters = {
         str(parameter.name): parameter for one in commands for parameter in one.params
-        if parameter.expose_value or parameter.name == "keep_paths"
+        if parameter.expose_value or parameter.name in ("keep_paths", "no_hash")
     }  # fmt: skip
     own = [parameter for parameter in sweep.params if parameter.name in OWN]
     return ImageCommand(
@@ -304,7 +304,9 @@ class Cells:
 
     def image(self, context: click.Context) -> Image.Image:
         """The image that a command makes; of a source and its edits the last edit."""
-        context.meta[TYPED] = click.get_current_context()
+        outer = click.get_current_context()
+        noted = {name: value for name, value in outer.meta.items() if name != FOLLOW}
+        context.meta.update({**noted, TYPED: outer})  # the images are timed, not their steps
         with context:
             context.command.invoke(context)
         again = context.find_object(Rerun)
