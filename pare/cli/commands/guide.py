@@ -67,8 +67,7 @@ guide_options = options(
 )  # fmt: skip
 
 EXAMPLES = (
-    'pare guide "a road in the forest" --loss blue --out blue.png',
-    'pare guide "a road in the forest" --loss "(image[:, 2] - 0.9).abs().mean()" --scale 30',
+    'pare guide "a sunny road in the mountains with a red car" --loss blue --scale 60 --every 2',
     'pare guide "a road" --loss style --style photo.jpg --scale 5 --out style.png',
     'pare guide "a road in the forest" --loss "brightness(0.15)" --scale 5 --out dark.png',
 )
