@@ -11,10 +11,12 @@ from pare.cli.options import prompt_argument, run_options
 @run_options
 def mirror(prompt: str, **given: Any) -> None:
     """Generate PROMPT, and mirror it."""
+    from PIL import ImageOps
+
     run = ImageRun.start()
     pipe = run.load_pipeline()
     images = pipe.generate(prompt, run.seeds, **run.sampling)
-    run.write(pipe, [image.transpose(0) for image in images])  # 0: left to right
+    run.write(pipe, [ImageOps.mirror(image) for image in images])
 
 
 def red() -> Any:
