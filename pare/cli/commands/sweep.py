@@ -159,7 +159,7 @@ def sweep_of(context: click.Context, names: str) -> ImageCommand:
     commands = [known[name] for name in listed]
     parameters = {
         str(parameter.name): parameter for one in commands for parameter in one.params
-        if parameter.expose_value or parameter.name in ("keep_paths", "no_hash")
+        if parameter.expose_value or parameter.name in ("keep_paths", "no_hash", "strict")
     }  # fmt: skip
     own = [parameter for parameter in sweep.params if parameter.name in OWN]
     return ImageCommand(
