@@ -55,5 +55,5 @@ $(READY): pyproject.toml constraints.txt
 	    || { echo "pare needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PY) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) install --index-url $(TORCH_INDEX) torch $(CONSTRAINTS))
-	$(PIP) install $(CONSTRAINTS) $(EDITABLE) -e '.[verify,study,docs,test,dev]'
+	$(PIP) install $(CONSTRAINTS) $(EDITABLE) -e '.[verify,study,batch,docs,test,dev]'
 	@touch $@

@@ -96,6 +96,10 @@ class RecipeError(PareError):
     """An image without a recipe, or with one that cannot be read."""
 
 
+class JobFileError(PareError):
+    """A file of jobs that cannot be read, or a row in it that is no job."""
+
+
 class InversionError(PareError):
     """An inversion's file that cannot be read, or one that does not fit the model."""
 

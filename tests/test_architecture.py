@@ -27,6 +27,7 @@ LAYERS = (
     ("pare.text",),
     ("pare.guidance",),
     ("pare.io",),
+    ("pare.batch",),  # runs jobs of any kind, commands and measurements: it knows files and a UNet
     ("pare.loading",),
     ("pare.recipes",),
     ("pare.results",),

@@ -88,6 +88,18 @@ class Rerun:
 
 
 @dataclass
+class BatchJob:
+    """What a command does otherwise as a job of `pare batch`; the context's object."""
+
+    load: Callable[..., Pipeline] | None = None
+    """In the place of `Pipeline.from_pretrained`; None: the job is only read, not run."""
+    share: Callable[[Pipeline], Pipeline] = lambda pipe: pipe
+    """Lets the pipeline's UNet be called together with those of other jobs."""
+    together: int = 1
+    """How many jobs those are, this one included."""
+
+
+@dataclass
 class ImageRun:
     """One run of a command: what it was given, and where its images go."""
 
@@ -127,7 +139,7 @@ class ImageRun:
             given = {**given, "prompt": prompt}
         check_order(given)
         terminal.busy("starting")
-        rerun = context.find_object(Rerun)
+        rerun, job = context.find_object(Rerun), context.find_object(BatchJob)
         seeds = validation.consecutive_seeds(given["seed"], given.get("count", 1))
         parts = command.parts(given) if isinstance(command, ImageCommand) else []
         check_images(seeds, parts)
@@ -135,7 +147,7 @@ class ImageRun:
         if number and out is not None and not out.is_dir():
             out = out.with_stem(f"{out.stem}-{number}")
         paths = [Path(f"{name}.png")] * len(seeds) * max(1, len(parts))
-        if rerun is None:
+        if rerun is None and (job is None or job.load is not None):
             paths = output_paths(out, name, seeds, parts, force=given["force"], **files)
         inputs = {
             one: {"name": shown_path(path, kind), "sha256": sha256(kind.local(path))}
@@ -321,6 +333,7 @@ class ImageRun:
 
         from pare.recipes.recipe import Recipe, current_versions
 
+        job = click.get_current_context().find_object(BatchJob)
         model = pipe.source.describe()
         model.pop("path", None)
         model["name"] = shown_model(str(model["name"]))
@@ -338,6 +351,7 @@ class ImageRun:
             versions=current_versions(str(pipe.device)),
             parts=self.parts,
             part=part,
+            together=job.together if job else 1,
         )
 
 
@@ -453,10 +467,12 @@ def load_pipeline(
     chosen = {name: given[name] for name in names if given[name] is not None}
     if "scheduler" not in chosen:
         chosen = {**(preferred or {}), **chosen}
-    rerun = click.get_current_context().find_object(Rerun)
+    context = click.get_current_context()
+    rerun, job = context.find_object(Rerun), context.find_object(BatchJob)
     if rerun is None:
-        pipe = Pipeline.from_pretrained(given["model"], **where, **chosen)
-        return with_loras(pipe, given_loras(given))
+        load = job.load if job and job.load else Pipeline.from_pretrained
+        pipe = with_loras(load(given["model"], **where, **chosen), given_loras(given))
+        return job.share(pipe) if job else pipe
     key = tuple(map(str, (given["model"], *where.values())))
     loaded = rerun.loaded.get(key)
     if loaded is not None:

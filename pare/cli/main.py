@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import click
 
 from pare.cli.commands.attention_view import attention
+from pare.cli.commands.batch import batch
 from pare.cli.commands.bench import bench
 from pare.cli.commands.blend import blend
 from pare.cli.commands.completion import VARIABLE, answer, completion
@@ -43,7 +44,7 @@ from pare.errors import NonFiniteError
 from pare.version import __version__
 
 COMMANDS = (
-    generate, img2img, blend, erase, invert, p2p, edit, guide, tokens, film, sweep, inspect,
+    generate, img2img, batch, blend, erase, invert, p2p, edit, guide, tokens, film, sweep, inspect,
     attention, trace, report, rerun, convert, verify, bench, presets, models, completion,
 )  # fmt: skip
 

@@ -48,12 +48,8 @@ def output_paths(
         if out is None and not force:
             paths = free_paths(paths, beside)
     elif out.suffix.lower() in endings:
-        # A name says what tells the images apart.
-        one_seed, one_part = len(seeds) <= 1, len(parts) <= 1
-        paths = [
-            out.with_name("-".join([out.stem, *some[one_seed : 1 if one_part else 2]]) + out.suffix)
-            for some in words
-        ]
+        names = file_names(out.stem, out.suffix, seeds, parts)
+        paths = [out.with_name(name) for name in names]
     else:
         raise OutputError(
             f"{option} is {out}",
@@ -63,6 +59,17 @@ def output_paths(
         for file in (path, *(path.with_suffix(ending) for ending in beside)):
             check_output(file, force=force)
     return paths
+
+
+def file_names(
+    stem: str, suffix: str, seeds: Sequence[int], parts: Sequence[str] = ()
+) -> list[str]:
+    """One name a seed and part, which says what tells the images apart."""
+    several = [str(seed) if len(seeds) > 1 else "" for seed in seeds or [0]]
+    named = parts if len(parts) > 1 else [""]
+    return [
+        "-".join(filter(None, [stem, seed, part])) + suffix for seed in several for part in named
+    ]
 
 
 def free_paths(paths: Sequence[Path], beside: Sequence[str] = ()) -> list[Path]:

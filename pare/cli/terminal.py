@@ -30,8 +30,8 @@ TERMINATED = 143  # 128 + SIGTERM
 
 EXIT_CODES = {
     0: "done, with warnings or without",
-    1: "`verify` or `bench` found a broken bound, or `rerun` made another image; or a bug in pare, "
-    "with its traceback",
+    1: "`verify` or `bench` found a broken bound, `rerun` made another image, or jobs of "
+    "`batch` failed; or a bug in pare, with its traceback",
     2: "an error that you can fix, in one sentence; no file is left half written",
     INTERRUPTED: "Ctrl-C",
     BROKEN_PIPE: "the reader of the output has ended, as in `pare … | head -1`",
@@ -59,6 +59,7 @@ OS_ERRORS = {
 STARTED = "pare.started"  # where a context's `meta` keeps when the command began
 FOLLOW = "pare.follow"  # and, for a recipe's run, what times its steps
 TYPED = "pare.typed"  # and in whose context its options were typed, if in another
+CAPTURED = "pare.captured"  # and a list of results: of a job of `pare batch`, which prints nothing
 
 # Read by transformers and huggingface_hub when they are imported.
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -143,25 +144,30 @@ def complain(sentence: str, prefix: str = "pare: ") -> int:
 
 def result(value: object) -> None:
     """Print what the command was asked for."""
+    if (kept := captured()) is not None:
+        kept.append(value)
+        return
     clear_busy()
     click.echo(value)
 
 
 def note(words: str, prefix: str = "pare: ") -> None:
     """Print something about the run on stderr."""
+    if captured() is not None and not prefix:  # about an image: its result says that, too
+        return
     clear_busy()
     click.echo(prefix + words, err=True)
 
 
 def summary(words: str) -> None:
     """At the end of a run on a terminal: what was made, and how long it took."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and captured() is None:
         note(words)
 
 
 def busy(what: str) -> None:
     """On a terminal: say what takes a while, on a line that the next output replaces."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and captured() is None:
         click.echo(f"\r\x1b[Kpare: {printable(what)} …", err=True, nl=False)
 
 
@@ -169,6 +175,12 @@ def clear_busy() -> None:
     """Take the busy line away; harmless where there is none."""
     if sys.stderr.isatty():
         click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def captured() -> list[object] | None:
+    """Where the running command's results go if they are not printed."""
+    context = click.get_current_context(silent=True)
+    return None if context is None else context.meta.get(CAPTURED)
 
 
 def note_on_terminal() -> Callable[[str], None] | None:
@@ -303,7 +315,7 @@ def library_environment() -> Iterator[None]:
 def progress(what: str = "steps") -> Callable[[Iterable[int]], Iterable[int]]:
     """What to wrap a loop's indices in: a bar on stderr, or nothing if that is no terminal."""
     bar: Callable[[Iterable[int]], Iterable[int]] = iter
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and captured() is None:
         clear_busy()
         from tqdm import tqdm
 

@@ -308,7 +308,7 @@ def facts(recipe: Recipe) -> dict[str, Any]:
             "input": {name: recorded["sha256"] for name, recorded in recipe.inputs.items()},
             "seed": recipe.seed,
             **({"part": recipe.part} if recipe.parts else {}),
-            "batch": batch_length(recipe),
+            "batch": batch_length(recipe) * recipe.together,
             "scheduler": recipe.scheduler,
             "model": model,
             "device": recipe.device,

@@ -72,6 +72,7 @@ class Recipe:
     format: int = FORMAT
     parts: Sequence[str] = ()  # the names of the images that each seed makes, if several
     part: str = ""
+    together: int = 1  # jobs of `pare batch` whose images went through the UNet in one batch
 
     @property
     def seed(self) -> int:
@@ -82,6 +83,8 @@ class Recipe:
         fields = dataclasses.asdict(self)
         if not self.parts:  # as every pare reads it
             del fields["parts"], fields["part"]
+        if self.together == 1:
+            del fields["together"]
         return json.dumps(fields, allow_nan=False)
 
 
@@ -221,6 +224,8 @@ def check_fields(raw: Mapping[str, Any], where: str) -> None:
     names = {field.name for field in dataclasses.fields(Recipe)}
     if not {"parts", "part"} & set(raw):
         names -= {"parts", "part"}
+    if "together" not in raw:
+        names -= {"together"}
     if set(raw) != names:
         odd = ", ".join(sorted(repr(key)[:40] for key in set(raw) ^ names)[:5])
         raise broken(where, f"missing or unknown: {odd}")
@@ -240,6 +245,8 @@ def check_fields(raw: Mapping[str, Any], where: str) -> None:
     good = isinstance(seeds, list) and 1 <= len(seeds) <= MAX_IMAGES
     require(good and all(whole(seed, 0, MAX_SEED) for seed in seeds), "seeds", where)
     require(whole(raw["index"], 0, len(seeds) - 1), "index", where)
+    if "together" in raw:
+        require(whole(raw["together"], 2, MAX_IMAGES), "together", where)
     if "parts" in raw:
         require(are_parts(raw["parts"]), "parts", where)
         require(raw["part"] in raw["parts"], "part", where)

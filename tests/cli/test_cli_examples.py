@@ -51,6 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, tensors in (("model", checkpoint), ("inpainting", inpainting)):
         whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
         save_file(whole, folder / f"{name}.safetensors")
+    (folder / "jobs.jsonl").write_text('{"prompt": "a road", "steps": 1}\n')
+    (folder / "grid.toml").write_text('prompt = "a road"\nseed = "0..1"\nsteps = 1\n')
     conversion.convert(folder / "model.ckpt", folder / "model")
     style = kohya({"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k": (64, 64)})
     save_file(style, folder / "style.safetensors")
