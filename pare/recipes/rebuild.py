@@ -298,7 +298,8 @@ def facts(recipe: Recipe) -> dict[str, Any]:
     own = {
         name: value
         for name, value in recipe.arguments.items()
-        if name not in TOLD_ELSEWHERE and name not in recipe.inputs
+        # An option that came later was not given before; nor is one that is given no value.
+        if name not in TOLD_ELSEWHERE and name not in recipe.inputs and value not in (None, [])
     }
     model = {key: value for key, value in recipe.model.items() if key != "name"}
     return flat(

@@ -195,5 +195,9 @@ def rebuild_scheduler(description: Mapping[str, Any]) -> Scheduler:
     """The scheduler whose `describe()` gave `description`, also after a way through JSON."""
     options = {key: value for key, value in description.items() if key not in ("name", "config")}
     return build_scheduler(
-        description["config"], "the scheduler's description", description["name"], **options
+        description["config"],
+        "the scheduler's description",
+        description["name"],
+        strict=True,
+        **options,
     )

@@ -288,7 +288,7 @@ def changed_layers(twin: Pipeline) -> set[str]:
         ({"time": 1}, lambda n: n.startswith("unet.time_embedding")),
         ({"in": 1, "out": 1}, lambda n: n in ("unet.conv_in", "unet.conv_out")),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "names",
 )
 def test_weights_by_block(pipe: Pipeline, everywhere: Path, blocks: Any, wanted: Any) -> None:
     everything = changed_layers(pipe.with_lora(everywhere))
