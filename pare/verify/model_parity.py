@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pare.io.images import to_tensor
 from pare.text.text_encoder import PromptTruncated, encode
@@ -109,8 +109,8 @@ def model_row(
     `ours()` runs pare's part and `theirs(pipeline)` diffusers' on the same input.
     """
     compared = compare_layers(
-        getattr(models.pipe, part),
-        getattr(models.theirs, part),
+        without_prefix(getattr(models.pipe, part)),
+        without_prefix(getattr(models.theirs, part)),
         ours,
         lambda: theirs(models.theirs),
     )
@@ -120,3 +120,9 @@ def model_row(
     timing = in_turns(ours, lambda: theirs(models.theirs), models.device, pairs=5)
     distance = Distance.between(compared.ours, compared.theirs)
     return ParityRow(group, name, distance, bound, time_ratio=timing.ratio, note=note)
+
+
+def without_prefix(module: nn.Module) -> nn.Module:
+    """The text encoder below `text_model.`, which transformers 5 has not in its layers' names."""
+    inner = getattr(module, "text_model", module)
+    return inner if isinstance(inner, nn.Module) else module

@@ -286,7 +286,7 @@ def test_every_start_has_its_strength(steps: int) -> None:
         ({"guidance": [float("nan")]}, "`guidance` is nan"),
         ({"steps": [0]}, "`steps` is 0"),
         ({"start": [0]}, "start needs an image to start from"),
-        ({"scheduler": ["ddpm"]}, "there is no scheduler 'ddpm'"),
+        ({"scheduler": ["ddpn"]}, "there is no scheduler 'ddpn'"),
         ({"guidance": list(range(11)), "steps": list(range(1, 11))}, f"at most {MOST}"),
     ],
 )

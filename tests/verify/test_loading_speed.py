@@ -17,6 +17,7 @@ from pare.verify.loading_speed import (
     models_to_load,
     run_load_bench,
 )
+from pare.verify.model_parity import without_prefix
 from tests.single_files import original_checkpoint
 
 
@@ -58,8 +59,8 @@ def test_diffusers_loads_the_same_single_file(
     assert list(tmp_path.iterdir()) == []
     ours = load_model(single, device="cpu", dtype="float32")
     for part in ("unet", "vae", "text_encoder"):
-        reference = getattr(theirs, part).state_dict()
-        for key, tensor in getattr(ours, part).state_dict().items():
+        reference = without_prefix(getattr(theirs, part)).state_dict()
+        for key, tensor in without_prefix(getattr(ours, part)).state_dict().items():
             assert torch.equal(tensor, reference[key]), key
 
 

@@ -63,7 +63,7 @@ edit_options = options(
            help="Guidance scale. Default: the method's."),
     option("--strength", type=float, callback=checked(validation.check_strength), usual=True,
            aliases=("--denoising-strength",),
-           help="How much of the schedule is sampled anew: less keeps more. Default: 1; less with "
+           help="The part of the schedule that is sampled anew. Default: 1; less for "
                 "edit-friendly."),
     option("--reconstruction/--no-reconstruction", "reconstruct", default=True, show_default=True,
            help="Also reconstruct IMAGE from SOURCE, and say how near the result is."),
