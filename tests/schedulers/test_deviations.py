@@ -318,6 +318,25 @@ def test_karras_timesteps_of_dpmpp_on_a_cosine_schedule_are_cut_off() -> None:
     assert {a - b for a, b in zip(ours, theirs, strict=True)} == {0, 1}
 
 
+@pytest.mark.parametrize("name", ["dpm++2m", "unipc", "deis"])
+@pytest.mark.parametrize("key", ["use_exponential_sigmas", "use_beta_sigmas"])
+def test_exponential_and_beta_timesteps_are_cut_off(key: str, name: str) -> None:
+    config = SD14 | {key: True}
+    ours = [level.t for level in levels(name, config, 20)[:-1]]
+    scheduler = more.CLASSES[name].from_config(config)
+    scheduler.set_timesteps(20)
+    theirs = [float(t) for t in scheduler.timesteps]
+    assert {a - b for a, b in zip(ours, theirs, strict=True)} == {0, 1}
+
+
+def test_unipc_of_type_bh1_ends_in_no_number() -> None:
+    config = SD14 | {"solver_type": "bh1"}
+    noise = unit_noise(dtype=torch.float64)
+    assert bool(more.theirs("unipc", config, model(config), noise, 10, 0).isnan().all())
+    scheduler = build_scheduler(config, "a test", "unipc")
+    assert bool(more.ours(scheduler, model(config), noise, 10, 0).isfinite().all())
+
+
 def test_heun_with_nowhere_to_go() -> None:
     """Karras sigmas end at sigma_min, and so does the run: the last step has no length."""
     keys = {"final_sigmas_type": "sigma_min", "solver_type": "heun", "lower_order_final": False}
