@@ -17,7 +17,7 @@ class Job:
     name: str
     """Of no other job: by convention the SHA-256 of all that decides the result."""
     content: Mapping[str, Any]
-    """What the worker is given; it is pickled on its way to another process."""
+    """What the worker is given."""
     files: tuple[str, ...] = ()
     """The names of its files: the job is done if the output has all of them."""
     group: str = ""
@@ -48,7 +48,7 @@ class JobResult:
 
 
 class Worker(Protocol):
-    """What does jobs; one for each process, which loads what all jobs need."""
+    """What does jobs; it loads what all of them need."""
 
     def run(self, jobs: Sequence[Job], folder: Path) -> Sequence[Mapping[str, Any] | BaseException]:
         """Write the files of every job into `folder`, which is empty.

@@ -30,7 +30,7 @@ OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "r2", "
 
 
 class Output(Protocol):
-    """A place for files; it is pickled on its way to workers."""
+    """A place for files."""
 
     address: str
 
@@ -109,10 +109,6 @@ class RemoteOutput:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.connect()
-        self.known = set(self.names(""))
-
-    def connect(self) -> None:
         try:
             import fsspec
         except ImportError as error:
@@ -126,14 +122,7 @@ class RemoteOutput:
             raise OutputError(f"`out` is {self.address}: {error}") from error
         protocol = self.address.partition("://")[0]
         self.whole_at_once = protocol in OBJECT_STORES
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"address": self.address}  # a worker asks for no names: it need not know them
-
-    def __setstate__(self, state: dict[str, str]) -> None:
-        self.address = state["address"]
-        self.known = set()
-        self.connect()
+        self.known = set(self.names(""))
 
     def has(self, name: str) -> bool:
         return name in self.known

@@ -1,4 +1,4 @@
-"""`pare batch`: many images from a file of jobs, on this machine or on a Ray cluster."""
+"""`pare batch`: many images from a file of jobs."""
 
 from __future__ import annotations
 
